@@ -1,0 +1,114 @@
+"""What every script of the pipeline shares at the shell: flags, one-line errors, files that are whole or absent."""
+import argparse
+import contextlib
+import errno
+import os
+import sys
+
+
+class UserError(Exception):
+    """A wrong input: the message says what, where and how to mend it. `run` prints it as one line, exit status 1."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse without abbreviated flags, with the script's docstring as its manual and errors in one line."""
+
+    def __init__(self, description):
+        super().__init__(description=description, allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
+def boolean(text):
+    """argparse type of a flag that is written `--flag`, `--flag=True` or `--flag False`."""
+    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither True nor False")
+    return values[text.lower()]
+
+
+def add_boolean(group, name, default, help):
+    """Adds the flag `name` to an argparse group in Google's two spellings, `--flag` and `--flag=True`."""
+    group.add_argument(name, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=help)
+
+
+def number(kind, minimum=None, maximum=None, above=None, below=None):
+    """argparse type of an int or float (`kind`) in [minimum, maximum] and in (above, below), each bound optional."""
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text}' is not {'a whole number' if kind is int else 'a number'}")
+        for bound, holds, words in ((minimum, lambda b: value >= b, "at least"), (maximum, lambda b: value <= b, "at most"),
+                                    (above, lambda b: value > b, "above"), (below, lambda b: value < b, "below")):
+            if bound is not None and not holds(bound):  # NaN fails every comparison
+                raise argparse.ArgumentTypeError(f"{text} is not {words} {bound}")
+        return value
+    return parse
+
+
+def require_file(path, flag):
+    """Raises UserError unless `path`, the value of `flag`, is a file that is not empty. Returns the path."""
+    if not os.path.exists(path):
+        raise UserError(f"{flag}: there is no file {path}")
+    if os.path.isdir(path):
+        raise UserError(f"{flag}: {path} is a folder, a file is needed")
+    if os.path.getsize(path) == 0:
+        raise UserError(f"{flag}: {path} is empty")
+    return path
+
+
+def decode_lines(path, encoding="utf-8"):
+    """Yields (line number from 1, line without its end) of a text file; only \\n, \\r\\n end a line, never U+0085.
+
+    Raises UserError with the line's number where the bytes are not text in `encoding`.
+    """
+    with open(path, "rb") as file:
+        for line_number, raw in enumerate(file, 1):
+            if b"\0" in raw:
+                raise UserError(f"{path}:{line_number}: a zero byte; this is no text file")
+            try:
+                line = raw.decode(encoding)
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}:{line_number}: byte {error.start + 1} is not {encoding.upper()}; "
+                                "convert the file with iconv") from None
+            yield line_number, line.removesuffix("\n").removesuffix("\r")
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode="w"):
+    """Opens a temporary file beside `path` and renames it to `path` when the block ends without an exception."""
+    folder, name = os.path.split(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def run(main):
+    """Calls main(); a UserError or a failure of the file system becomes one line on stderr and exit status 1."""
+    try:
+        main()
+    except UserError as error:
+        message = " ".join(str(error).split("\n"))
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f" while writing or reading {error.filename}" if error.filename else ""
+        mend = "; free some space and run the same command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        message = f"{os.strerror(error.errno)}{where}{mend}"
+    except KeyboardInterrupt:
+        sys.exit(130)
+    else:
+        return
+    print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
+    sys.exit(1)
