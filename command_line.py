@@ -60,9 +60,10 @@ def require_file(path, flag):
     return path
 
 
-def decode_lines(path, encoding="utf-8"):
+def decode_lines(path, encoding="utf-8", keep_ends=False):
     """Yields (line number from 1, line without its end) of a text file; only \\n, \\r\\n end a line, never U+0085.
 
+    With `keep_ends` the line keeps its end, for a format whose records may hold line ends (csv).
     Raises UserError with the line's number where the bytes are not text in `encoding`.
     """
     with open(path, "rb") as file:
@@ -74,7 +75,7 @@ def decode_lines(path, encoding="utf-8"):
             except UnicodeDecodeError as error:
                 raise UserError(f"{path}:{line_number}: byte {error.start + 1} is not {encoding.upper()}; "
                                 "convert the file with iconv") from None
-            yield line_number, line.removesuffix("\n").removesuffix("\r")
+            yield line_number, line if keep_ends else line.removesuffix("\n").removesuffix("\r")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,325 @@
+"""The eight data sets of the paper, and your own: files -> labelled documents, one at a time or all at once.
+
+A data directory holds the files as their authors publish them (`python data/download.py --list` says where):
+
+    task             file                    a row
+    ag               train.csv, test.csv     "1".."4", "title", "description"
+    dbpedia          train.csv, test.csv     "1".."14", "title", "content"
+    yahoo            train.csv, test.csv     "1".."10", "question title", "question", "best answer"
+    yelp_p, yelp_f   train.csv, test.csv     "1".."2" or "1".."5", "text"
+    sogou            train.csv, test.csv     sports house business entertainment women technology, or 1..6 in that
+                                             order; title; content; comma or tab, as the first row has it
+    imdb             train.csv, test.csv     0 or 1, tab, text; or the folders of aclImdb (train/pos/*.txt, ...)
+    trec             train.csv, test.csv     LOC NUM HUM ENTY ABBR DESC, tab, text; or train_5500.label, TREC_10.label
+    csv              train.csv, test.csv     your own: --label_column, --text_columns, --sep
+
+A file separated by commas (or `;`, `|`, ...) is csv: fields may be quoted, a quote inside is doubled, a quoted field may
+hold line ends. A file separated by tabs has one row a line and no quoting: a quote is part of the text, because IMDb
+has hundreds of reviews that begin with a quoted title (the authors read them with pandas, which takes those quotes
+away). A byte order mark before the first row and lines with nothing in them are skipped. Otherwise fields stay exactly
+as they are: `<br />`, backslashes, ` #39;`, U+0085, empty strings.
+"""
+import csv
+import dataclasses
+import itertools
+import os
+
+import numpy as np
+
+from command_line import UserError, decode_lines, require_file
+
+MAX_FIELD = 1 << 24  # characters; the longest document of the paper has about 200,000: beyond, a quote was not closed
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A classification task: its classes and how its files hold them. It stores no paths and no data.
+
+    name            the value of --task_name
+    domain          "sentiment", "question" or "topic" (paper, Table 1); "own" for a file of your own
+    labels          the classes as the file writes them; the index in this tuple is the model's class index
+    text_columns    the columns of the text in the order in which they are joined: numbers from 0 in a file without a
+                    header, names in one with a header
+    label_column    the column of the label, a number or a name likewise
+    sep             what separates columns; "\\t" also means no quoting; None: tab or comma, as the first row has it
+    joiner          what stands between the columns in the joined text
+    numbered        a label may also be given as its number from 1
+    original        "aclImdb" or "label": another format that the task's authors publish, read where train.csv is absent
+    """
+    name: str
+    domain: str
+    labels: tuple
+    text_columns: tuple = (1,)
+    label_column: int | str = 0
+    sep: str | None = ","
+    joiner: str = " "
+    numbered: bool = False
+    original: str | None = None
+
+    def text(self, fields):
+        """The document as one string, for the classifier: its fields (list of str) joined."""
+        return self.joiner.join(fields)
+
+    def to_dict(self):
+        """The task as JSON-ready values, to be stored with a model; `task_from_dict` reads it."""
+        return dataclasses.asdict(self)
+
+
+def task_from_dict(values):
+    """The Task that `Task.to_dict` stored, also after a round trip through JSON."""
+    return Task(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def numbers(last):
+    """The labels "1" to str(last)."""
+    return tuple(str(number) for number in range(1, last + 1))
+
+
+TASKS = {task.name: task for task in (
+    Task("imdb", "sentiment", ("0", "1"), sep="\t", original="aclImdb"),
+    Task("yelp_p", "sentiment", numbers(2)),
+    Task("yelp_f", "sentiment", numbers(5)),
+    Task("trec", "question", ("LOC", "NUM", "HUM", "ENTY", "ABBR", "DESC"), sep="\t", original="label"),
+    Task("yahoo", "question", numbers(10), text_columns=(1, 2, 3)),
+    Task("ag", "topic", numbers(4), text_columns=(1, 2), joiner=" - "),
+    Task("dbpedia", "topic", numbers(14), text_columns=(1, 2)),
+    Task("sogou", "topic", ("sports", "house", "business", "entertainment", "women", "technology"),
+         text_columns=(1, 2), sep=None, numbered=True),
+)}
+
+
+def csv_task(data_dir, label_column, text_columns, sep=","):
+    """The Task of a file of your own: data_dir/train.csv and test.csv. Its labels are those of train.csv, sorted.
+
+    label_column (str) and text_columns (list of str) are names of a header's columns; or all are numbers from 0, and
+    the files have no header. `sep` is one character; a tab may be written `\\t` or `tab` and means a file without
+    quoting. Labels sort as numbers where all are whole numbers. Reads train.csv once; raises UserError where it
+    cannot be read, lacks a column or has fewer than two labels.
+    """
+    columns = [str(column) for column in (label_column, *text_columns)]
+    if not text_columns:
+        raise UserError("--text_columns: name at least one column")
+    if len(set(columns)) < len(columns):
+        raise UserError("--label_column and --text_columns name the same column twice")
+    if all(column.isdecimal() for column in columns):
+        columns = [int(column) for column in columns]
+    sep = {"\\t": "\t", "tab": "\t"}.get(sep, sep)
+    if len(sep) != 1 or sep in '"\r\n':
+        raise UserError(f"--sep: {sep!r} separates nothing; give one character, or tab")
+    task = Task("csv", "own", (), text_columns=tuple(columns[1:]), label_column=columns[0], sep=sep)
+    train, reader = find_source(task, data_dir, "train")
+    labels = {label for _, label, _ in reader(task, train)}
+    if len(labels) < 2:
+        raise UserError(f"{train}: column {task.label_column} holds one label only, {quoted(min(labels))}; "
+                        "a classifier needs two or more")
+    if all(label.removeprefix("-").isdecimal() for label in labels):
+        return dataclasses.replace(task, labels=tuple(sorted(labels, key=lambda label: (int(label), label))))
+    return dataclasses.replace(task, labels=tuple(sorted(labels)))
+
+
+def read_documents(task, data_dir, split):
+    """Yields (line number, label index, fields) for each document of `split` ("train" or "test") in file order.
+
+    Streams: one document is in memory at a time. `fields` is a list of str, the text columns as they are in the file.
+    The line is the one in which the row begins (in aclImdb the number of the review in the split). Raises UserError with
+    file and line where a file is missing, empty, not text, cut off, has another number of columns or an unknown label.
+    """
+    index = {label: number for number, label in enumerate(task.labels)}
+    if task.numbered:
+        index |= {str(number): number - 1 for number in range(1, len(task.labels) + 1)}
+    path, reader = find_source(task, data_dir, split)
+    for line_number, label, fields in reader(task, path):
+        if label not in index:
+            hint = ""
+            if task.name == "csv":
+                hint = "; they are the labels that occur in train.csv"
+            elif line_number == 1:
+                hint = "; if the row is a header, remove it"
+            raise UserError(f"{path}:{line_number}: label {quoted(label)} is none of the labels of the task {task.name}: "
+                            f"{shortened(', '.join(task.labels), 200)}{hint}")
+        yield line_number, index[label], fields
+
+
+def read_examples(task, data_dir, split):
+    """All documents of a split: their joined texts (list of N str) and class indices (int64 array of shape [N])."""
+    texts, labels = [], []
+    for _, label, fields in read_documents(task, data_dir, split):
+        texts.append(task.text(fields))
+        labels.append(label)
+    return texts, np.array(labels, np.int64)
+
+
+# Finding and reading the files: each reader yields (line number, label as written, text fields)
+
+def find_source(task, data_dir, split):
+    """The path of a split's file (or folder) in data_dir and the function that reads it: train.csv first, then the
+    task's original format. Raises UserError, with the names looked for, where there is none."""
+    if not os.path.isdir(data_dir):
+        raise UserError(f"--data_dir: there is no folder {data_dir}")
+    sources = [(f"{split}.csv", read_table)]
+    if task.original == "aclImdb":
+        sources += [(os.path.join(split, "pos"), read_acl_imdb), (os.path.join("aclImdb", split, "pos"), read_acl_imdb)]
+    elif task.original == "label":
+        sources.append(({"train": "train_5500.label", "test": "TREC_10.label"}[split], read_label_file))
+    for name, reader in sources:
+        path = os.path.join(data_dir, name)
+        if os.path.exists(path):
+            return path, reader
+    raise UserError(f"--data_dir: {data_dir} has no {', no '.join(name for name, _ in sources)} (task {task.name})")
+
+
+def read_table(task, path):
+    """Reads train.csv or test.csv of any task. Every row must have as many columns as the task, or as the first row of
+    a file of your own."""
+    require_file(path, "--data_dir")
+    rows = read_rows(path, task.sep or sniffed_separator(path))
+    first = next(rows, None)
+    if first is None:
+        raise UserError(f"--data_dir: {path} holds no row")
+    line_number, first_row = first
+    columns = (task.label_column, *task.text_columns)
+    has_header = isinstance(task.label_column, str)
+    if has_header:
+        check_header(path, line_number, first_row, columns)
+        columns = tuple(map(first_row.index, columns))
+    else:
+        rows = itertools.chain([first], rows)
+    width = len(first_row) if task.name == "csv" else len(columns)
+    if max(columns) >= width:
+        raise UserError(f"{path}:{line_number}: there is no column {max(columns)}, the row has the columns 0 to {width - 1}; "
+                        "see --label_column, --text_columns and --sep")
+    label_column, *text_columns = columns
+    line_number = None
+    for line_number, row in rows:
+        if len(row) != width:
+            raise UserError(f"{path}:{line_number}: {len(row)} columns, the task {task.name} has {width}; "
+                            "the row is cut off, or separated by something else")
+        yield line_number, row[label_column].strip(), [row[column] for column in text_columns]
+    if line_number is None:
+        raise UserError(f"--data_dir: {path} holds a header and no row")
+
+
+def check_header(path, line_number, header, columns):
+    """Raises UserError unless each of `columns` (names) occurs once in `header` (list of str)."""
+    for column in columns:
+        if header.count(column) != 1:
+            fault = "two columns are named" if column in header else "no column is named"
+            raise UserError(f"{path}:{line_number}: {fault} {quoted(column)}; the header has "
+                            f"{shortened(', '.join(header), 200)} (columns of a file without a header are numbers from 0)")
+
+
+def read_rows(path, sep):
+    """Yields (number of the line in which the row begins, list of fields) for each row that is not an empty line."""
+    lines = decode_lines(path, keep_ends=sep != "\t")
+    lines = ((number, line.removeprefix("\ufeff") if number == 1 else line) for number, line in lines)
+    if sep == "\t":
+        yield from ((number, line.split("\t")) for number, line in lines if line)
+        return
+    csv.field_size_limit(MAX_FIELD)
+    reader = csv.reader((line for _, line in lines), delimiter=sep, strict=True)
+    while True:
+        line_number = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError(f"{path}:{line_number}: {error}; in the row that begins in this line a quote is not closed or "
+                            "not doubled, or the file is cut off") from None
+        if row:
+            yield line_number, row
+
+
+def sniffed_separator(path):
+    """Tab where the first line has one, else comma."""
+    _, line = next(decode_lines(path))
+    return "\t" if "\t" in line else ","
+
+
+def read_label_file(task, path):
+    """Reads TREC as published: `COARSE:fine text` a line; UTF-8, or Latin-1 as the original is."""
+    require_file(path, "--data_dir")
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        content.decode("utf-8")
+        encoding = "utf-8"
+    except UnicodeDecodeError:
+        encoding = "latin-1"
+    for line_number, line in decode_lines(path, encoding):
+        label, space, text = line.partition(" ")
+        coarse, colon, _ = label.partition(":")
+        if not (space and colon):
+            raise UserError(f"{path}:{line_number}: {quoted(line)} is not `LABEL:fine text`")
+        yield line_number, coarse, [text]
+
+
+def read_acl_imdb(task, path):
+    """Reads SPLIT/neg/*.txt (label 0), then SPLIT/pos/*.txt (label 1), by the review's number; `path` is SPLIT/pos."""
+    position = 0
+    for label, name in (("0", "neg"), ("1", "pos")):
+        folder = os.path.join(os.path.dirname(path), name)
+        if not os.path.isdir(folder):
+            raise UserError(f"--data_dir: there is no folder {folder}, as aclImdb has it")
+        reviews = [review for review in os.listdir(folder) if review.endswith(".txt")]
+        if not reviews:
+            raise UserError(f"--data_dir: the folder {folder} has no review (*.txt)")
+        for review in sorted(reviews, key=lambda review: (len(review.partition("_")[0]), review)):
+            position += 1
+            lines = [line for _, line in decode_lines(os.path.join(folder, review))]
+            yield position, label, ["\n".join(lines)]
+
+
+def shortened(text, length):
+    """`text` for an error message: on one line and at most `length` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[:length] + "..."
+
+
+def quoted(text):
+    """A label or the start of a row as an error message shows it."""
+    return f"'{shortened(text, 40)}'"
+
+
+# Subsets: development data (--dev_fraction) and a part of the training data (--num_datas, Exp-IV)
+
+def stratified_order(labels, seed):
+    """A random permutation of range(N) of which every prefix has the classes in about the proportion of `labels`.
+
+    `labels`: int array [N]. Each class is shuffled and spread evenly; where classes tie, chance decides.
+    """
+    labels = np.asarray(labels)
+    generator = np.random.default_rng(seed)
+    position = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        position[members] = (generator.permutation(len(members)) + 0.5) / len(members)
+    return np.lexsort((generator.random(len(labels)), position))
+
+
+def subsample(labels, num, seed):
+    """Indices, ascending, of `num` of the N examples: stratified by `labels` (int array [N]) and drawn by `seed`.
+
+    `num` is a count (a whole number of at least 1) or a fraction between 0 and 1, rounded to at least one example. With
+    the same seed a smaller subset is part of every larger one. Raises UserError where there are not so many.
+    """
+    count = max(1, round(num * len(labels))) if 0 < num < 1 else int(num)
+    if count != num and not 0 < num < 1 or count < 1:
+        raise UserError(f"{num} examples cannot be drawn: give a whole number of at least 1, or a fraction between 0 and 1")
+    if count > len(labels):
+        raise UserError(f"{count} examples are asked for, the training data has {len(labels)}")
+    return np.sort(stratified_order(labels, seed)[:count])
+
+
+def split_train_dev(labels, fraction, seed):
+    """(train indices, dev indices), both ascending: the part `fraction` of the examples held out, stratified.
+
+    Raises UserError where `fraction` is not between 0 and 1 or leaves nothing to train on.
+    """
+    if not 0 < fraction < 1:
+        raise UserError(f"a development fraction of {fraction} is not between 0 and 1")
+    dev = subsample(labels, fraction, seed)
+    train = np.setdiff1d(np.arange(len(labels)), dev)
+    if not len(train):
+        raise UserError(f"a development fraction of {fraction} leaves none of {len(labels)} examples to train on")
+    return train, dev
