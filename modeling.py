@@ -1,0 +1,388 @@
+"""BERT and its classifiers in PyTorch, on packed batches.
+
+A batch is packed: the tokens of all its sequences follow one another in one row of T tokens (batching.PackedBatch),
+and only attention and pooling see where a sequence ends. Nothing is computed for padding, and the result is that of
+the padded batch. Parameters have the names that `transformers` gives them, so that its folders load here and ours
+load there.
+"""
+import os
+import pickle
+import zipfile
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from command_line import UserError, require_file
+
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "tanh": torch.tanh,
+}
+
+
+def attention_per_sequence(query, key, value, batch, dropout):
+    """Attention of each sequence by itself: the CPU's path. query, key, value and result: [T, heads, head size]."""
+    outputs = []
+    for q, k, v in zip(query.split(batch.lengths), key.split(batch.lengths), value.split(batch.lengths)):
+        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))  # [1, heads, length, head size]
+        outputs.append(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).squeeze(0).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def attention_padded(query, key, value, batch, dropout):
+    """The same with one kernel for all sequences, which are padded for it and for it alone: the GPU's path."""
+    num_sequences, longest = len(batch.lengths), max(batch.lengths)
+    place = batch.sequence_ids * longest + batch.position_ids  # of each token among num_sequences * longest
+
+    def pad(x):
+        padded = x.new_zeros(num_sequences * longest, *x.shape[1:]).index_copy(0, place, x)
+        return padded.view(num_sequences, longest, *x.shape[1:]).transpose(1, 2)
+
+    lengths = batch.cu_seqlens.diff()
+    mask = torch.arange(longest, device=query.device) < lengths[:, None]  # [sequences, longest]
+    output = F.scaled_dot_product_attention(pad(query), pad(key), pad(value), attn_mask=mask[:, None, None],
+                                            dropout_p=dropout)
+    return output.transpose(1, 2).flatten(0, 1).index_select(0, place)
+
+
+ATTENTIONS = {"per_sequence": attention_per_sequence, "padded": attention_padded}
+
+
+@torch.compiler.disable  # the sequences' lengths differ from batch to batch: each would be compiled anew
+def attention(query, key, value, batch, dropout, backend=None):
+    """Scaled dot-product attention inside each sequence of a packed batch.
+
+    query, key, value and result: [T, heads, head size]. backend: `per_sequence`, `padded`, or None for the device's.
+    """
+    backend = backend or ("padded" if query.is_cuda else "per_sequence")
+    return ATTENTIONS[backend](query, key, value, batch, dropout)
+
+
+class BertEmbeddings(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, batch):
+        embeddings = (self.word_embeddings(batch.input_ids) + self.token_type_embeddings(batch.segment_ids)
+                      + self.position_embeddings(batch.position_ids))
+        return self.dropout(self.LayerNorm(embeddings))
+
+
+class BertSelfAttention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
+        self.backend = None
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden, batch):
+        query, key, value = (project(hidden).unflatten(-1, (self.heads, -1))
+                             for project in (self.query, self.key, self.value))
+        return attention(query, key, value, batch, self.dropout if self.training else 0.0, self.backend).flatten(-2)
+
+
+class BertOutput(nn.Module):
+    """What closes both halves of a layer: a projection, dropout, the residual connection, LayerNorm."""
+
+    def __init__(self, config, input_size):
+        super().__init__()
+        self.dense = nn.Linear(input_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden, residual):
+        return self.LayerNorm(self.dropout(self.dense(hidden)) + residual)
+
+
+class BertAttention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.self = BertSelfAttention(config)
+        self.output = BertOutput(config, config.hidden_size)
+
+    def forward(self, hidden, batch):
+        return self.output(self.self(hidden, batch), hidden)
+
+
+class BertIntermediate(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, hidden):
+        return self.activation(self.dense(hidden))
+
+
+class BertLayer(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.attention = BertAttention(config)
+        self.intermediate = BertIntermediate(config)
+        self.output = BertOutput(config, config.intermediate_size)
+
+    def forward(self, hidden, batch):
+        hidden = self.attention(hidden, batch)
+        return self.output(self.intermediate(hidden), hidden)
+
+
+class BertEncoder(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+        self.gradient_checkpointing = False
+
+    def forward(self, hidden, batch, num_layers):
+        outputs = []
+        for layer in self.layer[:num_layers]:
+            if self.gradient_checkpointing and self.training:
+                hidden = checkpoint(layer, hidden, batch, use_reentrant=False)
+            else:
+                hidden = layer(hidden, batch)
+            outputs.append(hidden)
+        return outputs
+
+
+class BertPooler(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, cls_states):
+        return torch.tanh(self.dense(cls_states))
+
+
+class BertModel(nn.Module):
+    """The encoder (Devlin et al. 2019). Layers are counted from 0, the lowest, as in the paper's Table 3."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embeddings = BertEmbeddings(config)
+        self.encoder = BertEncoder(config)
+        self.pooler = BertPooler(config)
+
+    def forward(self, batch, num_layers=None):
+        """Runs the lowest `num_layers` layers (all by default).
+
+        Returns (the embeddings' output [T, hidden], the list of each layer's output [T, hidden]).
+        """
+        embedded = self.embeddings(batch)
+        return embedded, self.encoder(embedded, batch, num_layers)
+
+
+def initialize(module, config):
+    """Draws linear and embedding weights from N(0, initializer_range), biases 0: what no checkpoint gives."""
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(part.weight, std=config.initializer_range)
+        if isinstance(part, nn.Linear):
+            nn.init.zeros_(part.bias)
+
+
+class BertForSequenceClassification(nn.Module):
+    """BERT and one linear layer over features of chosen layers (paper, sections 5.3.2 and Table 3).
+
+    layers: [-2] the pooled output (tanh of a dense layer on the last [CLS]); [-1] all layers; else the layers listed,
+    in that order. layer_pooling: how several layers are joined: `concat`, `mean` or `max`. pooling_type: what stands
+    for the sequence in a layer: `cls`, or `mean` or `max` over its real tokens. Layers above the highest chosen one
+    are not run; they and an unused pooler keep their weights and are frozen.
+    """
+
+    def __init__(self, config, num_labels, layers=(-2,), layer_pooling="concat", pooling_type="cls"):
+        super().__init__()
+        check_features(config, layers, layer_pooling, pooling_type)
+        self.config = config
+        self.use_pooler = list(layers) == [-2]
+        self.layers = list(range(config.num_hidden_layers)) if list(layers) == [-1] else list(layers)
+        self.layer_pooling = layer_pooling
+        self.pooling_type = pooling_type
+        self.num_layers = config.num_hidden_layers if self.use_pooler else max(self.layers) + 1
+        self.bert = BertModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        width = len(self.layers) if layer_pooling == "concat" else 1
+        self.classifier = nn.Linear(width * config.hidden_size, num_labels)
+        initialize(self, config)
+        self.bert.encoder.layer[self.num_layers:].requires_grad_(False)
+        self.bert.pooler.requires_grad_(self.use_pooler)
+
+    def forward(self, batch):
+        """Logits [sequences, labels], float32."""
+        return self.classifier(self.dropout(self.features(batch))).float()
+
+    def features(self, batch):
+        """What the classifier sees of each sequence: [sequences, hidden] or, concatenated, [sequences, layers * hidden]."""
+        _, outputs = self.bert(batch, self.num_layers)
+        if self.use_pooler:
+            return self.bert.pooler(outputs[-1][batch.cu_seqlens[:-1]])
+        states = torch.stack([self.pool(outputs[layer], batch) for layer in self.layers], dim=1)
+        if self.layer_pooling == "mean":
+            return states.mean(dim=1)
+        if self.layer_pooling == "max":
+            return states.amax(dim=1)
+        return states.flatten(1)
+
+    def pool(self, hidden, batch):
+        """[T, hidden] -> [sequences, hidden]."""
+        if self.pooling_type == "cls":
+            return hidden[batch.cu_seqlens[:-1]]
+        return torch.segment_reduce(hidden.float(), self.pooling_type, lengths=batch.cu_seqlens.diff(), axis=0)
+
+
+def check_features(config, layers, layer_pooling, pooling_type):
+    """Raises UserError where the flags of the same names ask for features that the model does not have."""
+    layers, top = list(layers), config.num_hidden_layers - 1
+    if any(layer < 0 for layer in layers) and len(layers) > 1:
+        raise UserError(f"--layers {' '.join(map(str, layers))}: -1 (all) and -2 (pooled output) stand alone")
+    if any(not -2 <= layer <= top for layer in layers):
+        raise UserError(f"--layers {' '.join(map(str, layers))}: this model has the layers 0 to {top}; "
+                        "-1 means all, -2 the pooled output")
+    if len(set(layers)) < len(layers):
+        raise UserError(f"--layers {' '.join(map(str, layers))}: a layer is named twice")
+    if layers == [-2] and pooling_type != "cls":
+        raise UserError(f"--pooling_type {pooling_type} pools the tokens of chosen layers, the pooled output "
+                        f"(--layers -2) has none: add for example --layers {top}")
+    if layers != [-1] and len(layers) == 1 and layer_pooling != "concat":
+        raise UserError(f"--layer_pooling {layer_pooling} joins several layers, --layers names one: "
+                        "name more or leave --layer_pooling out")
+
+
+class BertForPreTraining(nn.Module):
+    """BERT with the masked-LM and next-sentence heads that further pre-training leaves (Devlin et al. 2019)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.bert = BertModel(config)
+        self.cls = BertPreTrainingHeads(config)
+        initialize(self, config)
+        self.cls.predictions.decoder.weight = self.bert.embeddings.word_embeddings.weight
+        self.cls.predictions.decoder.bias = self.cls.predictions.bias
+
+    def forward(self, batch):
+        """Returns (hidden states: list of [T, hidden], the embeddings' first; pooled output [sequences, hidden];
+        masked-LM logits [T, vocabulary]; next-sentence logits [sequences, 2])."""
+        embedded, outputs = self.bert(batch)
+        pooled = self.bert.pooler(outputs[-1][batch.cu_seqlens[:-1]])
+        return [embedded, *outputs], pooled, self.cls.predictions(outputs[-1]), self.cls.seq_relationship(pooled)
+
+
+class BertPreTrainingHeads(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.predictions = BertMaskedLMHead(config)
+        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+
+
+class BertMaskedLMHead(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.transform = BertMaskedLMTransform(config)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, hidden):
+        return self.decoder(self.transform(hidden))
+
+
+class BertMaskedLMTransform(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.activation = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, hidden):
+        return self.LayerNorm(self.activation(self.dense(hidden)))
+
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def read_weights(path, config, flag="--init_checkpoint"):
+    """Reads a checkpoint as a state dict on the CPU with the names of this file.
+
+    path: a folder with model.safetensors or pytorch_model.bin, one such file (also the authors' released files: gamma
+    and beta, no `bert.` prefix), or the prefix of a TensorFlow checkpoint (which imports TensorFlow, the only place
+    here). Raises UserError where there is none, or the file is no checkpoint.
+    """
+    if os.path.exists(path + ".index"):
+        from convert_tf_checkpoint_to_pytorch import read_tf_checkpoint, tf_to_pytorch
+        return tf_to_pytorch(read_tf_checkpoint(path), config)[0]
+    if os.path.isdir(path):
+        found = [name for name in WEIGHT_FILES if os.path.exists(os.path.join(path, name))]
+        if not found:
+            raise UserError(f"{flag}: the folder {path} has neither {' nor '.join(WEIGHT_FILES)}; for a TensorFlow "
+                            "checkpoint give its prefix (.../bert_model.ckpt)")
+        path = os.path.join(path, found[0])
+    require_file(path, flag)
+    if path.endswith(".safetensors"):
+        import safetensors
+        import safetensors.torch
+        try:
+            state = safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise UserError(f"{flag}: {path} is no whole safetensors file ({error})") from None
+    else:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError) as error:
+            raise UserError(f"{flag}: {path} is no whole PyTorch checkpoint of tensors "
+                            f"({type(error).__name__}: {str(error).splitlines()[0][:120]})") from None
+    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{flag}: {path} is a pickle, but no dictionary of tensors, so no checkpoint of a model")
+    return with_our_names(state)
+
+
+def with_our_names(state):
+    """Renames: DataParallel's `module.`, TensorFlow's gamma and beta, an encoder without `bert.` before it."""
+    renamed = {}
+    for name, value in state.items():
+        name = name.removeprefix("module.")
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        if name.startswith(("embeddings.", "encoder.", "pooler.")):
+            name = "bert." + name
+        renamed[name] = value
+    return renamed
+
+
+def load_weights(model, path, flag="--init_checkpoint"):
+    """Loads the weights at `path` into a model of this file, where names match.
+
+    Returns three lists of names: matched, ignored (only in the file, or a classifier of another shape), missing (not
+    taken from the file: they keep the values they were drawn with). Raises UserError where a weight of the encoder is missing or has another shape.
+    """
+    state = read_weights(path, model.bert.config, flag)
+    own = model.state_dict()
+    other_head = [name for name in own if name.startswith("classifier.") and name in state
+                  and state[name].shape != own[name].shape]
+    state = {name: value for name, value in state.items() if name not in other_head}
+    matched = sorted(own.keys() & state.keys())
+    missing = sorted(own.keys() - state.keys())
+    ignored = sorted(state.keys() - own.keys()) + other_head
+    needed = [name for name in missing if name.startswith("bert.")
+              and (model.get_parameter(name).requires_grad or "pooler" not in name)]
+    if needed:
+        raise UserError(f"{flag}: {path} lacks {len(needed)} of the encoder's weights, first {needed[0]}; "
+                        "is --bert_config_file the one that came with it?")
+    for name in matched:
+        if own[name].shape != state[name].shape:
+            raise UserError(f"{flag}: {name} is {list(state[name].shape)} in {path}, the model's is "
+                            f"{list(own[name].shape)}; is --bert_config_file the one that came with it?")
+    extra_layers = [name for name in ignored if name.startswith("bert.encoder.layer.")]
+    if extra_layers:
+        raise UserError(f"{flag}: {path} has more layers than --bert_config_file says, first {extra_layers[0]}")
+    model.load_state_dict({name: state[name] for name in matched}, strict=False)
+    return matched, ignored, missing
