@@ -13,11 +13,11 @@ A data directory holds the files as their authors publish them (`python data/dow
     trec             train.csv, test.csv     LOC NUM HUM ENTY ABBR DESC, tab, text; or train_5500.label, TREC_10.label
     csv              train.csv, test.csv     your own: --label_column, --text_columns, --sep
 
-A file separated by commas (or `;`, `|`, ...) is csv: fields may be quoted, a quote inside is doubled, a quoted field may
-hold line ends. A file separated by tabs has one row a line and no quoting: a quote is part of the text, because IMDb
-has hundreds of reviews that begin with a quoted title (the authors read them with pandas, which takes those quotes
-away). A byte order mark before the first row and lines with nothing in them are skipped. Otherwise fields stay exactly
-as they are: `<br />`, backslashes, ` #39;`, U+0085, empty strings.
+A file separated by commas (or `;`, `|`, ...) is csv: fields may be quoted, a quote inside is doubled, a quoted field
+may hold line ends. A file separated by tabs has one row a line and no quoting: a quote is part of the text, because
+IMDb has hundreds of reviews that begin with a quoted title (the authors read them with pandas, which takes those
+quotes away). A byte order mark before the first row and lines with nothing in them are skipped. Otherwise fields stay
+exactly as they are: `<br />`, backslashes, ` #39;`, U+0085, empty strings.
 """
 import csv
 import dataclasses
@@ -101,7 +101,7 @@ def csv_task(data_dir, label_column, text_columns, sep=","):
         raise UserError("--text_columns: name at least one column")
     if len(set(columns)) < len(columns):
         raise UserError("--label_column and --text_columns name the same column twice")
-    if all(column.isdecimal() for column in columns):
+    if all(column.isdecimal() and column.isascii() for column in columns):
         columns = [int(column) for column in columns]
     sep = {"\\t": "\t", "tab": "\t"}.get(sep, sep)
     if len(sep) != 1 or sep in '"\r\n':
@@ -121,8 +121,9 @@ def read_documents(task, data_dir, split):
     """Yields (line number, label index, fields) for each document of `split` ("train" or "test") in file order.
 
     Streams: one document is in memory at a time. `fields` is a list of str, the text columns as they are in the file.
-    The line is the one in which the row begins (in aclImdb the number of the review in the split). Raises UserError with
-    file and line where a file is missing, empty, not text, cut off, has another number of columns or an unknown label.
+    The line is the one in which the row begins (in aclImdb the number of the review in the split). Raises UserError
+    with file and line where a file is missing, empty, not text, cut off, or where a row has another number of columns
+    than the task or a label that the task does not have.
     """
     index = {label: number for number, label in enumerate(task.labels)}
     if task.numbered:
@@ -135,8 +136,8 @@ def read_documents(task, data_dir, split):
                 hint = "; they are the labels that occur in train.csv"
             elif line_number == 1:
                 hint = "; if the row is a header, remove it"
-            raise UserError(f"{path}:{line_number}: label {quoted(label)} is none of the labels of the task {task.name}: "
-                            f"{shortened(', '.join(task.labels), 200)}{hint}")
+            raise UserError(f"{path}:{line_number}: label {quoted(label)} is none of the labels of the task "
+                            f"{task.name}: {shortened(', '.join(task.labels), 200)}{hint}")
         yield line_number, index[label], fields
 
 
@@ -152,8 +153,10 @@ def read_examples(task, data_dir, split):
 # Finding and reading the files: each reader yields (line number, label as written, text fields)
 
 def find_source(task, data_dir, split):
-    """The path of a split's file (or folder) in data_dir and the function that reads it: train.csv first, then the
-    task's original format. Raises UserError, with the names looked for, where there is none."""
+    """(path, reader) of a split: data_dir/SPLIT.csv, or else the task's original format.
+
+    Raises UserError, with the names looked for, where there is none.
+    """
     if not os.path.isdir(data_dir):
         raise UserError(f"--data_dir: there is no folder {data_dir}")
     sources = [(f"{split}.csv", read_table)]
@@ -169,8 +172,10 @@ def find_source(task, data_dir, split):
 
 
 def read_table(task, path):
-    """Reads train.csv or test.csv of any task. Every row must have as many columns as the task, or as the first row of
-    a file of your own."""
+    """Reads train.csv or test.csv of any task.
+
+    Every row must have as many columns as the task, or as the first row of a file of your own.
+    """
     require_file(path, "--data_dir")
     rows = read_rows(path, task.sep or sniffed_separator(path))
     first = next(rows, None)
@@ -186,8 +191,8 @@ def read_table(task, path):
         rows = itertools.chain([first], rows)
     width = len(first_row) if task.name == "csv" else len(columns)
     if max(columns) >= width:
-        raise UserError(f"{path}:{line_number}: there is no column {max(columns)}, the row has the columns 0 to {width - 1}; "
-                        "see --label_column, --text_columns and --sep")
+        raise UserError(f"{path}:{line_number}: there is no column {max(columns)}, the row has the columns 0 to "
+                        f"{width - 1}; see --label_column, --text_columns and --sep")
     label_column, *text_columns = columns
     line_number = None
     for line_number, row in rows:
@@ -205,7 +210,7 @@ def check_header(path, line_number, header, columns):
         if header.count(column) != 1:
             fault = "two columns are named" if column in header else "no column is named"
             raise UserError(f"{path}:{line_number}: {fault} {quoted(column)}; the header has "
-                            f"{shortened(', '.join(header), 200)} (columns of a file without a header are numbers from 0)")
+                            f"{shortened(', '.join(header), 200)} (without a header, columns are numbers from 0)")
 
 
 def read_rows(path, sep):
@@ -224,8 +229,8 @@ def read_rows(path, sep):
         except StopIteration:
             return
         except csv.Error as error:
-            raise UserError(f"{path}:{line_number}: {error}; in the row that begins in this line a quote is not closed or "
-                            "not doubled, or the file is cut off") from None
+            raise UserError(f"{path}:{line_number}: {error}; in the row that begins in this line a quote is not closed "
+                            "or not doubled, or the file is cut off") from None
         if row:
             yield line_number, row
 
@@ -303,9 +308,10 @@ def subsample(labels, num, seed):
     `num` is a count (a whole number of at least 1) or a fraction between 0 and 1, rounded to at least one example. With
     the same seed a smaller subset is part of every larger one. Raises UserError where there are not so many.
     """
-    count = max(1, round(num * len(labels))) if 0 < num < 1 else int(num)
-    if count != num and not 0 < num < 1 or count < 1:
-        raise UserError(f"{num} examples cannot be drawn: give a whole number of at least 1, or a fraction between 0 and 1")
+    is_count = num >= 1 and num % 1 == 0
+    if not is_count and not 0 < num < 1:
+        raise UserError(f"{num} examples cannot be drawn; give a whole number of at least 1, or a fraction below 1")
+    count = int(num) if is_count else max(1, round(num * len(labels)))
     if count > len(labels):
         raise UserError(f"{count} examples are asked for, the training data has {len(labels)}")
     return np.sort(stratified_order(labels, seed)[:count])
