@@ -1,0 +1,154 @@
+"""Text -> WordPiece tokens and ids, exactly as google-research/bert's tokenization.py, at the speed of Rust.
+
+    from tokenization import FullTokenizer
+    tokenizer = FullTokenizer("uncased_L-12_H-768_A-12/vocab.txt", do_lower_case=True)
+    tokenizer.tokenize("unaffable")               # ['una', '##ffa', '##ble']
+    ids, offsets = tokenizer.encode_batch(texts)  # text i is ids[offsets[i]:offsets[i + 1]]
+
+Two stages. Characters are cleaned, lower-cased and stripped of accents by Python's own string functions, a whole text
+at once: Google's code calls the same functions character by character, so the Unicode tables agree by construction
+(those inside Rust libraries are of another Unicode version). Splitting and WordPiece run in HF `tokenizers`, in Rust
+threads; its classes of characters are generated from `unicodedata` for the same reason.
+"""
+import array
+import functools
+import itertools
+import re
+import unicodedata
+
+import numpy as np
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+from command_line import UserError, decode_lines, require_file
+
+REQUIRED_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MAX_CHARACTERS_PER_WORD = 200  # a longer word is [UNK]
+CHARACTERS_PER_SLICE = 1 << 20  # bounds the Rust results in memory: about 100 bytes a token until its id is copied
+
+# What Google calls Chinese: each such character is a word. Hiragana, Katakana and Hangul are none.
+CJK_RANGES = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
+              (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
+# ASCII that is neither letter, digit, space nor control is punctuation, also where Unicode says symbol ($ + < = > ^ ` | ~).
+ASCII_PUNCTUATION = ((33, 47), (58, 64), (91, 96), (123, 126))
+# The planes that hold characters other than private ones; the others are unassigned or private use in every Unicode.
+ASSIGNED_PLANES = (range(0x0, 0x40000), range(0xE0000, 0xF0000))
+SURROGATES = re.compile("[\ud800-\udfff]")
+NONCHARACTER = "\ufdd0"  # stands for a lone surrogate, which Rust cannot hold; the word around either is [UNK]
+
+
+@functools.cache
+def character_classes():
+    """The classes of this Python's Unicode: (deleted characters, accents, regular expression of one-character words).
+
+    Deleted are control and format characters except tab, newline and return, and U+0000 and U+FFFD; accents are the
+    category Mn; words of one character are CJK_RANGES, ASCII_PUNCTUATION and the categories P*.
+    """
+    deleted, accents, isolated = {"\0", "\ufffd"}, set(), list(CJK_RANGES + ASCII_PUNCTUATION)
+    for code_point in itertools.chain(*ASSIGNED_PLANES):
+        character = chr(code_point)
+        category = unicodedata.category(character)
+        if category[0] == "P":
+            isolated.append((code_point, code_point))
+        elif category == "Mn":
+            accents.add(character)
+        elif category in ("Cc", "Cf") and character not in "\t\n\r":
+            deleted.add(character)
+    pattern = "[" + "".join(f"\\x{{{first:x}}}-\\x{{{last:x}}}" for first, last in isolated) + "]"
+    return frozenset(deleted), frozenset(accents), pattern
+
+
+def without(text, characters):
+    """`text` without those of its characters that are in the set `characters`."""
+    present = characters.intersection(text)
+    return text.translate(dict.fromkeys(map(ord, present))) if present else text
+
+
+def normalize(text, do_lower_case):
+    """Google's clean-up of a text; lower-cased, it also loses its accents. The splits into words are left to do."""
+    deleted, accents, _ = character_classes()
+    if not text.isprintable() or "\ufffd" in text:  # a printable text has no control and no format character
+        text = without(text, deleted)
+    if do_lower_case:
+        text = text.lower()
+    if not text.isascii():
+        text = SURROGATES.sub(NONCHARACTER, text)
+        if do_lower_case:
+            text = without(unicodedata.normalize("NFD", text), accents)
+    return text
+
+
+def load_vocab(vocab_file, flag="--vocab_file"):
+    """The vocabulary as a dict token -> id in file order: the id is the line's index, white space around is stripped.
+
+    As in Google's code a token that is repeated has the id of its last line, and an empty line takes an id.
+    Raises UserError where the file is missing, empty, not UTF-8 text, or lacks one of REQUIRED_TOKENS.
+    """
+    require_file(vocab_file, flag)
+    vocab = {line.strip(): index for index, (_, line) in enumerate(decode_lines(vocab_file))}
+    missing = [token for token in REQUIRED_TOKENS if token not in vocab]
+    if missing:
+        raise UserError(f"{flag}: {vocab_file} has no line {' '.join(missing)}; it is no BERT vocabulary "
+                        "(one token a line, as vocab.txt beside a BERT checkpoint)")
+    return vocab
+
+
+class FullTokenizer:
+    """WordPiece tokenization with Google's interface and Google's output.
+
+    `vocab` is the dict token -> id, `inv_vocab` its inverse; `cls_id`, `sep_id`, `mask_id`, `unk_id` and `pad_id` are
+    the ids of the special tokens ([PAD] is 0 where the vocabulary has none). A special token written in a text is
+    punctuation and letters, as any other text. Raises UserError as `load_vocab` does.
+    """
+
+    def __init__(self, vocab_file, do_lower_case=True):
+        self.vocab = load_vocab(vocab_file)
+        self.inv_vocab = {index: token for token, index in self.vocab.items()}
+        self.do_lower_case = do_lower_case
+        self.unk_id, self.cls_id, self.sep_id, self.mask_id = (self.vocab[token] for token in REQUIRED_TOKENS)
+        self.pad_id = self.vocab.get("[PAD]", 0)
+        self._rust = Tokenizer(models.WordPiece(self.vocab, unk_token="[UNK]",
+                                                max_input_chars_per_word=MAX_CHARACTERS_PER_WORD))
+        self._rust.pre_tokenizer = pre_tokenizers.Sequence([
+            pre_tokenizers.Split(Regex(character_classes()[2]), "isolated"), pre_tokenizers.WhitespaceSplit()])
+
+    def tokenize(self, text):
+        """The WordPiece tokens of one text, a list of str, without special tokens."""
+        return self._rust.encode(normalize(text, self.do_lower_case), add_special_tokens=False).tokens
+
+    def convert_tokens_to_ids(self, tokens):
+        """The ids of a list of tokens. Raises KeyError for a token that is not in the vocabulary."""
+        return [self.vocab[token] for token in tokens]
+
+    def convert_ids_to_tokens(self, ids):
+        """The tokens of a list or array of ids. Raises KeyError for an id that is not in the vocabulary."""
+        return [self.inv_vocab[int(index)] for index in ids]
+
+    def encode_batch(self, texts):
+        """Encodes an iterable of texts (read once, never held as a whole) in Rust threads, without special tokens.
+
+        Returns (ids, offsets): int32 [tokens of all texts] and int64 [texts + 1]; text i is
+        ids[offsets[i]:offsets[i + 1]].
+        """
+        ids, lengths = array.array("i"), array.array("q")
+        for batch in slices(texts, CHARACTERS_PER_SLICE):
+            normalized = [normalize(text, self.do_lower_case) for text in batch]
+            for encoding in self._rust.encode_batch_fast(normalized, add_special_tokens=False):
+                encoded = encoding.ids
+                ids.extend(encoded)
+                lengths.append(len(encoded))
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(np.frombuffer(lengths, np.int64) if lengths else (), out=offsets[1:])
+        return np.frombuffer(ids, np.int32) if ids else np.zeros(0, np.int32), offsets
+
+
+def slices(texts, characters):
+    """Yields lists of consecutive texts of about `characters` characters together, a longer text alone."""
+    batch, size = [], 0
+    for text in texts:
+        batch.append(text)
+        size += len(text) + 1
+        if size >= characters:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
