@@ -80,10 +80,13 @@ def decode_lines(path, encoding="utf-8", keep_ends=False):
 
 @contextlib.contextmanager
 def atomic_write(path, mode="w"):
-    """Opens a temporary file beside `path` and renames it to `path` when the block ends without an exception."""
+    """Opens a temporary file beside `path` and renames it to `path` when the block ends without an exception.
+
+    A killed process leaves the temporary file; the next write of `path` takes its place.
+    """
     folder, name = os.path.split(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+    temporary = os.path.join(folder, f".{name}.tmp")
     try:
         with open(temporary, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
             yield file

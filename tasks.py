@@ -329,3 +329,30 @@ def split_train_dev(labels, fraction, seed):
     if not len(train):
         raise UserError(f"a development fraction of {fraction} leaves none of {len(labels)} examples to train on")
     return train, dev
+
+
+def read_texts(task, path):
+    """The texts (list of str) of a file to predict: a text a line; or, if its name ends in .csv or .tsv, rows as
+    `task` has them, whose label's column may also be absent."""
+    require_file(path, "--predict_file")
+    if not path.endswith((".csv", ".tsv")):
+        return [line for _, line in decode_lines(path)]
+    rows = read_rows(path, task.sep or sniffed_separator(path))
+    columns, width = task.text_columns, None
+    if isinstance(task.label_column, str):
+        line_number, header = next(rows, (1, []))
+        check_header(path, line_number, header, columns)
+        columns, width = tuple(map(header.index, columns)), len(header)
+    texts = []
+    for line_number, row in rows:
+        if width is None:
+            width = len(row)
+            if width == len(columns):
+                columns = tuple(range(width))
+        if len(row) != width or max(columns) >= width:
+            raise UserError(f"{path}:{line_number}: {len(row)} columns; the rows of the task {task.name} have "
+                            f"{len(task.text_columns)} of text, and all rows of a file the same number")
+        texts.append(task.text([row[column] for column in columns]))
+    if not texts:
+        raise UserError(f"--predict_file: {path} holds no row")
+    return texts

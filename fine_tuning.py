@@ -1,0 +1,896 @@
+"""The loop that the fine-tuning scripts share: train, evaluate, predict, save, resume; one process or many.
+
+Every run can be stopped at any moment and typed again: it goes on from its last checkpoint and ends at the weights of
+an undisturbed run. What a run writes into its folder:
+
+    run.json               flags, versions, device, commit, data: what the run is
+    metrics.jsonl          a line for each --log_steps updates and each evaluation; TensorBoard's in tensorboard/
+    eval_results_epN.txt   accuracy and loss after epoch N, the authors' format
+    results_epN.txt        the predicted class index of each evaluated example, a line each
+    best/, last/           the model of the best and of the last epoch: load again here and in transformers
+    checkpoint.pt          what a stopped run goes on from; removed at the end
+    results.json           the figures of the finished run
+"""
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import json
+import logging
+import math
+import os
+import platform
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import safetensors.torch
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import batching
+import modeling
+import optimization
+import tasks
+from command_line import ArgumentParser, UserError, add_boolean, atomic_write, number
+from configuration import BertConfig
+from tokenization import FullTokenizer
+
+
+# Flags
+
+def make_parser(description):
+    """The parser of the flags that all fine-tuning scripts have, with their groups as attributes of the same names."""
+    parser = ArgumentParser(description)
+    group = parser.data = parser.add_argument_group("data")
+    group.add_argument("--task_name", type=str.lower, choices=[*tasks.TASKS, "csv"],
+                       help="The data set; csv is a file of your own, with --label_column and --text_columns.")
+    group.add_argument("--data_dir", help="The folder with the task's train and test files.")
+    group.add_argument("--label_column", default="label",
+                       help="For csv: name of the label's column, or its number from 0 where the file has no header "
+                            "(default: label).")
+    group.add_argument("--text_columns", nargs="+", default=["text"],
+                       help="For csv: names or numbers of the text's columns, joined by a space (default: text).")
+    group.add_argument("--sep", default=",", help="For csv: the character between columns, or tab (default: a comma).")
+    group.add_argument("--num_datas", type=number(float, above=0),
+                       help="Train on this many examples, or on this fraction if below 1: stratified, drawn by --seed, a "
+                            "smaller part is contained in a larger one (default: all; paper, section 5.6).")
+    group.add_argument("--num_test_datas", type=number(float, above=0),
+                       help="Evaluate on this many test examples, or this fraction, the same for every seed (default: all).")
+    group.add_argument("--dev_fraction", type=number(float, minimum=0, below=1), default=0.0,
+                       help="Hold this fraction of the training data out, choose the best epoch on it and test once. "
+                            "Default 0: the test set is evaluated each epoch and chooses the best, as in the paper.")
+    group.add_argument("--predict_file",
+                       help="For --do_predict: a text a line; or rows as the task has them, with or without the label, "
+                            "if the name ends in .csv or .tsv.")
+
+    group = parser.model = parser.add_argument_group("model")
+    group.add_argument("--bert_config_file", help="The model's shape (default: the one in the folder --init_checkpoint).")
+    group.add_argument("--vocab_file", help="The model's WordPiece vocabulary (default: the one in --init_checkpoint).")
+    group.add_argument("--init_checkpoint",
+                       help="The weights to start from: a folder, a .bin or .safetensors file, the prefix of a TensorFlow "
+                            "checkpoint; for --do_eval or --do_predict alone: a folder that a run wrote, .../best.")
+    add_boolean(group, "--do_lower_case", False, "Lower-case the text, for uncased models (default: off).")
+    group.add_argument("--max_seq_length", type=int, default=128,
+                       help="Tokens of a sequence, [CLS] and [SEP] included; longer texts are cut (default: 128).")
+    group.add_argument("--trunc_medium", type=int, default=-2,
+                       help="What is kept of a longer text: -2 the head, -1 the tail, 0 half and half, k > 0 the first k "
+                            "tokens and the rest from the tail (default: -2; paper, section 5.3.1).")
+    group.add_argument("--layers", type=int, nargs="+", default=[-2],
+                       help="The layers that are the classifier's features, from 0: -2 the pooled output, -1 all, else "
+                            "those listed (default: -2; paper, Table 3).")
+    group.add_argument("--layer_pooling", choices=["concat", "mean", "max"], default="concat",
+                       help="How several layers are joined (default: concat; paper, Table 3).")
+    group.add_argument("--pooling_type", choices=["cls", "mean", "max"], default="cls",
+                       help="What stands for the sequence in a layer: [CLS], or mean or max over its tokens (default: cls).")
+    add_boolean(group, "--frozen_bert", False, "Train the classifier alone (default: off).")
+
+    group = parser.recipe = parser.add_argument_group("recipe", "what changes the result")
+    add_boolean(group, "--do_train", False, "Fine-tune.")
+    add_boolean(group, "--do_eval", False, "Evaluate on the test set: after each epoch of --do_train, or a saved model.")
+    add_boolean(group, "--do_predict", False, "Write predictions.tsv for --predict_file.")
+    group.add_argument("--train_batch_size", type=number(int, minimum=1), default=32,
+                       help="Examples of one update, over all devices and accumulation steps (default: 32; paper: 24).")
+    group.add_argument("--learning_rate", type=number(float, minimum=0), default=5e-5,
+                       help="The rate at the schedule's peak (default: 5e-5; paper: 2e-5).")
+    group.add_argument("--num_train_epochs", type=number(float, above=0), default=3.0,
+                       help="Passes over the training data, not necessarily whole (default: 3.0; paper: 4.0).")
+    group.add_argument("--warmup_proportion", type=number(float, minimum=0, below=1), default=0.1,
+                       help="The part of all updates in which the rate rises; 0 switches warm-up off (default: 0.1).")
+    group.add_argument("--weight_decay", type=number(float, minimum=0), default=0.01,
+                       help="Decoupled weight decay, not for biases and LayerNorm; 0 switches it off (default: 0.01).")
+    group.add_argument("--clip_grad", choices=["tensor", "global"], default="tensor",
+                       help="Clip each tensor's gradient to norm 1, as the authors do, or the whole gradient "
+                            "(default: tensor).")
+    add_boolean(group, "--bias_correction", False, "Adam's bias correction, which the authors leave out (default: off).")
+    group.add_argument("--patience", type=number(int, minimum=1),
+                       help="Stop after so many epochs without a better one; needs --dev_fraction (default: never).")
+    group.add_argument("--seed", type=number(int, minimum=0), nargs="+", default=[42],
+                       help="One run for each seed; several are summed up as mean and standard deviation (default: 42).")
+
+    group = parser.speed = parser.add_argument_group("speed", "what changes only time and memory, beyond rounding")
+    group.add_argument("--eval_batch_size", type=number(int, minimum=1), default=32,
+                       help="Examples of one batch of evaluation or prediction on each device (default: 32).")
+    group.add_argument("--gradient_accumulation_steps", "--accumulate_gradients", type=number(int, minimum=1), default=1,
+                       help="Work an update's batch off in so many parts, for less memory (default: 1).")
+    add_boolean(group, "--bf16", False, "Compute in bfloat16 where it is safe; weights stay float32 (default: off).")
+    add_boolean(group, "--compile", False, "Compile the encoder's layers with torch.compile (default: off).")
+    add_boolean(group, "--gradient_checkpointing", False,
+                "Compute each layer's inner states again instead of keeping them, for less memory (default: off).")
+    add_boolean(group, "--no_cuda", False, "Use the CPU where there is a GPU (default: off).")
+    group.add_argument("--num_processes", type=number(int, minimum=1),
+                       help="Processes on this machine, one a device (default: one for each visible GPU; under torchrun "
+                            "what torchrun started).")
+    group.add_argument("--local_rank", type=int, default=-1,
+                       help="The process's number on its machine, set by launchers (default: from LOCAL_RANK).")
+
+    group = parser.output = parser.add_argument_group("output")
+    group.add_argument("--output_dir", required=True, help="The run's folder; the same command goes on where it stopped.")
+    add_boolean(group, "--overwrite_output_dir", False, "Remove another run's files from --output_dir first.")
+    group.add_argument("--save_checkpoints_steps", type=number(int, minimum=1), default=1000,
+                       help="Updates between checkpoints to resume from, beside one an epoch (default: 1000).")
+    group.add_argument("--log_steps", type=number(int, minimum=1), default=10,
+                       help="Updates between lines of metrics.jsonl (default: 10).")
+    return parser
+
+
+MODEL_FLAGS = ("do_lower_case", "max_seq_length", "trunc_medium", "layers", "layer_pooling", "pooling_type")
+TASK_FLAGS = ("task_name", "label_column", "text_columns", "sep")
+NOT_RECIPE = {"do_train", "do_predict", "predict_file", "eval_batch_size", "gradient_accumulation_steps", "bf16",
+              "compile", "gradient_checkpointing", "no_cuda", "num_processes", "local_rank", "output_dir",
+              "overwrite_output_dir", "save_checkpoints_steps", "log_steps", "seed"}
+
+
+def parse(parser, argv=None):
+    """Parses and checks the flags that need no file. Returns (args, the set of flags' names that were given)."""
+    unset = object()  # argparse gives no default to what a namespace has already
+    marked = parser.parse_args(argv, argparse.Namespace(**{action.dest: unset for action in parser._actions}))
+    given = {name for name, value in vars(marked).items() if value is not unset}
+    args = parser.parse_args(argv)
+    if not (args.do_train or args.do_eval or args.do_predict):
+        raise UserError("nothing to do: give --do_train, --do_eval or --do_predict")
+    if args.do_predict and not args.predict_file:
+        raise UserError("--do_predict needs --predict_file")
+    if args.predict_file and not args.do_predict:
+        raise UserError("--predict_file is read only with --do_predict")
+    if args.patience and not args.dev_fraction:
+        raise UserError("--patience needs data to watch: add for example --dev_fraction 0.1")
+    if not args.do_train and not args.init_checkpoint:
+        raise UserError("without --do_train, --init_checkpoint must name the folder of a fine-tuned model")
+    if not args.do_train and len(args.seed) > 1:
+        raise UserError("several --seed need --do_train")
+    for flag in ("task_name", "data_dir"):
+        if args.do_train and getattr(args, flag) is None:
+            raise UserError(f"--{flag} is needed with --do_train")
+    if args.do_eval and args.data_dir is None:
+        raise UserError("--data_dir is needed with --do_eval")
+    if args.task_name != "csv" and args.task_name and given & set(TASK_FLAGS[1:]):
+        raise UserError(f"--{sorted(given & set(TASK_FLAGS[1:]))[0]} belongs to --task_name csv, not to {args.task_name}")
+    if len(set(args.seed)) < len(args.seed):
+        raise UserError("--seed names a seed twice")
+    return args, given
+
+
+# Processes and devices
+
+@dataclasses.dataclass
+class World:
+    """The processes of a run: this one's rank, how many there are, and the device that it computes on."""
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def main(self):
+        """Whether this is the process that prints and writes."""
+        return self.rank == 0
+
+    def print(self, *words):
+        if self.main:
+            print(*words, flush=True)
+
+    def sum(self, tensor):
+        """The sum of every process's tensor."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value):
+        """The list of every process's value, any that can be pickled."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+
+@contextlib.contextmanager
+def world(args):
+    """Joins the processes of the run, one a device."""
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    local_rank = int(os.environ.get("LOCAL_RANK", max(args.local_rank, 0)))
+    cuda = torch.cuda.is_available() and not args.no_cuda
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if size == 1:
+        yield World(0, 1, device)
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    try:
+        yield World(rank, size, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def launch(args):
+    """Starts this command once for each device of the machine, unless a launcher did. Returns whether it ran so."""
+    if "RANK" in os.environ:
+        if args.num_processes and args.num_processes != int(os.environ.get("LOCAL_WORLD_SIZE", args.num_processes)):
+            raise UserError("--num_processes differs from what the launcher started; leave it out under torchrun")
+        return False
+    gpus = 0 if args.no_cuda else torch.cuda.device_count()
+    processes = args.num_processes or max(1, gpus)
+    if gpus and processes > gpus:
+        raise UserError(f"--num_processes {processes}: only {gpus} GPUs are visible")
+    if processes == 1:
+        return False
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // processes)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it repeats in pages what a process says
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=str(os.getpid()),
+                          rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
+    try:
+        elastic_launch(config, sys.executable)("-u", *sys.argv)
+    except ChildFailedError as error:  # the process itself has said why
+        sys.exit(error.get_first_failure()[1].exitcode)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+    return True
+
+
+class StopRequest:
+    """SIGTERM, remembered until the update under way is done."""
+
+    def __init__(self, world):
+        self.world, self.received = world, False
+        signal.signal(signal.SIGTERM, self.receive)
+
+    def receive(self, *_):
+        self.received = True
+
+    def agreed(self):
+        """Whether any process got the signal: all of them stop after the same update."""
+        if self.world.size == 1:
+            return self.received
+        flag = torch.tensor([int(self.received)])
+        dist.all_reduce(flag)
+        return bool(flag)
+
+
+# The model and its folder
+
+@dataclasses.dataclass
+class Setup:
+    """What the runs of a command have in common."""
+    args: object
+    config: BertConfig
+    tokenizer: FullTokenizer
+    task: tasks.Task
+    world: World
+    rates: tuple
+
+
+def read_setup(args, given, world, rates_of):
+    """Reads the configuration, vocabulary and task that the flags name, or those stored in --init_checkpoint's folder."""
+    folder = args.init_checkpoint if args.init_checkpoint and os.path.isdir(args.init_checkpoint) else None
+    task = None
+    if not args.do_train:
+        task = restore_flags(args, given, folder)
+    for flag, names in (("bert_config_file", ("config.json", "bert_config.json")), ("vocab_file", ("vocab.txt",))):
+        if getattr(args, flag) is None:
+            found = [os.path.join(folder, name) for name in names if os.path.exists(os.path.join(folder, name))] \
+                if folder else []
+            if not found:
+                raise UserError(f"--{flag} is needed: --init_checkpoint is no folder with {' or '.join(names)}")
+            setattr(args, flag, found[0])
+    config = BertConfig.from_json_file(args.bert_config_file)
+    config.check_max_seq_length(args.max_seq_length)
+    modeling.check_features(config, args.layers, args.layer_pooling, args.pooling_type)
+    batching.head_and_tail(args.max_seq_length - 2, args.trunc_medium)
+    tokenizer = FullTokenizer(args.vocab_file, do_lower_case=args.do_lower_case)
+    config.check_vocab(len(tokenizer.vocab), args.vocab_file)
+    if task is None and args.task_name == "csv":
+        task = tasks.csv_task(args.data_dir, args.label_column, args.text_columns, args.sep)
+    return Setup(args, config, tokenizer, task or tasks.TASKS[args.task_name], world, rates_of(config, args))
+
+
+def restore_flags(args, given, folder):
+    """Sets the flags of a fine-tuned model to what it was trained with. Returns its task."""
+    path = os.path.join(folder or "", "classifier.json")
+    if folder is None or not os.path.exists(path):
+        raise UserError(f"--init_checkpoint: {args.init_checkpoint} is no folder of a fine-tuned model (it has no "
+                        "classifier.json); name a run's best or last folder, or add --do_train")
+    with open(path, encoding="utf-8") as file:
+        stored = json.load(file)
+    task = tasks.task_from_dict(stored["task"])
+    if args.task_name not in (None, task.name):
+        raise UserError(f"--task_name {args.task_name}: the model in {folder} was trained for {task.name}; leave the flag out")
+    for flag in MODEL_FLAGS:
+        if flag in given and getattr(args, flag) != stored[flag]:
+            raise UserError(f"--{flag} {getattr(args, flag)}: the model in {folder} was trained with {stored[flag]}; "
+                            "leave the flag out")
+        setattr(args, flag, stored[flag])
+    return task
+
+
+def make_model(setup, where):
+    """The classifier on the device, with the weights of `where` (or random ones if None), and what was loaded."""
+    args = setup.args
+    model = modeling.BertForSequenceClassification(setup.config, len(setup.task.labels), args.layers, args.layer_pooling,
+                                                   args.pooling_type)
+    loaded = modeling.load_weights(model, where) if where else ([], [], sorted(model.state_dict()))
+    if args.frozen_bert:
+        model.bert.requires_grad_(False)
+    model.bert.encoder.gradient_checkpointing = args.gradient_checkpointing
+    if args.compile:
+        for layer in model.bert.encoder.layer:
+            layer.compile(dynamic=True)
+    return model.to(setup.world.device), loaded
+
+
+def report_weights(setup, where, matched, ignored, missing):
+    """Prints which weights came from the checkpoint and which did not."""
+    if not where:
+        setup.world.print("no --init_checkpoint: all weights are random")
+        return
+    setup.world.print(f"{where}: {len(matched)} weights taken; {len(ignored)} in the file are not used"
+                      f"{': ' + ', '.join(ignored) if ignored else ''}; {len(missing)} drawn anew"
+                      f"{': ' + ', '.join(missing) if missing else ''}")
+
+
+def save_model(model, setup, folder):
+    """Writes a folder that loads here and in transformers. The weights come last, in one rename."""
+    os.makedirs(folder, exist_ok=True)
+    labels = setup.task.labels
+    hugging_face_head = setup.args.layers == [-2]
+    setup.config.write(os.path.join(folder, "config.json"), model_type="bert",
+                       architectures=["BertForSequenceClassification" if hugging_face_head else "BertModel"],
+                       id2label={str(index): label for index, label in enumerate(labels)},
+                       label2id={label: index for index, label in enumerate(labels)})
+    write_json(os.path.join(folder, "classifier.json"),
+               {"task": setup.task.to_dict()} | {flag: getattr(setup.args, flag) for flag in MODEL_FLAGS})
+    write_json(os.path.join(folder, "tokenizer_config.json"),
+               {"tokenizer_class": "BertTokenizer", "do_lower_case": setup.args.do_lower_case,
+                "model_max_length": setup.args.max_seq_length})
+    with open(setup.args.vocab_file, "rb") as vocab, atomic_write(os.path.join(folder, "vocab.txt"), "wb") as copy:
+        shutil.copyfileobj(vocab, copy)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with atomic_write(os.path.join(folder, "model.safetensors"), "wb") as file:
+        file.write(safetensors.torch.save(state, metadata={"format": "pt"}))
+
+
+def write_json(path, value):
+    with atomic_write(path) as file:
+        json.dump(value, file, indent=2, sort_keys=True)
+        file.write("\n")
+
+
+# Data
+
+def make_dataset(setup, texts, labels):
+    """Texts and class indices as a batching.Dataset."""
+    tokenized = batching.tokenize(setup.tokenizer, texts)
+    return batching.Dataset(*batching.make_sequences(tokenized, setup.args.max_seq_length, setup.args.trunc_medium), labels)
+
+
+def read_dataset(setup, split, num=None, seed=0):
+    """The split `train` or `test` of the task, or a stratified part of it, as a batching.Dataset."""
+    dataset = make_dataset(setup, *tasks.read_examples(setup.task, setup.args.data_dir, split))
+    return subset(dataset, tasks.subsample(dataset.labels, num, seed)) if num else dataset
+
+
+def subset(dataset, indices):
+    """The part of a dataset with these indices, in their order."""
+    lengths = dataset.lengths[indices]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids = np.concatenate([dataset.ids[dataset.offsets[i]:dataset.offsets[i + 1]] for i in indices])
+    return batching.Dataset(ids, offsets, dataset.labels[indices])
+
+
+def divide(setup, train, test, seed):
+    """The data of one seed's run: (training set, the set evaluated each epoch or None, the set tested at the end or None)."""
+    args = setup.args
+    if args.num_datas:
+        train = subset(train, tasks.subsample(train.labels, args.num_datas, seed))
+    if not args.dev_fraction:
+        return train, test, None
+    kept, held_out = tasks.split_train_dev(train.labels, args.dev_fraction, seed)
+    return subset(train, kept), subset(train, held_out), test
+
+
+def show_examples(setup, dataset, texts_label):
+    """Prints three full examples, as the model sees them."""
+    inverse = setup.tokenizer.inv_vocab
+    for index in range(min(3, len(dataset))):
+        ids = dataset.ids[dataset.offsets[index]:dataset.offsets[index + 1]].tolist()
+        setup.world.print(f"{texts_label} example {index}: label {setup.task.labels[dataset.labels[index]]} "
+                          f"(class {dataset.labels[index]})\n  tokens: {' '.join(inverse[i] for i in ids)}\n"
+                          f"  input_ids: {' '.join(map(str, ids))}")
+
+
+# Training
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands: epoch and update are the next ones; `losses` and `seconds` belong to the epoch under way."""
+    epoch: int = 0
+    update: int = 0
+    global_step: int = 0
+    loss_sum: float = 0.0
+    train_seconds: float = 0.0
+    evaluations: list = dataclasses.field(default_factory=list)
+
+
+def fine_tune(setup, seed, folder, data):
+    """One run: fine-tunes with one seed into `folder`, or goes on with it. Returns the figures of results.json."""
+    args, world = setup.args, setup.world
+    train, evaluated, tested = data
+    if finished := claim_folder(setup, seed, folder, data):
+        world.print(f"{folder}: this run is finished: {describe_result(finished)}")
+        return finished
+    torch.manual_seed(seed)
+    model, loaded = make_model(setup, args.init_checkpoint)
+    updates_per_epoch = math.ceil(len(train) / args.train_batch_size)
+    t_total = max(1, round(updates_per_epoch * args.num_train_epochs))
+    groups = optimization.parameter_groups(model, args.learning_rate, *setup.rates, weight_decay=args.weight_decay)
+    optimizer = optimization.BertAdam(groups, lr=args.learning_rate, warmup=args.warmup_proportion, t_total=t_total,
+                                      clip_grad=args.clip_grad, bias_correction=args.bias_correction)
+    progress = resume(setup, folder, model, optimizer, seed)
+    if progress.global_step == 0:
+        report_weights(setup, args.init_checkpoint, *loaded)
+        world.print(optimization.describe_groups(groups))
+        show_examples(setup, train, "training")
+    world.print(f"seed {seed}: {len(train):,} training examples, {train.lengths.mean():.1f} tokens on average; {t_total} "
+                f"updates of {args.train_batch_size} examples over {world.size} process(es) x "
+                f"{args.gradient_accumulation_steps} accumulation step(s) on {world.device.type}; "
+                f"the rate rises for {round(t_total * args.warmup_proportion)} updates, then falls to 0")
+    parallel = model
+    if world.size > 1:
+        parallel = DistributedDataParallel(model, device_ids=[world.device.index] if world.device.type == "cuda" else None,
+                                           gradient_as_bucket_view=True)
+    stop = StopRequest(world)
+    with metrics_log(folder, progress.global_step) if world.main else contextlib.nullcontext() as log:
+        while progress.global_step < t_total and not out_of_patience(progress, args.patience):
+            last_update = min(updates_per_epoch, t_total - progress.epoch * updates_per_epoch)
+            train_epoch(setup, parallel, optimizer, train, seed, progress, last_update, folder, log, stop)
+            progress.epoch, progress.update = progress.epoch + 1, 0
+            finish_epoch(setup, model, evaluated, progress, folder, log)
+            progress.loss_sum = 0.0
+            save_checkpoint(setup, folder, model, optimizer, progress)
+    result = summarize(setup, seed, model, tested, progress, folder)
+    if world.main:
+        write_json(os.path.join(folder, "results.json"), result)
+        os.unlink(os.path.join(folder, "checkpoint.pt"))
+    world.print(f"{folder}: {describe_result(result)}")
+    return result
+
+
+def train_epoch(setup, model, optimizer, train, seed, progress, last_update, folder, log, stop):
+    """The updates of one epoch from progress.update on, each on one batch of a fresh permutation of the data."""
+    args, world = setup.args, setup.world
+    order = np.random.default_rng([seed, progress.epoch]).permutation(len(train))
+    model.train()
+    losses, started, logged = [], time.monotonic(), progress.global_step
+    bar = tqdm(total=last_update, initial=progress.update, unit="update", desc=f"epoch {progress.epoch + 1}",
+               disable=not world.main, mininterval=1)
+
+    def take_stock():
+        """Adds up the losses since the last call, says so in the log, and stops at one that is not finite."""
+        nonlocal losses, started, logged
+        values = world.sum(torch.stack(losses)).tolist()
+        for step, value in enumerate(values, logged + 1):
+            if not math.isfinite(value):
+                raise UserError(f"the loss is {value} at update {step}; the last good checkpoint is kept in {folder}; "
+                                "start again with a lower --learning_rate" + (" or without --bf16" if args.bf16 else ""))
+        progress.loss_sum += sum(values)
+        progress.train_seconds += time.monotonic() - started
+        losses, started, logged = [], time.monotonic(), progress.global_step
+        bar.set_postfix(loss=f"{values[-1]:.4f}", refresh=False)
+        if log:
+            log(progress.global_step, "train", loss=sum(values) / len(values), epoch=progress.epoch + 1,
+                learning_rate=args.learning_rate * rate)
+
+    while progress.update < last_update:
+        batch = order[progress.update * args.train_batch_size:(progress.update + 1) * args.train_batch_size]
+        rate = optimizer.factor()
+        losses.append(backward(setup, model, train, batch))
+        optimizer.step()
+        optimizer.zero_grad()
+        progress.update += 1
+        progress.global_step += 1
+        bar.update()
+        stopping = stop.agreed()
+        save = progress.global_step % args.save_checkpoints_steps == 0
+        if stopping or save or progress.global_step % args.log_steps == 0 or progress.update == last_update:
+            take_stock()
+        if stopping or save:
+            save_checkpoint(setup, folder, unwrap(model), optimizer, progress)
+            if stopping:
+                world.print(f"\nstopped by SIGTERM after update {progress.global_step}; the same command goes on from there")
+                sys.exit(128 + signal.SIGTERM)
+    bar.close()
+
+
+def unwrap(model):
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def backward(setup, model, dataset, indices):
+    """Adds the gradient of the mean loss over the examples `indices` (of all processes). Returns this process's part
+    of that loss, a scalar tensor on the device.
+
+    A process takes every size-th example, in as many parts as there are accumulation steps. One that has none left
+    computes one with weight 0, because every process must take part in the sum of the gradients.
+    """
+    args, world = setup.args, setup.world
+    own = indices[world.rank::world.size]
+    parts = [part for part in np.array_split(own, args.gradient_accumulation_steps) if len(part)] or [indices[:1]]
+    weight = 1 / len(indices) if len(own) else 0.0
+    total = torch.zeros((), device=world.device)
+    for number_, part in enumerate(parts, 1):
+        batch = dataset.batch(part).to(world.device)
+        synchronise = world.size == 1 or number_ == len(parts)
+        with contextlib.nullcontext() if synchronise else model.no_sync():
+            with autocast(setup):
+                logits = model(batch)
+            loss = weight * F.cross_entropy(logits, batch.labels, reduction="sum")
+            (loss * world.size).backward()  # DistributedDataParallel divides the sum by the number of processes
+        total += loss.detach()
+    return total
+
+
+def autocast(setup):
+    return torch.autocast(setup.world.device.type, torch.bfloat16, enabled=setup.args.bf16)
+
+
+def finish_epoch(setup, model, dataset, progress, folder, log):
+    """Evaluates after an epoch and keeps the model, as the last one and, if it is, as the best one."""
+    args, world = setup.args, setup.world
+    evaluation = {"epoch": progress.epoch, "global_step": progress.global_step,
+                  "loss": progress.loss_sum / updates_in_epoch(progress)}
+    if dataset is not None:
+        started = time.monotonic()
+        measured, predictions = evaluate(setup, model, dataset)
+        evaluation |= measured | {"seconds": round(time.monotonic() - started, 2)}
+    best = dataset is not None and all(evaluation["eval_accuracy"] > earlier["eval_accuracy"]
+                                       for earlier in progress.evaluations)
+    progress.evaluations.append(evaluation)
+    if not world.main:
+        return
+    if dataset is not None:
+        write_evaluation(folder, f"_ep{progress.epoch}", evaluation, predictions)
+        log(progress.global_step, "eval", **{key: evaluation[key] for key in ("eval_accuracy", "eval_loss", "epoch")})
+        print(f"epoch {progress.epoch}: accuracy {evaluation['eval_accuracy']:.4%}, loss {evaluation['eval_loss']:.4f} on "
+              f"the {'held-out' if args.dev_fraction else 'test'} data", flush=True)
+    save_model(model, setup, os.path.join(folder, "last"))
+    if best:
+        save_model(model, setup, os.path.join(folder, "best"))
+
+
+def updates_in_epoch(progress):
+    return progress.global_step - (progress.evaluations[-1]["global_step"] if progress.evaluations else 0)
+
+
+def out_of_patience(progress, patience):
+    if not patience or not progress.evaluations:
+        return False
+    return progress.epoch - best_of(progress.evaluations)["epoch"] >= patience
+
+
+def best_of(evaluations):
+    """The first of the most accurate evaluations."""
+    return max(evaluations, key=lambda evaluation: evaluation["eval_accuracy"])
+
+
+def logits_of(setup, model, dataset):
+    """The model's logits, float32 [N, labels] in the dataset's order. Each example is computed once, by one process."""
+    args, world = setup.args, setup.world
+    model.eval()
+    by_length = np.argsort(dataset.lengths, kind="stable")
+    batches = [by_length[start:start + args.eval_batch_size] for start in range(0, len(by_length), args.eval_batch_size)]
+    own = batches[world.rank::world.size]
+    logits = np.empty((len(dataset), len(setup.task.labels)), np.float32)
+    with torch.inference_mode(), autocast(setup):
+        computed = [model(dataset.batch(batch).to(world.device)).cpu().numpy()
+                    for batch in tqdm(own, unit="batch", desc="evaluation", disable=not world.main, mininterval=1, leave=False)]
+    seen = 0
+    for indices, values in zip(*map(lambda lists: sum(lists, []), zip(*world.gather((own, computed))))):
+        logits[indices] = values
+        seen += len(indices)
+    assert seen == len(dataset), f"{seen} of {len(dataset)} examples were evaluated"
+    return logits
+
+
+def evaluate(setup, model, dataset):
+    """Returns ({eval_accuracy, eval_loss}, the predicted class indices [N])."""
+    logits = torch.from_numpy(logits_of(setup, model, dataset))
+    labels = torch.from_numpy(dataset.labels)
+    predictions = logits.argmax(dim=1)
+    return {"eval_accuracy": (predictions == labels).double().mean().item(),
+            "eval_loss": F.cross_entropy(logits.double(), labels).item()}, predictions.numpy()
+
+
+def write_evaluation(folder, suffix, evaluation, predictions):
+    """The authors' two files: `key = value` lines, and a predicted class index a line."""
+    with atomic_write(os.path.join(folder, f"results{suffix}.txt")) as file:
+        file.writelines(f"{prediction}\n" for prediction in predictions)
+    keys = [key for key in ("eval_accuracy", "eval_loss", "global_step", "loss") if key in evaluation]
+    with atomic_write(os.path.join(folder, f"eval_results{suffix}.txt")) as file:
+        file.writelines(f"{key} = {evaluation[key]}\n" for key in keys)
+
+
+# Checkpoints and records of a run
+
+def save_checkpoint(setup, folder, model, optimizer, progress):
+    """Writes what the run needs to go on as if it had not been stopped."""
+    random_states = setup.world.gather(random_state(setup.world.device))
+    path = os.path.join(folder, "checkpoint.pt")
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
+             "progress": dataclasses.asdict(progress), "random_states": random_states}
+    if setup.world.main:
+        try:
+            with atomic_write(path, "wb") as file:
+                torch.save(state, file)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise UserError(f"{path} could not be written ({str(error).splitlines()[0]}), the one before is kept; free "
+                            "some space and run the same command again") from None
+    setup.world.gather(None)  # no process goes on, or ends, before the file is whole
+
+
+def random_state(device):
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def resume(setup, folder, model, optimizer, seed):
+    """Loads the run's checkpoint if there is one. Returns its Progress, or that of a fresh run."""
+    world, path = setup.world, os.path.join(folder, "checkpoint.pt")
+    if not os.path.exists(path):
+        torch.manual_seed(seed + world.rank)  # dropout differs between processes
+        return Progress()
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}); remove it to start this run again") from None
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    progress = Progress(**state["progress"])
+    if len(state["random_states"]) == world.size:
+        cpu, cuda = state["random_states"][world.rank]
+        torch.set_rng_state(cpu)
+        if cuda is not None and world.device.type == "cuda":
+            torch.cuda.set_rng_state(cuda, world.device)
+    else:
+        torch.manual_seed(seed + world.rank + progress.global_step * world.size)
+        world.print("the run was started with another number of processes: dropout is drawn anew from here")
+    world.print(f"going on after update {progress.global_step} from {path}")
+    return progress
+
+
+RUN_FILES = ("run.json", "results.json", "metrics.jsonl", "checkpoint.pt", "best", "last", "tensorboard")
+
+
+def claim_folder(setup, seed, folder, data):
+    """Makes `folder` this run's: new, or the same run's from before. Returns the results if that run is finished."""
+    args, world = setup.args, setup.world
+    recipe = {key: value for key, value in vars(args).items() if key not in NOT_RECIPE} | {"seed": seed}
+    recipe["data"] = {name: [len(dataset), int(dataset.offsets[-1])]
+                      for name, dataset in zip(("train", "evaluated", "tested"), data) if dataset is not None}
+    path = os.path.join(folder, "run.json")
+    finished, fault = None, None
+    if world.main:
+        if args.overwrite_output_dir:
+            remove_run(folder)
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                earlier = json.load(file)["recipe"]
+            differing = sorted(key for key in recipe.keys() | earlier.keys() if recipe.get(key) != earlier.get(key))
+            if differing:
+                key = differing[0]
+                fault = (f"--output_dir: {folder} holds another run ({key} was {earlier.get(key)}, now {recipe.get(key)}); "
+                         "name another folder or add --overwrite_output_dir")
+            elif os.path.exists(os.path.join(folder, "results.json")):
+                with open(os.path.join(folder, "results.json"), encoding="utf-8") as file:
+                    finished = json.load(file)
+        elif os.path.isdir(folder) and any(name in RUN_FILES or "results_ep" in name for name in os.listdir(folder)):
+            fault = (f"--output_dir: {folder} holds files of another run; name another folder or add "
+                     "--overwrite_output_dir")
+        else:
+            write_json(path, {"recipe": recipe, "flags": vars(args), "command": sys.argv} | environment(world))
+    finished, fault = world.gather((finished, fault))[0]
+    if fault:
+        raise UserError(fault)
+    return finished
+
+
+def remove_run(folder):
+    """Removes the files that a run writes, and nothing else."""
+    if not os.path.isdir(folder):
+        return
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if name in ("best", "last", "tensorboard"):
+            shutil.rmtree(path)
+        elif name in RUN_FILES or name.startswith(("eval_results", "results_ep")):
+            os.unlink(path)
+
+
+def environment(world):
+    """Versions, device and commit, for the record."""
+    code = os.path.dirname(os.path.abspath(__file__))
+    commit = subprocess.run(["git", "-C", code, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.machine() + " CPU"
+    return {"versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+            "device": device, "processes": world.size, "threads": torch.get_num_threads(), "commit": commit or None,
+            "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
+
+
+@contextlib.contextmanager
+def metrics_log(folder, global_step):
+    """Yields log(global_step, kind, **values), which writes to metrics.jsonl and TensorBoard. Lines after
+    `global_step`, of a run that was stopped later than it was saved, are dropped."""
+    # tensorboard takes TensorFlow for its files where it is installed, unless this module exists: seconds and memory
+    sys.modules.setdefault("tensorboard.compat.notf", type(sys)("notf"))
+    from torch.utils.tensorboard import SummaryWriter
+    path = os.path.join(folder, "metrics.jsonl")
+    kept = []
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            lines = [line for line in file if line.endswith("\n")]
+        kept = [line for line in lines if json.loads(line)["global_step"] <= global_step]
+    with atomic_write(path) as file:
+        file.writelines(kept)
+    board = SummaryWriter(os.path.join(folder, "tensorboard"), purge_step=global_step + 1 if global_step else None)
+    with open(path, "a", encoding="utf-8") as file, contextlib.closing(board):
+        def log(step, kind, **values):
+            file.write(json.dumps({"global_step": step, "kind": kind, **values}) + "\n")
+            file.flush()
+            for name, value in values.items():
+                if name != "epoch":
+                    board.add_scalar(f"{kind}/{name}", value, step)
+        yield log
+
+
+def summarize(setup, seed, model, tested, progress, folder):
+    """The figures of a finished run; with --dev_fraction, the best model's on the test set, measured now and once."""
+    evaluations, world = progress.evaluations, setup.world
+    result = {"seed": seed, "epochs": evaluations, "train_seconds": round(progress.train_seconds, 2),
+              "peak_memory_mib": round(peak_memory(world.device))}
+    if "eval_accuracy" in evaluations[-1]:
+        result |= {"best": best_of(evaluations), "last": evaluations[-1]}
+    if tested is not None:
+        modeling.load_weights(model, os.path.join(folder, "best"))
+        measured, predictions = evaluate(setup, model, tested)
+        result["test"] = measured | {"epoch": result["best"]["epoch"], "global_step": result["best"]["global_step"]}
+        if world.main:
+            write_evaluation(folder, "", result["test"], predictions)
+    return result
+
+
+def peak_memory(device):
+    """MiB: the process's peak resident set, or what the GPU gave out at most."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def describe_result(result):
+    """A run's figures in one line."""
+    words = [f"{name} {result[name]['eval_accuracy']:.4%} (epoch {result[name]['epoch']})"
+             for name in ("best", "last", "test") if name in result]
+    return ", ".join(words + [f"{result['train_seconds']:.0f} s of training, {result['peak_memory_mib']:,} MiB"])
+
+
+# A command
+
+def run(parser, rates_of=lambda config, args: (None, None), argv=None):
+    """What a script does with its flags.
+
+    rates_of(config, args) gives the rate of each layer and of the embeddings, or None and None: --learning_rate.
+    """
+    args, given = parse(parser, argv)
+    if launch(args):
+        return
+    with world(args) as processes:
+        setup = read_setup(args, given, processes, rates_of)
+        if args.do_train:
+            folder = train_seeds(setup)
+        else:
+            folder = args.init_checkpoint
+            if args.do_eval:
+                evaluate_saved(setup, folder)
+        if args.do_predict:
+            predict(setup, folder)
+
+
+def seed_folder(args, seed):
+    return args.output_dir if len(args.seed) == 1 else os.path.join(args.output_dir, f"seed_{seed}")
+
+
+def train_seeds(setup):
+    """Runs every seed and sums them up. Returns the folder of the model to go on with: the best of the first seed."""
+    args, world = setup.args, setup.world
+    train = read_dataset(setup, "train")
+    test = read_dataset(setup, "test", args.num_test_datas) if args.do_eval else None
+    if test is not None and not args.dev_fraction:
+        world.print("the test set is evaluated after each epoch and chooses the best one, as in the paper; "
+                    "--dev_fraction 0.1 chooses on held-out training data and tests once")
+    for dataset, name in ((train, "training"), (test, "test")):
+        if dataset is not None:
+            report_lengths(setup, dataset, name)
+    results = [fine_tune(setup, seed, seed_folder(args, seed), divide(setup, train, test, seed))
+               for seed in args.seed]
+    folder = seed_folder(args, args.seed[0])
+    folder = os.path.join(folder, "best" if "best" in results[0] else "last")
+    if world.main:
+        if len(args.seed) > 1:
+            sum_up(args, results)
+        print(f"wrote {args.output_dir}; next, predict with it:\n  python {os.path.basename(sys.argv[0])} --do_predict "
+              f"--predict_file FILE --init_checkpoint {folder} --output_dir {args.output_dir}")
+    return folder
+
+
+def report_lengths(setup, dataset, name):
+    cut = (dataset.lengths == setup.args.max_seq_length).mean()
+    setup.world.print(f"{name} data: {len(dataset):,} examples, {dataset.lengths.mean():.1f} tokens on average, "
+                      f"{cut:.1%} fill all {setup.args.max_seq_length}")
+
+
+def sum_up(args, results):
+    """Writes and prints the mean and the standard deviation (n - 1) over the seeds, of best, last and test."""
+    summary = {"seeds": args.seed}
+    for name in ("best", "last", "test"):
+        if name in results[0]:
+            values = np.array([result[name]["eval_accuracy"] for result in results])
+            summary[name] = {"mean": values.mean(), "std": values.std(ddof=1), "values": values.tolist()}
+            print(f"{name} accuracy over {len(values)} seeds: {values.mean():.4%} (std {values.std(ddof=1):.4%})")
+    write_json(os.path.join(args.output_dir, "summary.json"), summary)
+
+
+def evaluate_saved(setup, folder):
+    """Evaluates a fine-tuned model on the test set."""
+    args, world = setup.args, setup.world
+    test = read_dataset(setup, "test", args.num_test_datas)
+    model, _ = make_model(setup, folder)
+    measured, predictions = evaluate(setup, model, test)
+    if world.main:
+        write_evaluation(args.output_dir, "", measured, predictions)
+        print(f"{folder}: accuracy {measured['eval_accuracy']:.4%}, loss {measured['eval_loss']:.4f} on {len(test):,} test "
+              f"examples\nwrote {os.path.join(args.output_dir, 'eval_results.txt')} and results.txt")
+
+
+def predict(setup, folder):
+    """Writes predictions.tsv: a header, then the label and each class's probability for each text of --predict_file."""
+    args, world = setup.args, setup.world
+    texts = tasks.read_texts(setup.task, args.predict_file)
+    model, _ = make_model(setup, folder)
+    dataset = make_dataset(setup, texts, np.zeros(len(texts)))
+    probabilities = torch.from_numpy(logits_of(setup, model, dataset)).softmax(dim=1).numpy()
+    if not world.main:
+        return
+    labels, path = setup.task.labels, os.path.join(args.output_dir, "predictions.tsv")
+    with atomic_write(path) as file:
+        file.write("\t".join(["label", *labels]) + "\n")
+        for row in probabilities:
+            file.write("\t".join([labels[row.argmax()], *(f"{value:.6f}" for value in row)]) + "\n")
+    print(f"wrote {path}: the label and the probability of each class for {len(texts):,} texts")
