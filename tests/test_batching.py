@@ -1,0 +1,98 @@
+"""batching.py: truncation against its definition in words, and packed batches that hold exactly the right tokens."""
+import numpy as np
+import pytest
+import torch
+
+import batching
+from command_line import UserError
+
+CLS, SEP = 101, 102
+
+
+def flat(texts):
+    """TokenizedTexts of lists of ids."""
+    offsets = np.cumsum([0] + [len(ids) for ids in texts])
+    return batching.TokenizedTexts(np.array([i for ids in texts for i in ids], np.int32), offsets, CLS, SEP)
+
+
+def truncated_by_definition(ids, budget, trunc_medium):
+    """The README's words: head-only, tail-only, half and half (the tail has the odd one), head k + tail the rest."""
+    if len(ids) <= budget:
+        return ids
+    head = {-2: budget, -1: 0, 0: budget // 2}.get(trunc_medium, trunc_medium)
+    kept = ids[:head]
+    for position in range(len(ids) - (budget - head), len(ids)):
+        kept = kept + [ids[position]]
+    return kept
+
+
+@pytest.mark.parametrize("max_seq_length", [5, 12, 13, 30])
+@pytest.mark.parametrize("trunc_medium", [-2, -1, 0, 1, 3, "budget"])
+def test_truncation_equals_its_definition(max_seq_length, trunc_medium):
+    budget = max_seq_length - 2
+    trunc_medium = budget if trunc_medium == "budget" else trunc_medium
+    texts = [list(range(1, length + 1)) for length in (0, 1, budget - 1, budget, budget + 1, budget + 2, 3 * budget)]
+    ids, offsets = batching.make_sequences(flat(texts), max_seq_length, trunc_medium)
+    assert offsets.tolist() == np.cumsum([0] + [min(len(text), budget) + 2 for text in texts]).tolist()
+    for text, start, end in zip(texts, offsets, offsets[1:]):
+        assert ids[start:end].tolist() == [CLS, *truncated_by_definition(text, budget, trunc_medium), SEP]
+
+
+def test_paper_settings_at_512():
+    """Section 5.3.1: head 510; tail 510; 128 + 382; half and half of 510 is 255 + 255."""
+    long = list(range(1000))
+    for trunc_medium, expected in ((-2, long[:510]), (-1, long[-510:]), (128, long[:128] + long[-382:]),
+                                   (0, long[:255] + long[-255:])):
+        ids, _ = batching.make_sequences(flat([long]), 512, trunc_medium)
+        assert ids[1:-1].tolist() == expected
+
+
+@pytest.mark.parametrize("trunc_medium, words", [(11, "--trunc_medium 11 keeps more tokens than the 10 that fit"),
+                                                 (-3, "--trunc_medium -3")])
+def test_wrong_truncation_is_refused_even_where_every_text_is_short(trunc_medium, words):
+    with pytest.raises(UserError, match=words):
+        batching.make_sequences(flat([[1]]), 12, trunc_medium)
+
+
+def test_packed_batch_holds_the_sequences_in_the_order_asked_for():
+    texts = [[7], [], [1, 2, 3, 4], [5, 6]]
+    dataset = batching.Dataset(*batching.make_sequences(flat(texts), 5, -1), labels=[3, 2, 1, 0])
+    batch = dataset.batch(np.array([2, 0, 1]))
+    assert batch.input_ids.tolist() == [CLS, 2, 3, 4, SEP, CLS, 7, SEP, CLS, SEP]
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 1]
+    assert batch.sequence_ids.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 2, 2]
+    assert batch.segment_ids.tolist() == [0] * 10
+    assert batch.cu_seqlens.tolist() == [0, 5, 8, 10]
+    assert batch.lengths == [5, 3, 2]
+    assert batch.labels.tolist() == [1, 3, 2]
+    for value in vars(batch).values():
+        assert isinstance(value, list) or value.dtype == torch.int64
+
+
+def test_segments_are_packed_too():
+    batch = batching.pack([np.array([1, 2]), np.array([3])], segments=[np.array([0, 1]), np.array([1])])
+    assert batch.segment_ids.tolist() == [0, 1, 1]
+
+
+def test_every_token_is_in_exactly_one_batch_of_an_epoch():
+    generator = np.random.default_rng(0)
+    texts = [generator.integers(1, 100, generator.integers(0, 30)).tolist() for _ in range(50)]
+    dataset = batching.Dataset(*batching.make_sequences(flat(texts), 20, 5), labels=np.zeros(50))
+    order = generator.permutation(50)
+    seen = {}
+    for start in range(0, 50, 8):
+        indices = order[start:start + 8]
+        batch = dataset.batch(indices)
+        for index, sequence in zip(indices, batch.input_ids.split(batch.lengths)):
+            seen[int(index)] = sequence.tolist()
+    assert len(seen) == 50
+    for index, text in enumerate(texts):
+        assert seen[index] == [CLS, *truncated_by_definition(text, 18, 5), SEP]
+
+
+def test_tokenize_keeps_texts_apart(tmp_path):
+    from tokenization import FullTokenizer
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nhello\nworld\n##s\n")
+    tokenized = batching.tokenize(FullTokenizer(tmp_path / "vocab.txt", True), ["Hello worlds", "", "[SEP] hello"])
+    assert [ids.tolist() for ids in tokenized] == [[5, 6, 7], [], [1, 1, 1, 5]]
+    assert (tokenized.cls_id, tokenized.sep_id) == (2, 3)
