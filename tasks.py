@@ -150,6 +150,21 @@ def read_examples(task, data_dir, split):
     return texts, np.array(labels, np.int64)
 
 
+def read_texts(task, path):
+    """The texts (list of str) of a file to predict, the value of --predict_file.
+
+    Its name ends in .csv or .tsv: rows as `task` has them (.tsv: separated by tabs), with or without the label. Any
+    other name: a text a line, an empty line is an empty text. Raises UserError as `read_documents` does.
+    """
+    extension = os.path.splitext(path)[1].lower()
+    if extension in (".csv", ".tsv"):
+        sep = "\t" if extension == ".tsv" else task.sep
+        return [task.text(fields)
+                for _, fields in read_columns(task, path, "--predict_file", task.text_columns, sep)]
+    require_file(path, "--predict_file")
+    return [line for _, line in without_mark(decode_lines(path))]
+
+
 # Finding and reading the files: each reader yields (line number, label as written, text fields)
 
 def find_source(task, data_dir, split):
@@ -172,36 +187,45 @@ def find_source(task, data_dir, split):
 
 
 def read_table(task, path):
-    """Reads train.csv or test.csv of any task.
+    """Reads train.csv or test.csv of any task."""
+    columns = (task.label_column, *task.text_columns)
+    for line_number, (label, *fields) in read_columns(task, path, "--data_dir", columns, task.sep):
+        yield line_number, label.strip(), fields
 
-    Every row must have as many columns as the task, or as the first row of a file of your own.
+
+def read_columns(task, path, flag, columns, sep):
+    """Yields (line number, the fields in `columns`) for each row of a table, the value of `flag`.
+
+    Every row must have as many columns as the task, or as the first row of a file of your own. Where no label is asked
+    for and there is no header, rows may also be without it.
     """
-    require_file(path, "--data_dir")
-    rows = read_rows(path, task.sep or sniffed_separator(path))
+    require_file(path, flag)
+    rows = read_rows(path, sep or sniffed_separator(path))
     first = next(rows, None)
     if first is None:
-        raise UserError(f"--data_dir: {path} holds no row")
+        raise UserError(f"{flag}: {path} holds no row")
     line_number, first_row = first
-    columns = (task.label_column, *task.text_columns)
-    has_header = isinstance(task.label_column, str)
-    if has_header:
+    width = len(first_row)
+    if isinstance(task.label_column, str):
         check_header(path, line_number, first_row, columns)
         columns = tuple(map(first_row.index, columns))
     else:
         rows = itertools.chain([first], rows)
-    width = len(first_row) if task.name == "csv" else len(columns)
-    if max(columns) >= width:
-        raise UserError(f"{path}:{line_number}: there is no column {max(columns)}, the row has the columns 0 to "
-                        f"{width - 1}; see --label_column, --text_columns and --sep")
-    label_column, *text_columns = columns
+        if columns == task.text_columns and width == len(columns):
+            columns = tuple(map(sorted(columns).index, columns))
+        elif task.name != "csv":
+            width = 1 + len(task.text_columns)
+        if max(columns) >= width:
+            raise UserError(f"{path}:{line_number}: there is no column {max(columns)}, the row has the columns 0 to "
+                            f"{width - 1}; see --label_column, --text_columns and --sep")
     line_number = None
     for line_number, row in rows:
         if len(row) != width:
             raise UserError(f"{path}:{line_number}: {len(row)} columns, the task {task.name} has {width}; "
                             "the row is cut off, or separated by something else")
-        yield line_number, row[label_column].strip(), [row[column] for column in text_columns]
+        yield line_number, [row[column] for column in columns]
     if line_number is None:
-        raise UserError(f"--data_dir: {path} holds a header and no row")
+        raise UserError(f"{flag}: {path} holds a header and no row")
 
 
 def check_header(path, line_number, header, columns):
@@ -215,8 +239,7 @@ def check_header(path, line_number, header, columns):
 
 def read_rows(path, sep):
     """Yields (number of the line in which the row begins, list of fields) for each row that is not an empty line."""
-    lines = decode_lines(path, keep_ends=sep != "\t")
-    lines = ((number, line.removeprefix("\ufeff") if number == 1 else line) for number, line in lines)
+    lines = without_mark(decode_lines(path, keep_ends=sep != "\t"))
     if sep == "\t":
         yield from ((number, line.split("\t")) for number, line in lines if line)
         return
@@ -233,6 +256,11 @@ def read_rows(path, sep):
                             "or not doubled, or the file is cut off") from None
         if row:
             yield line_number, row
+
+
+def without_mark(lines):
+    """The numbered lines of a file without the byte order mark that may precede the first."""
+    return ((number, line.removeprefix("\ufeff") if number == 1 else line) for number, line in lines)
 
 
 def sniffed_separator(path):
@@ -329,30 +357,3 @@ def split_train_dev(labels, fraction, seed):
     if not len(train):
         raise UserError(f"a development fraction of {fraction} leaves none of {len(labels)} examples to train on")
     return train, dev
-
-
-def read_texts(task, path):
-    """The texts (list of str) of a file to predict: a text a line; or, if its name ends in .csv or .tsv, rows as
-    `task` has them, whose label's column may also be absent."""
-    require_file(path, "--predict_file")
-    if not path.endswith((".csv", ".tsv")):
-        return [line for _, line in decode_lines(path)]
-    rows = read_rows(path, task.sep or sniffed_separator(path))
-    columns, width = task.text_columns, None
-    if isinstance(task.label_column, str):
-        line_number, header = next(rows, (1, []))
-        check_header(path, line_number, header, columns)
-        columns, width = tuple(map(header.index, columns)), len(header)
-    texts = []
-    for line_number, row in rows:
-        if width is None:
-            width = len(row)
-            if width == len(columns):
-                columns = tuple(range(width))
-        if len(row) != width or max(columns) >= width:
-            raise UserError(f"{path}:{line_number}: {len(row)} columns; the rows of the task {task.name} have "
-                            f"{len(task.text_columns)} of text, and all rows of a file the same number")
-        texts.append(task.text([row[column] for column in columns]))
-    if not texts:
-        raise UserError(f"--predict_file: {path} holds no row")
-    return texts

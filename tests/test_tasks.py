@@ -201,6 +201,45 @@ def test_csv_task_refuses_a_test_label_that_training_lacks(tmp_path):
         list(tasks.read_documents(task, tmp_path, "test"))
 
 
+# Texts to predict
+
+@pytest.mark.parametrize("task, name, content, texts", [
+    ("ag", "new.txt", '\ufeff"1","a"\n\nb\x85\r\n', ['"1","a"', "", "b\x85"]),
+    ("ag", "new.csv", '"1","a","b"\n"9","c","d"\n', ["a - b", "c - d"]),  # a label there is not looked at
+    ("ag", "new.csv", '"a","b"\n', ["a - b"]),
+    ("ag", "new.tsv", 'a "x"\tb\n', ['a "x" - b']),
+    ("imdb", "NEW.CSV", "fine, really\n", ["fine, really"]),
+    ("imdb", "new.csv", "1\tfine\n", ["fine"]),
+    ("sogou", "new.csv", "a,b\nc,d\n", ["a b", "c d"]),
+])
+def test_texts_to_predict(tmp_path, task, name, content, texts):
+    write(tmp_path, {name: content})
+    assert tasks.read_texts(TASKS[task], str(tmp_path / name)) == texts
+
+
+def test_texts_to_predict_for_a_file_of_ones_own(tmp_path):
+    write(tmp_path, {"train.csv": "id;mood;head;body\n1;a;x;y\n2;b;x;y\n", "new.csv": "body;id;head\nb1;1;h1\n",
+                     "plain.csv": "h1;b1\n"})
+    named = tasks.csv_task(tmp_path, "mood", ["head", "body"], ";")
+    assert tasks.read_texts(named, str(tmp_path / "new.csv")) == ["h1 b1"]
+    write(tmp_path, {"train.csv": "b1;x;h1\nb2;y;h2\n", "new.csv": "b3;h3\n"})
+    numbered = tasks.csv_task(tmp_path, "1", ["2", "0"], ";")
+    assert tasks.read_texts(numbered, str(tmp_path / "train.csv")) == ["h1 b1", "h2 b2"]
+    assert tasks.read_texts(numbered, str(tmp_path / "new.csv")) == ["h3 b3"]
+
+
+@pytest.mark.parametrize("name, content, words", [
+    ("new.txt", b"", "--predict_file"), ("new.txt", b"a\n\xff\n", "new.txt:2: byte 1 is not UTF-8"),
+    ("new.csv", b"\n", "holds no row"), ("new.csv", b'"a","b"\n"c"\n', "new.csv:2: 1 columns"),
+    ("new.csv", b'"a"\n', "new.csv:1: 1 columns, the task ag has 3"),
+])
+def test_bad_files_to_predict_are_refused(tmp_path, name, content, words):
+    write(tmp_path, {name: content})
+    with pytest.raises(UserError) as caught:
+        tasks.read_texts(TASKS["ag"], str(tmp_path / name))
+    assert words in str(caught.value)
+
+
 # Bad files
 
 def test_missing_files_are_named(tmp_path):
