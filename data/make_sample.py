@@ -1,0 +1,233 @@
+"""Writes the sample that ships with the code: labelled news in AG's News format, and a WordPiece vocabulary of it.
+
+The stories are invented: sentence patterns below, filled with the words of `data/sample_words.json`. A story has a
+topic (1 world, 2 sports, 3 business, 4 science/technology) and a beat of it (elections, tennis, ...). Most of its words
+are ones that every topic shares, some are the beat's, some another topic's; the people, the place and the things of a
+story return from sentence to sentence; one story in three opens with sentences that could be about anything; one in
+sixteen takes as many words from another topic as from its own. So a classifier of the words does well and not perfectly, and
+a model that has read the texts knows which words keep company. The noise of AG's News is there: agencies, ` #39;`,
+` quot;`, `\\` for a line's end, `&lt;b&gt;...&lt;/b&gt;`, `\\$`.
+
+The same seed gives the same bytes on every machine (only `random.Random.random` is drawn from). What is committed is
+
+    python data/make_sample.py
+
+which writes data/sample/train.csv (1,600 stories), data/sample/test.csv (400), data/tiny_bert/vocab.txt (2,000 tokens).
+A sample of your own size, elsewhere:
+
+    python data/make_sample.py --num_train 200 --num_test 100 --seed 7 --output_dir tmp/sample --vocab_file tmp/vocab.txt
+"""
+import csv
+import json
+import os
+import random
+import string
+import sys
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(FOLDER))
+from command_line import ArgumentParser, UserError, atomic_write, number, run  # noqa: E402  (the folder above is not installed)
+
+TOPICS = ("world", "sports", "business", "science")  # label 1, 2, 3, 4, as in AG's News
+SLOTS = ("agents", "things", "acts", "settings")
+FROM_BEAT, FROM_OTHER_TOPIC = 0.5, 0.12  # where a slot's word comes from; the rest is shared by all topics
+QUIET_OPENING, AMBIGUOUS = 0.33, 1 / 16   # shares of the stories
+AT_HOME = 0.6                             # how often a person of the beat appears, rather than anybody
+
+TITLES = (
+    "{agent} {act} {thing}", "{place} {agent} {act} {thing}", "{person} {act} {thing} {setting}",
+    "{thing}: {place} waits for the {agent}", "{agent} in {place} {act} {thing}", "{person} and the {thing} of {place}",
+    "{thing} {setting}", "For {person}, a {thing} {setting}", "{place} {thing} divides {agent} and {agent2}")
+SENTENCES = (
+    "The {agent} {person} {act} the {thing} {setting}.", "{person} of {place} {act} the {thing}, the {agent} said {setting}.",
+    "{setting}, the {agent} {act} a {thing} in {place}.", "Nobody in {place} had seen such a {thing} {setting}.",
+    "The {agent} {act} the {thing} {setting}, and {person} {act2} it.", "It was the {ordinal} {thing} for the {agent} {setting}.",
+    "\"The {thing} means everything to us,\" said {person}, the {agent} from {place}.",
+    "A {agent} near {place} {act} the {thing} {setting}, and the {agent2} {act2} another one.",
+    "{person} said that the {thing} was no {thing2}, and the {agent} {act} it {setting}.",
+    "Both the {thing} and the {thing2} worried {place} {setting}.", "Without the {thing}, {person} would have {act} the {agent} {setting}.",
+    "The {agent} who {act} the {thing} is now {agent2} in {place}.", "There are {count} more in {place}, the {agent} told {person} {setting}.",
+    "Since the {thing} {setting}, the {agent} has {act} {count} of them.", "Some say {person} {act} the {thing2}; the {agent} knows only of a {thing}.")
+ORDINALS = ("first", "second", "third", "fourth", "last")
+AGENCIES = ("AP", "Reuters", "AFP")
+
+
+def split(words):
+    return tuple(word.strip() for word in words.split(","))
+
+
+def read_words(path):
+    """The word lists: ({topic: {beat: {slot: words}}}, {slot: words that all topics share}, {part of a name: syllables})."""
+    with open(path, encoding="utf-8") as file:
+        lists = json.load(file)
+    beats = {topic: {beat: {slot: split(words[slot]) for slot in SLOTS} for beat, words in lists[topic].items()}
+             for topic in TOPICS}
+    return (beats, {slot: split(lists["shared"][slot]) for slot in SLOTS},
+            {part: split(syllables) for part, syllables in lists["names"].items()})
+
+
+def pick(rng, options):
+    """One of `options`, by `random()` alone: the one draw that Python promises to keep from version to version."""
+    return options[int(rng.random() * len(options))]
+
+
+def shuffle(rng, items):
+    """Shuffles a list in place (Fisher and Yates)."""
+    for last in range(len(items) - 1, 0, -1):
+        other = int(rng.random() * (last + 1))
+        items[last], items[other] = items[other], items[last]
+
+
+def invent_people(rng, beats, names, people_per_beat=8):
+    """A dict {beat: names of the people who are mostly seen there}."""
+    parts = [names["person_starts"], names["person_middles"], names["person_ends"]]
+    return {beat: [string.capwords("".join(pick(rng, part) for part in parts)) for _ in range(people_per_beat)]
+            for topic in TOPICS for beat in beats[topic]}
+
+
+class Story:
+    """The words of one story: every slot has two, which return from sentence to sentence."""
+
+    def __init__(self, rng, topic, beats, shared, names, people):
+        self.rng = rng
+        beat = pick(rng, list(beats[topic]))
+        other_topic = pick(rng, [name for name in TOPICS if name != topic])
+        self.own = beats[topic][beat]
+        self.other = beats[other_topic][pick(rng, list(beats[other_topic]))]
+        self.shared = shared
+        ambiguous = rng.random() < AMBIGUOUS
+        self.shares = (FROM_BEAT, FROM_BEAT) if ambiguous else (FROM_BEAT, FROM_OTHER_TOPIC)
+        everybody = [person for group in people.values() for person in group]
+        self.people = [pick(rng, people[beat] if rng.random() < AT_HOME else everybody) for _ in range(2)]
+        self.place = string.capwords(pick(rng, names["place_starts"]) + pick(rng, names["place_ends"]))
+        self.things = [self.word("things") for _ in range(2)]
+        self.agents = [self.word("agents") for _ in range(2)]
+
+    def word(self, slot):
+        draw = self.rng.random()
+        source = (self.own if draw < self.shares[0] else self.other if draw < sum(self.shares) else self.shared)
+        return pick(self.rng, source[slot])
+
+    def recurring(self, slot, known):
+        """A word for `slot`: one that the story has had already, or a new one, equally often."""
+        return pick(self.rng, known) if self.rng.random() < 0.5 else self.word(slot)
+
+    def say(self, patterns, quiet):
+        """Fills one of `patterns`; a `quiet` sentence takes all its words from those that every topic shares."""
+        def draw(slot, known=()):
+            if quiet:
+                return pick(self.rng, self.shared[slot])
+            return self.recurring(slot, known) if known else self.word(slot)
+        text = pick(self.rng, patterns).format(
+            agent=draw("agents", self.agents), agent2=draw("agents", self.agents), act=draw("acts"), act2=draw("acts"),
+            thing=draw("things", self.things), thing2=draw("things", self.things), setting=draw("settings"),
+            person=pick(self.rng, self.people), place=self.place, ordinal=pick(self.rng, ORDINALS),
+            count=2 + int(self.rng.random() * 98))
+        words = text.split(" ")
+        words = ["an" if word == "a" and after[0] in "aeiou" else "An" if word == "A" and after[0] in "aeiou" else word
+                 for word, after in zip(words, words[1:] + ["."])]
+        return " ".join(words)[0].upper() + " ".join(words)[1:]
+
+
+def add_noise(rng, title, description):
+    """What AG's News looks like after its authors' crawl, in some of the rows."""
+    draw = rng.random()
+    if draw < 0.12:
+        agency = pick(rng, AGENCIES)
+        title, description = f"{title} ({agency})", f"{agency} - {description}"
+    elif draw < 0.18:
+        title, description = f"{title} &lt;b&gt;...&lt;/b&gt;", f"&lt;b&gt;...&lt;/b&gt; {description}"
+    elif draw < 0.26:
+        description = description.replace('"', " quot;")
+    elif draw < 0.32:
+        place = int(rng.random() * len(description))
+        description = description[:place] + description[place:].replace(" ", "\\", 1)
+    elif draw < 0.36:
+        description += f" The cost was \\${1 + int(rng.random() * 900)} million."
+    elif draw < 0.46:
+        title = title.replace(" of ", " #39;s ") if " of " in title else f"{title} - it #39;s official"
+    return title, description
+
+
+def write_story(rng, topic, beats, shared, names, people):
+    """One (title, description of two to five sentences)."""
+    story = Story(rng, topic, beats, shared, names, people)
+    num_sentences = 2 + int(rng.random() * 4)
+    num_quiet = (1 + int(rng.random() * (num_sentences - 1))) if rng.random() < QUIET_OPENING else 0
+    title = story.say(TITLES, quiet=num_quiet > 0)
+    sentences = [story.say(SENTENCES, quiet=index < num_quiet) for index in range(num_sentences)]
+    return add_noise(rng, string.capwords(title) if rng.random() < 0.5 else title, " ".join(sentences))
+
+
+def make_rows(num_train, num_test, seed, words_file):
+    """The train and the test rows: two lists of (label "1" to "4", title, description), the labels balanced."""
+    rng = random.Random(seed)
+    beats, shared, names = read_words(words_file)
+    people = invent_people(rng, beats, names)
+    rows = [(str(1 + index % len(TOPICS)), *write_story(rng, TOPICS[index % len(TOPICS)], beats, shared, names, people))
+            for index in range(num_train + num_test)]
+    train, test = rows[:num_train], rows[num_train:]
+    shuffle(rng, train)
+    shuffle(rng, test)
+    return train, test
+
+
+def write_rows(path, rows):
+    """Zhang et al.'s csv: every field in quotes, quotes doubled, no header."""
+    with atomic_write(path) as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(rows)
+
+
+def train_vocab(texts, vocab_size):
+    """The tokens of a WordPiece vocabulary in the order of their ids, [PAD] first.
+
+    The single letters, alone and inside a word, are given to the trainer as if they were special: it would number them
+    in the order of a hash table, which differs from run to run, and settle ties between merges by those numbers.
+    """
+    from tokenizers import BertWordPieceTokenizer
+    tokenizer = BertWordPieceTokenizer(lowercase=True)
+    letters = sorted({letter for text in texts for letter in tokenizer.normalize(text) if not letter.isspace()})
+    tokenizer.train_from_iterator(
+        texts, vocab_size=vocab_size, min_frequency=2, show_progress=False,
+        special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters,
+                        *("##" + letter for letter in letters if letter.isalnum())])
+    vocab = tokenizer.get_vocab()
+    return sorted(vocab, key=vocab.get)
+
+
+def parse_arguments():
+    parser = ArgumentParser(__doc__)
+    # data
+    group = parser.add_argument_group("data")
+    group.add_argument("--num_train", type=number(int, minimum=4), default=1600, help="Stories in train.csv. Default 1600.")
+    group.add_argument("--num_test", type=number(int, minimum=4), default=400, help="Stories in test.csv. Default 400.")
+    group.add_argument("--seed", type=int, default=2019, help="Seed of the stories; another seed gives others. Default 2019.")
+    group.add_argument("--vocab_size", type=number(int, minimum=200), default=2000,
+                       help="Tokens in the vocabulary, special ones included. Default 2000.")
+    # output
+    group = parser.add_argument_group("output")
+    group.add_argument("--output_dir", default=os.path.join(FOLDER, "sample"),
+                       help="Folder for train.csv and test.csv. Default: sample, beside this script.")
+    group.add_argument("--vocab_file", default=os.path.join(FOLDER, "tiny_bert", "vocab.txt"),
+                       help="File for the vocabulary. Default: tiny_bert/vocab.txt, beside this script.")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_arguments()
+    train, test = make_rows(args.num_train, args.num_test, args.seed, os.path.join(FOLDER, "sample_words.json"))
+    tokens = train_vocab([f"{title} - {description}" for _, title, description in train], args.vocab_size)
+    if len(tokens) != args.vocab_size:
+        raise UserError(f"--vocab_size {args.vocab_size}: {args.num_train} stories give {len(tokens)} tokens; "
+                        "ask for fewer tokens or for more stories with --num_train")
+    for name, rows in (("train.csv", train), ("test.csv", test)):
+        write_rows(os.path.join(args.output_dir, name), rows)
+        print(f"wrote {os.path.join(args.output_dir, name)}: {len(rows)} stories")
+    with atomic_write(args.vocab_file) as file:
+        file.writelines(token + "\n" for token in tokens)
+    print(f"wrote {args.vocab_file}: {len(tokens)} tokens")
+    print(f"next: python generate_corpus_agnews.py --data_dir {args.output_dir}")
+
+
+if __name__ == "__main__":
+    run(main)
