@@ -1,0 +1,276 @@
+"""BERT with its two pre-training heads in TensorFlow 2, and its checkpoints, with google-research/bert's variable names.
+
+The weights are plain float32 `tf.Variable`s, kept by name; a checkpoint is name-based, as `tf.compat.v1.train.Saver`
+writes it, so google-research/bert reads ours and we read Google's.
+
+    config = BertConfig.from_json_file("uncased_L-12_H-768_A-12/bert_config.json")
+    values = read_checkpoint("uncased_L-12_H-768_A-12/bert_model.ckpt")
+    model = BertForPreTraining(config, initial_values(config, seed=0) | {name: values[name] for name in ...})
+    hidden_states, pooled_output = model.encode(input_ids, input_mask, segment_ids)
+    write_checkpoint("folder/model.ckpt-0", model.variables)
+"""
+import contextlib
+import math
+import os
+import tempfile
+import zlib
+
+import numpy as np
+import tensorflow as tf
+
+from command_line import UserError
+
+WRITING = ".writing-"  # prefix of the folder a checkpoint is written in before its files get their names
+MASKED_SCORE = -10000.0  # added to the attention score of padding, as google-research/bert does
+
+
+def variable_shapes(config):
+    """Name -> shape (tuple) of every variable of BERT with its pre-training heads, in google-research/bert's order."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+
+    def dense(name, rows, columns):
+        return {f"{name}/kernel": (rows, columns), f"{name}/bias": (columns,)}
+
+    def layer_norm(name):
+        return {f"{name}/LayerNorm/beta": (hidden,), f"{name}/LayerNorm/gamma": (hidden,)}
+
+    shapes = {"bert/embeddings/word_embeddings": (config.vocab_size, hidden),
+              "bert/embeddings/token_type_embeddings": (config.type_vocab_size, hidden),
+              "bert/embeddings/position_embeddings": (config.max_position_embeddings, hidden),
+              **layer_norm("bert/embeddings")}
+    for i in range(config.num_hidden_layers):
+        layer = f"bert/encoder/layer_{i}"
+        for part in ("query", "key", "value"):
+            shapes |= dense(f"{layer}/attention/self/{part}", hidden, hidden)
+        shapes |= dense(f"{layer}/attention/output/dense", hidden, hidden) | layer_norm(f"{layer}/attention/output")
+        shapes |= dense(f"{layer}/intermediate/dense", hidden, inner)
+        shapes |= dense(f"{layer}/output/dense", inner, hidden) | layer_norm(f"{layer}/output")
+    shapes |= dense("bert/pooler/dense", hidden, hidden)
+    shapes |= dense("cls/predictions/transform/dense", hidden, hidden) | layer_norm("cls/predictions/transform")
+    return shapes | {"cls/predictions/output_bias": (config.vocab_size,),
+                     "cls/seq_relationship/output_weights": (2, hidden), "cls/seq_relationship/output_bias": (2,)}
+
+
+def initial_values(config, seed):
+    """Name -> tensor of a new model: matrices from a normal distribution of deviation initializer_range, cut at two
+    deviations; LayerNorm gammas 1; all else 0. Each depends on `seed` and its own name only."""
+    def value(name, shape):
+        if name.endswith("/gamma"):
+            return tf.ones(shape)
+        if len(shape) == 1:
+            return tf.zeros(shape)
+        name_seed = zlib.crc32(name.encode()) & 0x7FFFFFFF
+        return tf.random.stateless_truncated_normal(shape, seed=[seed, name_seed], stddev=config.initializer_range)
+    return {name: value(name, shape) for name, shape in variable_shapes(config).items()}
+
+
+def gelu_by_tanh(x):
+    """The tanh approximation of gelu of google-research/bert's latest code."""
+    return tf.nn.gelu(x, approximate=True)
+
+
+def gelu_by_erf(x):
+    """x * Phi(x) by the error function: gelu of the authors' code."""
+    return tf.nn.gelu(x, approximate=False)
+
+
+ACTIVATIONS = {"gelu": gelu_by_erf, "gelu_new": gelu_by_tanh, "gelu_pytorch_tanh": gelu_by_tanh,
+               "relu": tf.nn.relu, "tanh": tf.tanh}
+
+
+class BertForPreTraining:
+    """BERT and the heads of masked LM and next sentence prediction (google-research/bert, modeling.py and
+    run_pretraining.py), as functions of `variables`, a dict name -> float32 tf.Variable.
+
+    values: name -> initial value of every variable (see `initial_values`, `read_checkpoint`).
+    compute_dtype: "float32", or "bfloat16": matrix products and activations in bfloat16; LayerNorm, softmax and the
+    losses stay in float32.
+    """
+
+    def __init__(self, config, values, compute_dtype="float32"):
+        self.config = config
+        self.compute_dtype = tf.as_dtype(compute_dtype)
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.variables = {name: tf.Variable(values[name], name=name, dtype=tf.float32, shape=shape)
+                          for name, shape in variable_shapes(config).items()}
+
+    def weight(self, name):
+        """The variable `name` in the type that is computed in."""
+        return tf.cast(self.variables[name], self.compute_dtype)
+
+    def dense(self, x, name):
+        """x [n, rows] times the kernel [rows, columns] plus the bias of layer `name`: [n, columns]."""
+        return tf.nn.bias_add(tf.matmul(x, self.weight(f"{name}/kernel")), self.weight(f"{name}/bias"))
+
+    def layer_norm(self, x, name):
+        """x [..., hidden] with mean 0 and variance 1 over its last axis, times gamma plus beta, in float32."""
+        wide = tf.cast(x, tf.float32)
+        mean, variance = tf.nn.moments(wide, [-1], keepdims=True)
+        normal = tf.nn.batch_normalization(wide, mean, variance, self.variables[f"{name}/LayerNorm/beta"],
+                                           self.variables[f"{name}/LayerNorm/gamma"], self.config.layer_norm_eps)
+        return tf.cast(normal, self.compute_dtype)
+
+    def encode(self, input_ids, input_mask, segment_ids, training=False, seed=None):
+        """Runs the encoder.
+
+        input_ids, input_mask (1 token, 0 padding), segment_ids: int32 [batch, length].
+        training: dropout with the config's probabilities, its random numbers a function of `seed` (int32 [2]) alone.
+        Returns the hidden states, a list of num_hidden_layers + 1 tensors [batch, length, hidden], the embeddings'
+        output first, and the pooled output [batch, hidden].
+        """
+        config = self.config
+        batch, length = tf.shape(input_ids)[0], tf.shape(input_ids)[1]
+        heads = config.num_attention_heads
+        head_size = config.hidden_size // heads
+        sites = iter(range(3 * config.num_hidden_layers + 1))
+
+        def dropout(x, rate):
+            site = next(sites)
+            if not training or rate == 0:
+                return x
+            site_seed = tf.random.experimental.stateless_fold_in(seed, site)
+            return tf.nn.experimental.stateless_dropout(x, rate, site_seed, rng_alg="philox")
+
+        def by_head(x):
+            return tf.transpose(tf.reshape(x, [batch, length, heads, head_size]), [0, 2, 1, 3])
+
+        def attention(x, layer, mask_scores):
+            query, key, value = (by_head(self.dense(x, f"{layer}/attention/self/{part}"))
+                                 for part in ("query", "key", "value"))
+            scores = tf.matmul(query, key, transpose_b=True) * (1.0 / math.sqrt(head_size))
+            probabilities = tf.cast(tf.nn.softmax(tf.cast(scores, tf.float32) + mask_scores), x.dtype)
+            probabilities = dropout(probabilities, config.attention_probs_dropout_prob)
+            context = tf.transpose(tf.matmul(probabilities, value), [0, 2, 1, 3])
+            return tf.reshape(context, [batch * length, config.hidden_size])
+
+        # the type embedding as a product with one-hot rows: its gradient is then a matrix, not a scatter into 2 rows
+        types = tf.one_hot(tf.reshape(segment_ids, [-1]), config.type_vocab_size)
+        embeddings = tf.gather(self.variables["bert/embeddings/word_embeddings"], input_ids)
+        embeddings += tf.reshape(tf.matmul(types, self.variables["bert/embeddings/token_type_embeddings"]),
+                                 [batch, length, config.hidden_size])
+        embeddings += self.variables["bert/embeddings/position_embeddings"][:length]
+        x = self.layer_norm(tf.reshape(embeddings, [batch * length, config.hidden_size]), "bert/embeddings")
+        x = dropout(x, config.hidden_dropout_prob)
+        mask_scores = (1.0 - tf.cast(input_mask, tf.float32))[:, tf.newaxis, tf.newaxis, :] * MASKED_SCORE
+        layers = [x]
+        for i in range(config.num_hidden_layers):
+            layer = f"bert/encoder/layer_{i}"
+            attended = self.dense(attention(x, layer, mask_scores), f"{layer}/attention/output/dense")
+            x = self.layer_norm(dropout(attended, config.hidden_dropout_prob) + x, f"{layer}/attention/output")
+            inner = self.activation(self.dense(x, f"{layer}/intermediate/dense"))
+            output = self.dense(inner, f"{layer}/output/dense")
+            x = self.layer_norm(dropout(output, config.hidden_dropout_prob) + x, f"{layer}/output")
+            layers.append(x)
+        hidden_states = [tf.reshape(layer, [batch, length, config.hidden_size]) for layer in layers]
+        return hidden_states, tf.tanh(self.dense(hidden_states[-1][:, 0], "bert/pooler/dense"))
+
+    def masked_lm_logits(self, sequence_output, positions):
+        """Float32 logits [batch, predictions, vocabulary] at `positions` (int32 [batch, predictions]) of the last
+        hidden states [batch, length, hidden]; no other position is computed."""
+        batch, predictions = tf.shape(positions)[0], tf.shape(positions)[1]
+        chosen = tf.reshape(tf.gather(sequence_output, positions, batch_dims=1), [-1, self.config.hidden_size])
+        x = self.activation(self.dense(chosen, "cls/predictions/transform/dense"))
+        x = self.layer_norm(x, "cls/predictions/transform")
+        logits = tf.matmul(x, self.weight("bert/embeddings/word_embeddings"), transpose_b=True)
+        logits = tf.cast(logits, tf.float32) + self.variables["cls/predictions/output_bias"]
+        return tf.reshape(logits, [batch, predictions, self.config.vocab_size])
+
+    def next_sentence_logits(self, pooled_output):
+        """Float32 logits [batch, 2] (0: the second text follows the first, 1: it is random) of the pooled output."""
+        logits = tf.matmul(pooled_output, self.weight("cls/seq_relationship/output_weights"), transpose_b=True)
+        return tf.cast(logits, tf.float32) + self.variables["cls/seq_relationship/output_bias"]
+
+    def pretraining_sums(self, features, training=False, seed=None):
+        """The two tasks' sums over the examples of a batch, each a float32 scalar, by name: masked_lm_loss and
+        masked_lm_correct, weighted with masked_lm_weights; next_sentence_loss and next_sentence_correct, weighted
+        with example_weights. Sums, so that any split of a batch over devices adds up to the same.
+
+        features: the seven of a TFRecord's example, ids as int32 [batch, ...], next_sentence_labels [batch, 1], and
+        example_weights (float32 [batch], 0 for an example that only fills the batch).
+        """
+        hidden_states, pooled_output = self.encode(features["input_ids"], features["input_mask"],
+                                                   features["segment_ids"], training, seed)
+
+        def weighted(task, logits, labels, weights):
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            correct = tf.cast(tf.argmax(logits, -1, output_type=tf.int32) == labels, tf.float32)
+            return {f"{task}_loss": tf.reduce_sum(weights * losses), f"{task}_correct": tf.reduce_sum(weights * correct)}
+
+        logits = self.masked_lm_logits(hidden_states[-1], features["masked_lm_positions"])
+        sums = weighted("masked_lm", logits, features["masked_lm_ids"],
+                        features["masked_lm_weights"] * features["example_weights"][:, tf.newaxis])
+        return sums | weighted("next_sentence", self.next_sentence_logits(pooled_output),
+                               features["next_sentence_labels"][:, 0], features["example_weights"])
+
+
+def read_checkpoint(prefix, flag="--init_checkpoint"):
+    """Name -> numpy array of everything in the name-based checkpoint `prefix` (as model.ckpt-1000; no .index).
+
+    Raises UserError, its text starting with `flag`, where there is no such checkpoint, or it is damaged or cut.
+    """
+    if not os.path.isfile(f"{prefix}.index"):
+        stem = prefix.partition(".data-")[0].removesuffix(".index").removesuffix(".meta")
+        if stem != prefix and os.path.isfile(f"{stem}.index"):
+            raise UserError(f"{flag}: {prefix} is one file of a checkpoint; give the prefix they share, {stem}")
+        if os.path.isdir(prefix):
+            raise UserError(f"{flag}: {prefix} is a folder; give the checkpoint's prefix in it, like {prefix}/model.ckpt-N")
+        if os.path.exists(prefix):
+            raise UserError(f"{flag}: {prefix} is no TensorFlow checkpoint (it has no {os.path.basename(prefix)}.index)")
+        raise UserError(f"{flag}: there is no checkpoint {prefix} (no file {prefix}.index)")
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{flag}: {prefix} is no whole checkpoint ({reason})") from None
+
+
+def write_checkpoint(prefix, variables):
+    """Writes `variables` (name -> tf.Variable, tensor or numpy array) as the name-based checkpoint `prefix`.
+
+    The files are written in a folder of their own, flushed to disk and then renamed, the index last: where the index
+    stands under its name, the checkpoint is whole. Raises UserError where there is no space.
+    """
+    folder, name = os.path.split(os.path.abspath(prefix))
+    variables = {key: value if isinstance(value, tf.Variable) else tf.Variable(value)
+                 for key, value in variables.items()}
+    with tempfile.TemporaryDirectory(prefix=WRITING, dir=folder) as temporary:
+        try:
+            tf.compat.v1.train.Saver(variables).save(None, os.path.join(temporary, name), write_meta_graph=False,
+                                                     write_state=False)
+        except tf.errors.OpError as error:
+            reason = str(error).strip().split("\n")[0]
+            raise UserError(f"{prefix} cannot be written: {reason}; free some space and run the same command again, "
+                            "whole checkpoints written before are untouched") from None
+        files = sorted(os.listdir(temporary), key=lambda file: file.endswith(".index"))
+        for file in files:
+            descriptor = os.open(os.path.join(temporary, file), os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        with contextlib.suppress(FileNotFoundError):  # an older checkpoint of this name must not stand half replaced
+            os.unlink(f"{prefix}.index")
+        for file in files:
+            os.replace(os.path.join(temporary, file), os.path.join(folder, file))
+
+
+def fitting_values(config, values, where):
+    """Those of a checkpoint's `values` that are the model's: name -> float32 array, pre-training heads if it has them.
+
+    Optimizer slots, global_step and heads of other tasks are left. Raises UserError, its text starting with `where`,
+    where the checkpoint is of another model: no BERT, an encoder variable missing, other shapes, another depth.
+    """
+    shapes = variable_shapes(config)
+    missing = [name for name in shapes if name.startswith("bert/") and name not in values]
+    if not any(name.startswith("bert/") for name in values):
+        raise UserError(f"{where} holds no BERT: none of its variables is named bert/...")
+    layers = {int(name.split("/")[2].removeprefix("layer_")) for name in values if name.startswith("bert/encoder/layer_")}
+    if layers and max(layers) + 1 != config.num_hidden_layers:
+        raise UserError(f"{where} has {max(layers) + 1} layers, the config {config.num_hidden_layers}; "
+                        "take the bert_config.json that came with the checkpoint")
+    if missing:
+        raise UserError(f"{where} lacks {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""))
+    for name, shape in shapes.items():
+        if name in values and np.shape(values[name]) != shape:
+            raise UserError(f"{where} does not fit the config: {name} has the shape {list(np.shape(values[name]))}, "
+                            f"by the config it is {list(shape)}; take the bert_config.json that came with the checkpoint")
+    return {name: np.asarray(values[name], np.float32) for name in shapes if name in values}
