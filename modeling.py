@@ -338,7 +338,7 @@ def read_weights(path, config, flag="--init_checkpoint"):
     else:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError) as error:
+        except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
             raise UserError(f"{flag}: {path} is no whole PyTorch checkpoint of tensors "
                             f"({type(error).__name__}: {str(error).splitlines()[0][:120]})") from None
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
