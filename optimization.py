@@ -1,4 +1,5 @@
 """BertAdam, the slanted triangular schedule and layer-wise learning rates, PyTorch."""
+import math
 import re
 
 import torch
@@ -49,7 +50,7 @@ class BertAdam(torch.optim.Optimizer):
             clip(grads, self.max_grad_norm, self.clip_grad)
         beta1, beta2 = self.betas
         correction1 = 1 - beta1 ** (self.updates + 1) if self.bias_correction else 1.0
-        correction2 = 1 - beta2 ** (self.updates + 1) if self.bias_correction else 1.0
+        correction2 = math.sqrt(1 - beta2 ** (self.updates + 1)) if self.bias_correction else 1.0
         factor = self.factor()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
@@ -65,11 +66,10 @@ class BertAdam(torch.optim.Optimizer):
             torch._foreach_lerp_(averages, grads, 1 - beta1)
             torch._foreach_mul_(squares, beta2)
             torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-            denominators = torch._foreach_div(squares, correction2)
-            torch._foreach_sqrt_(denominators)
-            torch._foreach_add_(denominators, self.eps)
+            denominators = torch._foreach_sqrt(squares)
+            torch._foreach_add_(denominators, self.eps * correction2)
             torch._foreach_mul_(params, 1 - rate * group["weight_decay"])
-            torch._foreach_addcdiv_(params, averages, denominators, -rate / correction1)
+            torch._foreach_addcdiv_(params, averages, denominators, -rate * correction2 / correction1)
         self.updates += 1
 
     def state_dict(self):
