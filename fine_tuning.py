@@ -11,12 +11,10 @@ an undisturbed run. What a run writes into its folder:
     checkpoint.pt          what a stopped run goes on from; removed at the end
     results.json           the figures of the finished run
 """
-import argparse
 import contextlib
 import dataclasses
 import datetime
 import json
-import logging
 import math
 import os
 import platform
@@ -30,7 +28,6 @@ import time
 import numpy as np
 import safetensors.torch
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -39,242 +36,11 @@ import batching
 import modeling
 import optimization
 import tasks
-from command_line import ArgumentParser, UserError, add_boolean, atomic_write, number
+from command_line import UserError, atomic_write
 from configuration import BertConfig
+from fine_tuning_flags import MODEL_FLAGS, NOT_RECIPE, parse
+from processes import StopRequest, World, join, launch
 from tokenization import FullTokenizer
-
-
-# Flags
-
-def make_parser(description):
-    """The parser of the flags that all fine-tuning scripts have, with their groups as attributes of the same names."""
-    parser = ArgumentParser(description)
-    group = parser.data = parser.add_argument_group("data")
-    group.add_argument("--task_name", type=str.lower, choices=[*tasks.TASKS, "csv"],
-                       help="The data set; csv is a file of your own, with --label_column and --text_columns.")
-    group.add_argument("--data_dir", help="The folder with the task's train and test files.")
-    group.add_argument("--label_column", default="label",
-                       help="For csv: name of the label's column, or its number from 0 where the file has no header "
-                            "(default: label).")
-    group.add_argument("--text_columns", nargs="+", default=["text"],
-                       help="For csv: names or numbers of the text's columns, joined by a space (default: text).")
-    group.add_argument("--sep", default=",", help="For csv: the character between columns, or tab (default: a comma).")
-    group.add_argument("--num_datas", type=number(float, above=0),
-                       help="Train on this many examples, or on this fraction if below 1: stratified, drawn by --seed, a "
-                            "smaller part is contained in a larger one (default: all; paper, section 5.6).")
-    group.add_argument("--num_test_datas", type=number(float, above=0),
-                       help="Evaluate on this many test examples, or this fraction, the same for every seed (default: all).")
-    group.add_argument("--dev_fraction", type=number(float, minimum=0, below=1), default=0.0,
-                       help="Hold this fraction of the training data out, choose the best epoch on it and test once. "
-                            "Default 0: the test set is evaluated each epoch and chooses the best, as in the paper.")
-    group.add_argument("--predict_file",
-                       help="For --do_predict: a text a line; or rows as the task has them, with or without the label, "
-                            "if the name ends in .csv or .tsv.")
-
-    group = parser.model = parser.add_argument_group("model")
-    group.add_argument("--bert_config_file", help="The model's shape (default: the one in the folder --init_checkpoint).")
-    group.add_argument("--vocab_file", help="The model's WordPiece vocabulary (default: the one in --init_checkpoint).")
-    group.add_argument("--init_checkpoint",
-                       help="The weights to start from: a folder, a .bin or .safetensors file, the prefix of a TensorFlow "
-                            "checkpoint; for --do_eval or --do_predict alone: a folder that a run wrote, .../best.")
-    add_boolean(group, "--do_lower_case", False, "Lower-case the text, for uncased models (default: off).")
-    group.add_argument("--max_seq_length", type=int, default=128,
-                       help="Tokens of a sequence, [CLS] and [SEP] included; longer texts are cut (default: 128).")
-    group.add_argument("--trunc_medium", type=int, default=-2,
-                       help="What is kept of a longer text: -2 the head, -1 the tail, 0 half and half, k > 0 the first k "
-                            "tokens and the rest from the tail (default: -2; paper, section 5.3.1).")
-    group.add_argument("--layers", type=int, nargs="+", default=[-2],
-                       help="The layers that are the classifier's features, from 0: -2 the pooled output, -1 all, else "
-                            "those listed (default: -2; paper, Table 3).")
-    group.add_argument("--layer_pooling", choices=["concat", "mean", "max"], default="concat",
-                       help="How several layers are joined (default: concat; paper, Table 3).")
-    group.add_argument("--pooling_type", choices=["cls", "mean", "max"], default="cls",
-                       help="What stands for the sequence in a layer: [CLS], or mean or max over its tokens (default: cls).")
-    add_boolean(group, "--frozen_bert", False, "Train the classifier alone (default: off).")
-
-    group = parser.recipe = parser.add_argument_group("recipe", "what changes the result")
-    add_boolean(group, "--do_train", False, "Fine-tune.")
-    add_boolean(group, "--do_eval", False, "Evaluate on the test set: after each epoch of --do_train, or a saved model.")
-    add_boolean(group, "--do_predict", False, "Write predictions.tsv for --predict_file.")
-    group.add_argument("--train_batch_size", type=number(int, minimum=1), default=32,
-                       help="Examples of one update, over all devices and accumulation steps (default: 32; paper: 24).")
-    group.add_argument("--learning_rate", type=number(float, minimum=0), default=5e-5,
-                       help="The rate at the schedule's peak (default: 5e-5; paper: 2e-5).")
-    group.add_argument("--num_train_epochs", type=number(float, above=0), default=3.0,
-                       help="Passes over the training data, not necessarily whole (default: 3.0; paper: 4.0).")
-    group.add_argument("--warmup_proportion", type=number(float, minimum=0, below=1), default=0.1,
-                       help="The part of all updates in which the rate rises; 0 switches warm-up off (default: 0.1).")
-    group.add_argument("--weight_decay", type=number(float, minimum=0), default=0.01,
-                       help="Decoupled weight decay, not for biases and LayerNorm; 0 switches it off (default: 0.01).")
-    group.add_argument("--clip_grad", choices=["tensor", "global"], default="tensor",
-                       help="Clip each tensor's gradient to norm 1, as the authors do, or the whole gradient "
-                            "(default: tensor).")
-    add_boolean(group, "--bias_correction", False, "Adam's bias correction, which the authors leave out (default: off).")
-    group.add_argument("--patience", type=number(int, minimum=1),
-                       help="Stop after so many epochs without a better one; needs --dev_fraction (default: never).")
-    group.add_argument("--seed", type=number(int, minimum=0), nargs="+", default=[42],
-                       help="One run for each seed; several are summed up as mean and standard deviation (default: 42).")
-
-    group = parser.speed = parser.add_argument_group("speed", "what changes only time and memory, beyond rounding")
-    group.add_argument("--eval_batch_size", type=number(int, minimum=1), default=32,
-                       help="Examples of one batch of evaluation or prediction on each device (default: 32).")
-    group.add_argument("--gradient_accumulation_steps", "--accumulate_gradients", type=number(int, minimum=1), default=1,
-                       help="Work an update's batch off in so many parts, for less memory (default: 1).")
-    add_boolean(group, "--bf16", False, "Compute in bfloat16 where it is safe; weights stay float32 (default: off).")
-    add_boolean(group, "--compile", False, "Compile the encoder's layers with torch.compile (default: off).")
-    add_boolean(group, "--gradient_checkpointing", False,
-                "Compute each layer's inner states again instead of keeping them, for less memory (default: off).")
-    add_boolean(group, "--no_cuda", False, "Use the CPU where there is a GPU (default: off).")
-    group.add_argument("--num_processes", type=number(int, minimum=1),
-                       help="Processes on this machine, one a device (default: one for each visible GPU; under torchrun "
-                            "what torchrun started).")
-    group.add_argument("--local_rank", type=int, default=-1,
-                       help="The process's number on its machine, set by launchers (default: from LOCAL_RANK).")
-
-    group = parser.output = parser.add_argument_group("output")
-    group.add_argument("--output_dir", required=True, help="The run's folder; the same command goes on where it stopped.")
-    add_boolean(group, "--overwrite_output_dir", False, "Remove another run's files from --output_dir first.")
-    group.add_argument("--save_checkpoints_steps", type=number(int, minimum=1), default=1000,
-                       help="Updates between checkpoints to resume from, beside one an epoch (default: 1000).")
-    group.add_argument("--log_steps", type=number(int, minimum=1), default=10,
-                       help="Updates between lines of metrics.jsonl (default: 10).")
-    return parser
-
-
-MODEL_FLAGS = ("do_lower_case", "max_seq_length", "trunc_medium", "layers", "layer_pooling", "pooling_type")
-TASK_FLAGS = ("task_name", "label_column", "text_columns", "sep")
-NOT_RECIPE = {"do_train", "do_predict", "predict_file", "eval_batch_size", "gradient_accumulation_steps", "bf16",
-              "compile", "gradient_checkpointing", "no_cuda", "num_processes", "local_rank", "output_dir",
-              "overwrite_output_dir", "save_checkpoints_steps", "log_steps", "seed"}
-
-
-def parse(parser, argv=None):
-    """Parses and checks the flags that need no file. Returns (args, the set of flags' names that were given)."""
-    unset = object()  # argparse gives no default to what a namespace has already
-    marked = parser.parse_args(argv, argparse.Namespace(**{action.dest: unset for action in parser._actions}))
-    given = {name for name, value in vars(marked).items() if value is not unset}
-    args = parser.parse_args(argv)
-    if not (args.do_train or args.do_eval or args.do_predict):
-        raise UserError("nothing to do: give --do_train, --do_eval or --do_predict")
-    if args.do_predict and not args.predict_file:
-        raise UserError("--do_predict needs --predict_file")
-    if args.predict_file and not args.do_predict:
-        raise UserError("--predict_file is read only with --do_predict")
-    if args.patience and not args.dev_fraction:
-        raise UserError("--patience needs data to watch: add for example --dev_fraction 0.1")
-    if not args.do_train and not args.init_checkpoint:
-        raise UserError("without --do_train, --init_checkpoint must name the folder of a fine-tuned model")
-    if not args.do_train and len(args.seed) > 1:
-        raise UserError("several --seed need --do_train")
-    for flag in ("task_name", "data_dir"):
-        if args.do_train and getattr(args, flag) is None:
-            raise UserError(f"--{flag} is needed with --do_train")
-    if args.do_eval and args.data_dir is None:
-        raise UserError("--data_dir is needed with --do_eval")
-    if args.task_name != "csv" and args.task_name and given & set(TASK_FLAGS[1:]):
-        raise UserError(f"--{sorted(given & set(TASK_FLAGS[1:]))[0]} belongs to --task_name csv, not to {args.task_name}")
-    if len(set(args.seed)) < len(args.seed):
-        raise UserError("--seed names a seed twice")
-    return args, given
-
-
-# Processes and devices
-
-@dataclasses.dataclass
-class World:
-    """The processes of a run: this one's rank, how many there are, and the device that it computes on."""
-    rank: int
-    size: int
-    device: torch.device
-
-    @property
-    def main(self):
-        """Whether this is the process that prints and writes."""
-        return self.rank == 0
-
-    def print(self, *words):
-        if self.main:
-            print(*words, flush=True)
-
-    def sum(self, tensor):
-        """The sum of every process's tensor."""
-        if self.size > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
-    def gather(self, value):
-        """The list of every process's value, any that can be pickled."""
-        if self.size == 1:
-            return [value]
-        values = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
-
-
-@contextlib.contextmanager
-def world(args):
-    """Joins the processes of the run, one a device."""
-    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    local_rank = int(os.environ.get("LOCAL_RANK", max(args.local_rank, 0)))
-    cuda = torch.cuda.is_available() and not args.no_cuda
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    if size == 1:
-        yield World(0, 1, device)
-        return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
-    try:
-        yield World(rank, size, device)
-    finally:
-        dist.destroy_process_group()
-
-
-def launch(args):
-    """Starts this command once for each device of the machine, unless a launcher did. Returns whether it ran so."""
-    if "RANK" in os.environ:
-        if args.num_processes and args.num_processes != int(os.environ.get("LOCAL_WORLD_SIZE", args.num_processes)):
-            raise UserError("--num_processes differs from what the launcher started; leave it out under torchrun")
-        return False
-    gpus = 0 if args.no_cuda else torch.cuda.device_count()
-    processes = args.num_processes or max(1, gpus)
-    if gpus and processes > gpus:
-        raise UserError(f"--num_processes {processes}: only {gpus} GPUs are visible")
-    if processes == 1:
-        return False
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // processes)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it repeats in pages what a process says
-    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=str(os.getpid()),
-                          rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
-    try:
-        elastic_launch(config, sys.executable)("-u", *sys.argv)
-    except ChildFailedError as error:  # the process itself has said why
-        sys.exit(error.get_first_failure()[1].exitcode)
-    except SignalException as error:
-        sys.exit(128 + error.sigval)
-    return True
-
-
-class StopRequest:
-    """SIGTERM, remembered until the update under way is done."""
-
-    def __init__(self, world):
-        self.world, self.received = world, False
-        signal.signal(signal.SIGTERM, self.receive)
-
-    def receive(self, *_):
-        self.received = True
-
-    def agreed(self):
-        """Whether any process got the signal: all of them stop after the same update."""
-        if self.world.size == 1:
-            return self.received
-        flag = torch.tensor([int(self.received)])
-        dist.all_reduce(flag)
-        return bool(flag)
 
 
 # The model and its folder
@@ -811,8 +577,8 @@ def run(parser, rates_of=lambda config, args: (None, None), argv=None):
     args, given = parse(parser, argv)
     if launch(args):
         return
-    with world(args) as processes:
-        setup = read_setup(args, given, processes, rates_of)
+    with join(args) as world:
+        setup = read_setup(args, given, world, rates_of)
         if args.do_train:
             folder = train_seeds(setup)
         else:

@@ -14,11 +14,12 @@ All else is as in run_classifier_single_layer.py.
 """
 import fine_tuning
 from command_line import add_boolean, number, run
+from fine_tuning_flags import make_parser
 from optimization import layer_rates
 
 
 def add_flags(group):
-    """The flags that this script adds to those of fine_tuning.make_parser."""
+    """The flags that this script adds to those of all fine-tuning scripts."""
     add_boolean(group, "--discr", True, "A rate for each layer; off: --learning_rate everywhere (default: on).")
     group.add_argument("--layer_learning_rate", type=number(float, minimum=0), nargs="+", default=[2e-5],
                        help="The top layer's rate, or one for each layer, the lowest first (default: 2e-5).")
@@ -46,7 +47,7 @@ def rates_of(config, args):
 
 
 def main():
-    parser = fine_tuning.make_parser(__doc__)
+    parser = make_parser(__doc__)
     add_flags(parser.recipe)
     fine_tuning.run(parser, rates_of)
 

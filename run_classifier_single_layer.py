@@ -20,10 +20,11 @@ Predict with what a run left, no flag repeated:
 """
 import fine_tuning
 from command_line import run
+from fine_tuning_flags import make_parser
 
 
 def main():
-    fine_tuning.run(fine_tuning.make_parser(__doc__))
+    fine_tuning.run(make_parser(__doc__))
 
 
 if __name__ == "__main__":

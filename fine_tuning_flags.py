@@ -1,0 +1,137 @@
+"""The flags that all fine-tuning scripts have, and the checks that need no file."""
+import argparse
+
+import tasks
+from command_line import ArgumentParser, UserError, add_boolean, number
+
+
+def make_parser(description):
+    """The parser of the flags that all fine-tuning scripts have, with their groups as attributes of the same names."""
+    parser = ArgumentParser(description)
+    group = parser.data = parser.add_argument_group("data")
+    group.add_argument("--task_name", type=str.lower, choices=[*tasks.TASKS, "csv"],
+                       help="The data set; csv is a file of your own, with --label_column and --text_columns.")
+    group.add_argument("--data_dir", help="The folder with the task's train and test files.")
+    group.add_argument("--label_column", default="label",
+                       help="For csv: name of the label's column, or its number from 0 where the file has no header "
+                            "(default: label).")
+    group.add_argument("--text_columns", nargs="+", default=["text"],
+                       help="For csv: names or numbers of the text's columns, joined by a space (default: text).")
+    group.add_argument("--sep", default=",", help="For csv: the character between columns, or tab (default: a comma).")
+    group.add_argument("--num_datas", type=number(float, above=0),
+                       help="Train on this many examples, or on this fraction if below 1: stratified, drawn by --seed, a "
+                            "smaller part is contained in a larger one (default: all; paper, section 5.6).")
+    group.add_argument("--num_test_datas", type=number(float, above=0),
+                       help="Evaluate on this many test examples, or this fraction, the same for every seed (default: all).")
+    group.add_argument("--dev_fraction", type=number(float, minimum=0, below=1), default=0.0,
+                       help="Hold this fraction of the training data out, choose the best epoch on it and test once. "
+                            "Default 0: the test set is evaluated each epoch and chooses the best, as in the paper.")
+    group.add_argument("--predict_file",
+                       help="For --do_predict: a text a line; or rows as the task has them, with or without the label, "
+                            "if the name ends in .csv or .tsv.")
+
+    group = parser.model = parser.add_argument_group("model")
+    group.add_argument("--bert_config_file", help="The model's shape (default: the one in the folder --init_checkpoint).")
+    group.add_argument("--vocab_file", help="The model's WordPiece vocabulary (default: the one in --init_checkpoint).")
+    group.add_argument("--init_checkpoint",
+                       help="The weights to start from: a folder, a .bin or .safetensors file, the prefix of a TensorFlow "
+                            "checkpoint; for --do_eval or --do_predict alone: a folder that a run wrote, .../best.")
+    add_boolean(group, "--do_lower_case", False, "Lower-case the text, for uncased models (default: off).")
+    group.add_argument("--max_seq_length", type=int, default=128,
+                       help="Tokens of a sequence, [CLS] and [SEP] included; longer texts are cut (default: 128).")
+    group.add_argument("--trunc_medium", type=int, default=-2,
+                       help="What is kept of a longer text: -2 the head, -1 the tail, 0 half and half, k > 0 the first k "
+                            "tokens and the rest from the tail (default: -2; paper, section 5.3.1).")
+    group.add_argument("--layers", type=int, nargs="+", default=[-2],
+                       help="The layers that are the classifier's features, from 0: -2 the pooled output, -1 all, else "
+                            "those listed (default: -2; paper, Table 3).")
+    group.add_argument("--layer_pooling", choices=["concat", "mean", "max"], default="concat",
+                       help="How several layers are joined (default: concat; paper, Table 3).")
+    group.add_argument("--pooling_type", choices=["cls", "mean", "max"], default="cls",
+                       help="What stands for the sequence in a layer: [CLS], or mean or max over its tokens (default: cls).")
+    add_boolean(group, "--frozen_bert", False, "Train the classifier alone (default: off).")
+
+    group = parser.recipe = parser.add_argument_group("recipe", "what changes the result")
+    add_boolean(group, "--do_train", False, "Fine-tune.")
+    add_boolean(group, "--do_eval", False, "Evaluate on the test set: after each epoch of --do_train, or a saved model.")
+    add_boolean(group, "--do_predict", False, "Write predictions.tsv for --predict_file.")
+    group.add_argument("--train_batch_size", type=number(int, minimum=1), default=32,
+                       help="Examples of one update, over all devices and accumulation steps (default: 32; paper: 24).")
+    group.add_argument("--learning_rate", type=number(float, minimum=0), default=5e-5,
+                       help="The rate at the schedule's peak (default: 5e-5; paper: 2e-5).")
+    group.add_argument("--num_train_epochs", type=number(float, above=0), default=3.0,
+                       help="Passes over the training data, not necessarily whole (default: 3.0; paper: 4.0).")
+    group.add_argument("--warmup_proportion", type=number(float, minimum=0, below=1), default=0.1,
+                       help="The part of all updates in which the rate rises; 0 switches warm-up off (default: 0.1).")
+    group.add_argument("--weight_decay", type=number(float, minimum=0), default=0.01,
+                       help="Decoupled weight decay, not for biases and LayerNorm; 0 switches it off (default: 0.01).")
+    group.add_argument("--clip_grad", choices=["tensor", "global"], default="tensor",
+                       help="Clip each tensor's gradient to norm 1, as the authors do, or the whole gradient "
+                            "(default: tensor).")
+    add_boolean(group, "--bias_correction", False, "Adam's bias correction, which the authors leave out (default: off).")
+    group.add_argument("--patience", type=number(int, minimum=1),
+                       help="Stop after so many epochs without a better one; needs --dev_fraction (default: never).")
+    group.add_argument("--seed", type=number(int, minimum=0), nargs="+", default=[42],
+                       help="One run for each seed; several are summed up as mean and standard deviation (default: 42).")
+
+    group = parser.speed = parser.add_argument_group("speed", "what changes only time and memory, beyond rounding")
+    group.add_argument("--eval_batch_size", type=number(int, minimum=1), default=32,
+                       help="Examples of one batch of evaluation or prediction on each device (default: 32).")
+    group.add_argument("--gradient_accumulation_steps", "--accumulate_gradients", type=number(int, minimum=1), default=1,
+                       help="Work an update's batch off in so many parts, for less memory (default: 1).")
+    add_boolean(group, "--bf16", False, "Compute in bfloat16 where it is safe; weights stay float32 (default: off).")
+    add_boolean(group, "--compile", False, "Compile the encoder's layers with torch.compile (default: off).")
+    add_boolean(group, "--gradient_checkpointing", False,
+                "Compute each layer's inner states again instead of keeping them, for less memory (default: off).")
+    add_boolean(group, "--no_cuda", False, "Use the CPU where there is a GPU (default: off).")
+    group.add_argument("--num_processes", type=number(int, minimum=1),
+                       help="Processes on this machine, one a device (default: one for each visible GPU; under torchrun "
+                            "what torchrun started).")
+    group.add_argument("--local_rank", type=int, default=-1,
+                       help="The process's number on its machine, set by launchers (default: from LOCAL_RANK).")
+
+    group = parser.output = parser.add_argument_group("output")
+    group.add_argument("--output_dir", required=True, help="The run's folder; the same command goes on where it stopped.")
+    add_boolean(group, "--overwrite_output_dir", False, "Remove another run's files from --output_dir first.")
+    group.add_argument("--save_checkpoints_steps", type=number(int, minimum=1), default=1000,
+                       help="Updates between checkpoints to resume from, beside one an epoch (default: 1000).")
+    group.add_argument("--log_steps", type=number(int, minimum=1), default=10,
+                       help="Updates between lines of metrics.jsonl (default: 10).")
+    return parser
+
+
+MODEL_FLAGS = ("do_lower_case", "max_seq_length", "trunc_medium", "layers", "layer_pooling", "pooling_type")
+TASK_FLAGS = ("task_name", "label_column", "text_columns", "sep")
+NOT_RECIPE = {"do_train", "do_predict", "predict_file", "eval_batch_size", "gradient_accumulation_steps", "bf16",
+              "compile", "gradient_checkpointing", "no_cuda", "num_processes", "local_rank", "output_dir",
+              "overwrite_output_dir", "save_checkpoints_steps", "log_steps", "seed"}
+
+
+def parse(parser, argv=None):
+    """Parses and checks the flags that need no file. Returns (args, the set of flags' names that were given)."""
+    unset = object()  # argparse gives no default to what a namespace has already
+    marked = parser.parse_args(argv, argparse.Namespace(**{action.dest: unset for action in parser._actions}))
+    given = {name for name, value in vars(marked).items() if value is not unset}
+    args = parser.parse_args(argv)
+    if not (args.do_train or args.do_eval or args.do_predict):
+        raise UserError("nothing to do: give --do_train, --do_eval or --do_predict")
+    if args.do_predict and not args.predict_file:
+        raise UserError("--do_predict needs --predict_file")
+    if args.predict_file and not args.do_predict:
+        raise UserError("--predict_file is read only with --do_predict")
+    if args.patience and not args.dev_fraction:
+        raise UserError("--patience needs data to watch: add for example --dev_fraction 0.1")
+    if not args.do_train and not args.init_checkpoint:
+        raise UserError("without --do_train, --init_checkpoint must name the folder of a fine-tuned model")
+    if not args.do_train and len(args.seed) > 1:
+        raise UserError("several --seed need --do_train")
+    for flag in ("task_name", "data_dir"):
+        if args.do_train and getattr(args, flag) is None:
+            raise UserError(f"--{flag} is needed with --do_train")
+    if args.do_eval and args.data_dir is None:
+        raise UserError("--data_dir is needed with --do_eval")
+    if args.task_name != "csv" and args.task_name and given & set(TASK_FLAGS[1:]):
+        raise UserError(f"--{sorted(given & set(TASK_FLAGS[1:]))[0]} belongs to --task_name csv, not to {args.task_name}")
+    if len(set(args.seed)) < len(args.seed):
+        raise UserError("--seed names a seed twice")
+    return args, given
