@@ -1,0 +1,450 @@
+"""The fine-tuning scripts end to end on a tiny BERT: what they learn, write, resume, share between processes, refuse."""
+import contextlib
+import csv
+import importlib
+import json
+import math
+import multiprocessing
+import os
+import pathlib
+import resource
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import command_line
+import fine_tuning
+import optimization
+import tasks
+from configuration import BertConfig
+from modeling import BertForPreTraining
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SINGLE, DISCRIMINATIVE = "run_classifier_single_layer", "run_classifier_discriminative"
+NUM_TRAIN, NUM_TEST = 61, 37  # no multiple of a batch, a number of processes or of accumulation steps
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A folder with a data set of 61 + 37 rows of the sample, and a random BERT of 2 layers without dropout."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for split, rows in (("train", NUM_TRAIN), ("test", NUM_TEST)):
+        lines = (ROOT / "data" / "sample" / f"{split}.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+        (folder / f"{split}.csv").write_text("".join(lines[:rows]), encoding="utf-8")
+    vocab = (ROOT / "data" / "tiny_bert" / "vocab.txt").read_text(encoding="utf-8")
+    (folder / "vocab.txt").write_text(vocab, encoding="utf-8")
+    make_bert(folder, vocab.count("\n"))
+    return folder
+
+
+def make_bert(folder, vocab_size, dropout=0.0):
+    config = BertConfig(vocab_size=vocab_size, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                        intermediate_size=64, max_position_embeddings=64, hidden_dropout_prob=dropout,
+                        attention_probs_dropout_prob=dropout, initializer_range=0.1)
+    config.write(folder / "bert_config.json")
+    torch.manual_seed(0)
+    torch.save(BertForPreTraining(config).state_dict(), folder / "pytorch_model.bin")
+
+
+def model_flags(tiny):
+    return ["--vocab_file", tiny / "vocab.txt", "--bert_config_file", tiny / "bert_config.json",
+            "--init_checkpoint", tiny / "pytorch_model.bin", "--do_lower_case", "--no_cuda"]
+
+
+def train_flags(tiny, output_dir):
+    """A run of 3 epochs of 8 updates each; a flag given again after these wins."""
+    return ["--task_name", "ag", "--do_train", "--do_eval", "--data_dir", tiny, *model_flags(tiny),
+            "--max_seq_length", 32, "--train_batch_size", 8, "--eval_batch_size", 8, "--learning_rate", 1e-3,
+            "--num_train_epochs", 3, "--log_steps", 1, "--save_checkpoints_steps", 3, "--output_dir", output_dir]
+
+
+def call(script, *flags):
+    """Runs a script in this process as the shell would."""
+    argv, handler = sys.argv, signal.getsignal(signal.SIGTERM)
+    sys.argv = [str(ROOT / f"{script}.py"), *map(str, flags)]
+    try:
+        command_line.run(importlib.import_module(script).main)
+    finally:
+        sys.argv = argv
+        signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def refused_here(capsys):
+    """A function that asserts that a script refuses its flags in one line with the words given."""
+    def check(script, *flags, words):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            call(script, *flags)
+        errors = capsys.readouterr().err.strip().splitlines()
+        assert caught.value.code not in (0, None)
+        assert "error:" in errors[-1] and words in errors[-1], errors
+        return errors
+    return check
+
+
+def weights(folder):
+    return safetensors.torch.load_file(folder / "model.safetensors")
+
+
+def assert_equal_weights(folder, other, tolerance=0.0):
+    ours, theirs = weights(folder), weights(other)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=0, atol=tolerance, msg=lambda text: f"{name}: {text}")
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_metrics(folder, kind):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def read_evaluation(path):
+    return {key: float(value) for key, value in (line.split(" = ") for line in path.read_text().splitlines())}
+
+
+def predictions_of(path):
+    return [int(line) for line in path.read_text().splitlines()]
+
+
+def labels_of(folder, split="test"):
+    return tasks.read_examples(tasks.TASKS["ag"], folder, split)[1]
+
+
+# A whole run
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """A finished run of the single-layer script, what others compare with: its folder."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    call(SINGLE, *train_flags(tiny, folder))
+    return folder
+
+
+def test_a_run_writes_what_the_contract_says(tiny, finished):
+    assert sorted(path.name for path in finished.iterdir()) == sorted(
+        ["best", "last", "metrics.jsonl", "results.json", "run.json", "tensorboard"]
+        + [f"{kind}_ep{epoch}.txt" for kind in ("eval_results", "results") for epoch in (1, 2, 3)])
+    labels = labels_of(tiny)
+    for epoch in (1, 2, 3):
+        predictions = predictions_of(finished / f"results_ep{epoch}.txt")
+        evaluation = read_evaluation(finished / f"eval_results_ep{epoch}.txt")
+        assert len(predictions) == NUM_TEST and set(predictions) <= {0, 1, 2, 3}
+        assert evaluation["eval_accuracy"] == pytest.approx(np.mean(np.array(predictions) == labels), abs=1e-12)
+        assert evaluation["global_step"] == 8 * epoch
+    train = read_metrics(finished, "train")
+    assert [line["global_step"] for line in train] == list(range(1, 25))
+    rates = [line["learning_rate"] for line in train]
+    assert rates == pytest.approx([1e-3 * optimization.slanted_triangular(step / 24, 0.1) for step in range(24)])
+    assert [line["global_step"] for line in read_metrics(finished, "eval")] == [8, 16, 24]
+    assert any(path.name.startswith("events") for path in (finished / "tensorboard").iterdir())
+    run = read_json(finished / "run.json")
+    assert run["flags"]["learning_rate"] == 1e-3 and run["versions"]["torch"] == torch.__version__ and run["device"]
+    assert {"commit", "command"} <= run.keys()
+
+
+def test_best_and_last_are_kept_apart(finished):
+    results = read_json(finished / "results.json")
+    accuracies = [epoch["eval_accuracy"] for epoch in results["epochs"]]
+    assert results["best"]["eval_accuracy"] == max(accuracies)
+    assert results["best"]["epoch"] == 1 + accuracies.index(max(accuracies))
+    assert results["last"] == results["epochs"][-1]
+    for name in ("best", "last"):
+        assert (finished / name / "model.safetensors").exists()
+
+
+def test_a_finished_run_is_not_done_again(tiny, finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    call(SINGLE, *train_flags(tiny, finished))
+    assert "this run is finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_the_loss_of_the_first_update_is_that_of_chance(finished):
+    assert read_metrics(finished, "train")[0]["loss"] == pytest.approx(math.log(4), abs=0.3)
+
+
+def test_what_was_derived_is_printed(tiny, tmp_path, capsys):
+    call(SINGLE, *train_flags(tiny, tmp_path), "--num_train_epochs", 1, "--layers", 1, 0)
+    out = capsys.readouterr().out
+    assert "weights taken" in out and "classifier.weight" in out and "cls.predictions.bias" in out
+    assert out.count("input_ids:") == 3 and "[CLS]" in out and "[SEP]" in out
+    assert "61 training examples" in out and "8 updates of 8 examples over 1 process(es) x 1 accumulation step(s)" in out
+    assert "the test set is evaluated after each epoch" in out
+    assert "biases and LayerNorm" in out
+
+
+def test_a_user_s_run_learns_the_sample_and_never_imports_tensorflow(tmp_path):
+    """The script in a process of its own, on 600 rows of the sample: far over chance (25 %)."""
+    vocab = ROOT / "data" / "tiny_bert" / "vocab.txt"
+    make_bert(tmp_path, vocab.read_text(encoding="utf-8").count("\n"), dropout=0.1)
+    flags = ["--task_name", "ag", "--do_train", "--do_eval", "--data_dir", ROOT / "data" / "sample", "--do_lower_case",
+             "--vocab_file", vocab, "--bert_config_file", tmp_path / "bert_config.json", "--init_checkpoint",
+             tmp_path / "pytorch_model.bin", "--max_seq_length", 64, "--train_batch_size", 16, "--learning_rate", 2e-3,
+             "--num_train_epochs", 4, "--num_datas", 600, "--layers", 1, 0, "--pooling_type", "mean", "--no_cuda",
+             "--output_dir", tmp_path / "run"]
+    code = (f"import runpy, sys; sys.argv = {[str(flag) for flag in [f'{SINGLE}.py', *flags]]!r}; "
+            f"runpy.run_path({str(ROOT / f'{SINGLE}.py')!r}, run_name='__main__'); "
+            "assert not [name for name in sys.modules if name.split('.')[0] == 'tensorflow']")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert read_evaluation(tmp_path / "run" / "eval_results_ep4.txt")["eval_accuracy"] > 0.5
+    assert read_json(tmp_path / "run" / "run.json")["flags"]["num_datas"] == 600
+    losses = [line["loss"] for line in read_metrics(tmp_path / "run", "train")]
+    assert np.mean(losses[-3:]) < 0.75 * np.mean(losses[:3])
+
+
+# Recipe flags
+
+def test_the_discriminative_script_gives_each_layer_its_rate(tiny, tmp_path, capsys):
+    flags = [*train_flags(tiny, tmp_path / "run"), "--num_train_epochs", 0.25, "--learning_rate", 4e-5]
+    call(DISCRIMINATIVE, *flags, "--layer_learning_rate", 1e-4, "--layer_learning_rate_decay", 0.5,
+         "--embeddings_learning_rate", "decayed")
+    table = {line[:44].strip(): float(line.split()[-2]) for line in capsys.readouterr().out.splitlines()
+             if line.startswith(("layer", "embeddings", "pooler"))}
+    assert table == {f"{part}{more}": rate for more in ("", ", biases and LayerNorm") for part, rate in (
+        ("layer 1", 1e-4), ("layer 0", 5e-5), ("embeddings", 2.5e-5), ("pooler, classifier", 4e-5))}
+
+
+def test_equal_rates_for_each_layer_are_the_single_layer_script(tiny, finished, tmp_path):
+    call(DISCRIMINATIVE, *train_flags(tiny, tmp_path / "one"), "--layer_learning_rate", 1e-3,
+         "--layer_learning_rate_decay", 1)
+    call(DISCRIMINATIVE, *train_flags(tiny, tmp_path / "off"), "--discr", "False")
+    for name in ("one", "off"):
+        assert_equal_weights(tmp_path / name / "last", finished / "last", 1e-7)
+    call(DISCRIMINATIVE, *train_flags(tiny, tmp_path / "decayed"), "--layer_learning_rate", 1e-3)
+    with pytest.raises(AssertionError):
+        assert_equal_weights(tmp_path / "decayed" / "last", finished / "last", 1e-5)
+
+
+def test_several_seeds_are_summed_up_and_each_is_the_run_alone(tiny, finished, tmp_path, capsys):
+    call(SINGLE, *train_flags(tiny, tmp_path), "--seed", 7, 42, 43)
+    summary = read_json(tmp_path / "summary.json")
+    for name in ("best", "last"):
+        values = [read_json(tmp_path / f"seed_{seed}" / "results.json")[name]["eval_accuracy"] for seed in (7, 42, 43)]
+        assert summary[name]["values"] == values
+        assert summary[name]["mean"] == pytest.approx(np.mean(values))
+        assert summary[name]["std"] == pytest.approx(np.std(values, ddof=1))
+    assert "std" in capsys.readouterr().out
+    assert_equal_weights(tmp_path / "seed_42" / "last", finished / "last")
+    with pytest.raises(AssertionError):
+        assert_equal_weights(tmp_path / "seed_7" / "last", finished / "last")
+
+
+def test_held_out_data_choose_the_best_and_the_test_set_is_evaluated_once(tiny, tmp_path, monkeypatch):
+    evaluated = []
+    evaluate = fine_tuning.evaluate
+    monkeypatch.setattr(fine_tuning, "evaluate",
+                        lambda setup, model, dataset: evaluated.append(len(dataset)) or evaluate(setup, model, dataset))
+    call(SINGLE, *train_flags(tiny, tmp_path / "run"), "--dev_fraction", 0.2)
+    held_out = round(0.2 * NUM_TRAIN)
+    assert evaluated == [held_out] * 3 + [NUM_TEST]
+    assert len(predictions_of(tmp_path / "run" / "results_ep2.txt")) == held_out
+    predictions = predictions_of(tmp_path / "run" / "results.txt")
+    accuracy = read_evaluation(tmp_path / "run" / "eval_results.txt")["eval_accuracy"]
+    assert accuracy == pytest.approx(np.mean(np.array(predictions) == labels_of(tiny)))
+    results = read_json(tmp_path / "run" / "results.json")
+    assert results["test"]["eval_accuracy"] == pytest.approx(accuracy)
+    assert results["test"]["epoch"] == results["best"]["epoch"]
+    # 61 - 12 examples in batches of 8
+    assert results["last"]["global_step"] == 3 * 7
+    call(SINGLE, "--do_eval", "--data_dir", tiny, "--init_checkpoint", tmp_path / "run" / "best", "--no_cuda",
+         "--output_dir", tmp_path / "again")
+    assert read_evaluation(tmp_path / "again" / "eval_results.txt")["eval_accuracy"] == pytest.approx(accuracy)
+
+
+def test_patience_stops_when_nothing_gets_better(tiny, tmp_path):
+    """With a rate of 0 the first epoch stays the best: patience 2 ends after epoch 3 of 9."""
+    call(SINGLE, *train_flags(tiny, tmp_path / "run"), "--learning_rate", 0, "--num_train_epochs", 9,
+         "--dev_fraction", 0.2, "--patience", 2)
+    results = read_json(tmp_path / "run" / "results.json")
+    assert [epoch["epoch"] for epoch in results["epochs"]] == [1, 2, 3] and results["best"]["epoch"] == 1
+    assert "test" in results
+
+
+@pytest.mark.parametrize("num, updates", [(9, 2), (0.4, 3)])
+def test_num_datas_takes_exactly_so_many(tiny, tmp_path, num, updates):
+    call(SINGLE, *train_flags(tiny, tmp_path / "run"), "--num_datas", num, "--num_train_epochs", 1)
+    assert len(read_metrics(tmp_path / "run", "train")) == updates
+
+
+def test_frozen_bert_trains_the_classifier_alone(tiny, tmp_path):
+    call(SINGLE, *train_flags(tiny, tmp_path / "run"), "--frozen_bert", "--num_train_epochs", 1)
+    before = torch.load(tiny / "pytorch_model.bin", weights_only=True)
+    for name, value in weights(tmp_path / "run" / "last").items():
+        assert name.startswith("classifier.") or torch.equal(value, before[name]), name
+
+
+def test_a_run_without_evaluation_keeps_the_last_model(tiny, tmp_path):
+    flags = [flag for flag in train_flags(tiny, tmp_path / "run") if flag != "--do_eval"]
+    call(SINGLE, *flags, "--num_train_epochs", 1)
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert "last" in names and "best" not in names and not [name for name in names if "_ep" in name]
+
+
+def test_all_of_the_authors_flags_are_known():
+    old = ("--task_name imdb --do_train --do_eval --do_lower_case --data_dir D --vocab_file V --bert_config_file B "
+           "--init_checkpoint I --max_seq_length 512 --train_batch_size 24 --eval_batch_size 8 --learning_rate 2e-5 "
+           "--num_train_epochs 3.0 --warmup_proportion 0.1 --save_checkpoints_steps 1000 --output_dir O --seed 42 "
+           "--layers 11 10 --trunc_medium -1 --pooling_type mean --num_datas 10 --no_cuda --accumulate_gradients 2 "
+           "--gradient_accumulation_steps 2 --local_rank -1").split()
+    discriminative = importlib.import_module(DISCRIMINATIVE)
+    parser = fine_tuning.make_parser("")
+    args, _ = fine_tuning.parse(parser, old)
+    assert args.layers == [11, 10] and args.trunc_medium == -1 and args.num_train_epochs == 3.0
+    discriminative.add_flags(parser.recipe)
+    args, _ = fine_tuning.parse(parser, old + "--discr --layer_learning_rate 2e-5 --layer_learning_rate_decay 0.95".split())
+    assert (args.discr, args.layer_learning_rate, args.layer_learning_rate_decay) == (True, [2e-5], 0.95)
+
+
+# Speed flags change nothing but time
+
+@pytest.mark.parametrize("flags, tolerance", [
+    (["--gradient_accumulation_steps", 3], 1e-5), (["--gradient_checkpointing"], 1e-7), (["--eval_batch_size", 5], 0),
+    (["--log_steps", 7, "--save_checkpoints_steps", 100], 0)], ids=lambda value: str(value))
+def test_speed_and_output_flags_leave_the_result(tiny, finished, tmp_path, flags, tolerance):
+    call(SINGLE, *train_flags(tiny, tmp_path / "run"), *flags)
+    assert_equal_weights(tmp_path / "run" / "last", finished / "last", tolerance)
+    for epoch in (1, 2, 3):
+        name = f"results_ep{epoch}.txt"
+        assert predictions_of(tmp_path / "run" / name) == predictions_of(finished / name)
+
+
+def test_bf16_stays_near(tiny, finished, tmp_path):
+    """Losses to 2 %, and the saved weights are float32."""
+    call(SINGLE, *train_flags(tiny, tmp_path / "run"), "--bf16")
+    losses, wanted = ([line["loss"] for line in read_metrics(folder, "train")] for folder in (tmp_path / "run", finished))
+    np.testing.assert_allclose(losses, wanted, rtol=0.02)
+    assert {value.dtype for value in weights(tmp_path / "run" / "last").values()} == {torch.float32}
+
+
+def test_compile_compiles_each_layer_and_keeps_the_names(tiny, finished, tmp_path, monkeypatch):
+    """That a compiled layer's numbers are equal is a test of the model; here: which parts, and what is saved."""
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, *_, **__: compiled.append(type(self).__name__))
+    call(SINGLE, *train_flags(tiny, tmp_path / "run"), "--compile")
+    assert compiled == ["BertLayer"] * 2
+    assert_equal_weights(tmp_path / "run" / "last", finished / "last")
+
+
+# Saved models
+
+def test_a_saved_model_is_evaluated_without_its_flags(tiny, finished, tmp_path):
+    for name in ("best", "last"):
+        call(SINGLE, "--do_eval", "--data_dir", tiny, "--init_checkpoint", finished / name, "--no_cuda",
+             "--output_dir", tmp_path / name)
+        wanted = read_json(finished / "results.json")[name]
+        assert read_evaluation(tmp_path / name / "eval_results.txt")["eval_accuracy"] == wanted["eval_accuracy"]
+        assert predictions_of(tmp_path / name / "results.txt") == predictions_of(
+            finished / f"results_ep{wanted['epoch']}.txt")
+
+
+def read_predictions(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return header, rows
+
+
+def test_predictions_from_a_saved_model_without_its_flags(tiny, finished, tmp_path):
+    """Of the test file's rows, labels and all: the labels are those of the evaluation, the probabilities sum to 1."""
+    call(SINGLE, "--do_predict", "--predict_file", tiny / "test.csv", "--init_checkpoint", finished / "last", "--no_cuda",
+         "--output_dir", tmp_path)
+    header, rows = read_predictions(tmp_path / "predictions.tsv")
+    assert header == ["label", "1", "2", "3", "4"] and len(rows) == NUM_TEST
+    classes = [header[1:].index(row[0]) for row in rows]
+    assert classes == predictions_of(finished / "results_ep3.txt")
+    probabilities = np.array([row[1:] for row in rows], float)
+    assert np.abs(probabilities.sum(1) - 1).max() < 1e-5 and (probabilities.argmax(1) == classes).all()
+
+
+def test_predictions_of_lines_of_text(tiny, finished, tmp_path):
+    (tmp_path / "new.txt").write_text("The match ended in a draw .\n\nShares fell .\n")
+    call(SINGLE, "--do_predict", "--predict_file", tmp_path / "new.txt", "--init_checkpoint", finished / "best",
+         "--no_cuda", "--output_dir", tmp_path)
+    assert len(read_predictions(tmp_path / "predictions.tsv")[1]) == 3
+
+
+def test_training_and_prediction_in_one_command(tiny, tmp_path):
+    call(SINGLE, *train_flags(tiny, tmp_path), "--num_train_epochs", 1, "--do_predict", "--predict_file", tiny / "test.csv")
+    header, rows = read_predictions(tmp_path / "predictions.tsv")
+    assert [header[1:].index(row[0]) for row in rows] == predictions_of(tmp_path / "results_ep1.txt")
+
+
+@pytest.fixture(scope="module")
+def own_file(tiny, tmp_path_factory):
+    """A run on a file with a header and labels in words: (data folder, run)."""
+    folder = tmp_path_factory.mktemp("own")
+    for split in ("train", "test"):
+        with open(folder / f"{split}.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, delimiter=";")
+            writer.writerow(["id", "topic", "body", "head"])
+            for line, label, (title, description) in tasks.read_documents(tasks.TASKS["ag"], tiny, split):
+                writer.writerow([line, ["world", "sport", "money", "science"][label], description, title])
+    call(SINGLE, *train_flags(tiny, folder / "run"), "--task_name", "csv", "--data_dir", folder, "--label_column", "topic",
+         "--text_columns", "head", "body", "--sep", ";", "--trunc_medium", 4, "--layers", 1, 0, "--layer_pooling", "max",
+         "--pooling_type", "mean")
+    return folder, folder / "run"
+
+
+def test_a_file_of_ones_own_is_learnt_and_its_labels_are_stored(own_file, tmp_path):
+    """Labels, columns, separator, truncation, layers and pooling all come from the saved model."""
+    folder, run = own_file
+    with open(tmp_path / "new.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter=";")
+        writer.writerow(["head", "body"])
+        for _, _, fields in tasks.read_documents(tasks.csv_task(folder, "topic", ["head", "body"], ";"), folder, "test"):
+            writer.writerow(fields)
+    call(SINGLE, "--do_predict", "--do_eval", "--data_dir", folder, "--predict_file", tmp_path / "new.csv",
+         "--init_checkpoint", run / "last", "--no_cuda", "--output_dir", tmp_path / "out")
+    header, rows = read_predictions(tmp_path / "out" / "predictions.tsv")
+    assert header == ["label", "money", "science", "sport", "world"]
+    classes = [header[1:].index(row[0]) for row in rows]
+    assert classes == predictions_of(run / "results_ep3.txt") == predictions_of(tmp_path / "out" / "results.txt")
+
+
+def transformers_batch(folder, tiny, transformers):
+    """The test rows as transformers' own tokenizer, loaded from the folder, makes them."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    texts, _ = tasks.read_examples(tasks.TASKS["ag"], tiny, "test")
+    return tokenizer(texts, padding=True, truncation=True, max_length=32, return_tensors="pt")
+
+
+def test_the_folder_loads_in_transformers_as_a_classifier(tiny, finished):
+    """AutoModelForSequenceClassification and AutoTokenizer of the folder give our predictions and label names."""
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(finished / "last").eval()
+    with torch.no_grad():
+        logits = model(**transformers_batch(finished / "last", tiny, transformers)).logits
+    assert logits.argmax(1).tolist() == predictions_of(finished / "results_ep3.txt")
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels_of(tiny))).item()
+    assert loss == pytest.approx(read_evaluation(finished / "eval_results_ep3.txt")["eval_loss"], abs=1e-5)
+    assert model.config.id2label == {0: "1", 1: "2", 2: "3", 3: "4"}
+
+
+def test_the_folder_loads_in_transformers_as_an_encoder(tiny, own_file):
+    """AutoModel of a folder whose head is not transformers': every encoder weight is taken."""
+    transformers = pytest.importorskip("transformers")
+    folder = own_file[1] / "last"
+    model, loading = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert type(model).__name__ == "BertModel" and not loading["missing_keys"]
+    stored = weights(folder)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, stored[f"bert.{name}"]), name
+
+
+def test_fine_tuning_goes_on_from_a_saved_folder(finished, tiny, tmp_path):
+    """A folder is all that --init_checkpoint needs: its configuration, vocabulary and weights, the classifier's too."""
+    call(SINGLE, "--task_name", "ag", "--do_train", "--do_eval", "--data_dir", tiny, "--do_lower_case", "--no_cuda",
+         "--init_checkpoint", finished / "last", "--max_seq_length", 32, "--num_train_epochs", 1, "--learning_rate", 0,
+         "--output_dir", tmp_path / "run")
+    assert predictions_of(tmp_path / "run" / "results_ep1.txt") == predictions_of(finished / "results_ep3.txt")
