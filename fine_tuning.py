@@ -256,31 +256,35 @@ def train_epoch(setup, model, optimizer, train, seed, progress, last_update, fol
     args, world = setup.args, setup.world
     order = np.random.default_rng([seed, progress.epoch]).permutation(len(train))
     model.train()
-    losses, started, logged = [], time.monotonic(), progress.global_step
+    pending, started = [], time.monotonic()  # (loss, gradient norm) of the updates since the last look at them
     bar = tqdm(total=last_update, initial=progress.update, unit="update", desc=f"epoch {progress.epoch + 1}",
                disable=not world.main, mininterval=1)
 
     def take_stock():
-        """Adds up the losses since the last call, says so in the log, and stops at one that is not finite."""
-        nonlocal losses, started, logged
-        values = world.sum(torch.stack(losses)).tolist()
-        for step, value in enumerate(values, logged + 1):
-            if not math.isfinite(value):
-                raise UserError(f"the loss is {value} at update {step}; the last good checkpoint is kept in {folder}; "
-                                "start again with a lower --learning_rate" + (" or without --bf16" if args.bf16 else ""))
-        progress.loss_sum += sum(values)
+        """Adds up the losses since the last call, says so in the log, and stops where one is not finite."""
+        nonlocal started
+        losses, norms = (torch.stack(values) for values in zip(*pending))
+        losses, norms = world.sum(losses).tolist(), norms.tolist()
+        for step, values in enumerate(zip(losses, norms), progress.global_step - len(pending) + 1):
+            if not all(map(math.isfinite, values)):
+                raise UserError(f"update {step}: the loss is {values[0]}, the gradient's norm {values[1]}; stopped, "
+                                f"{folder} keeps its last good checkpoint; start again with a lower --learning_rate"
+                                + (" or without --bf16" if args.bf16 else ""))
+        pending.clear()
+        progress.loss_sum += sum(losses)
         progress.train_seconds += time.monotonic() - started
-        losses, started, logged = [], time.monotonic(), progress.global_step
-        bar.set_postfix(loss=f"{values[-1]:.4f}", refresh=False)
+        started = time.monotonic()
+        bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
         if log:
-            log(progress.global_step, "train", loss=sum(values) / len(values), epoch=progress.epoch + 1,
-                learning_rate=args.learning_rate * rate)
+            log(progress.global_step, "train", loss=sum(losses) / len(losses), gradient_norm=sum(norms) / len(norms),
+                learning_rate=args.learning_rate * rate, epoch=progress.epoch + 1)
 
     while progress.update < last_update:
         batch = order[progress.update * args.train_batch_size:(progress.update + 1) * args.train_batch_size]
         rate = optimizer.factor()
-        losses.append(backward(setup, model, train, batch))
+        loss = backward(setup, model, train, batch)
         optimizer.step()
+        pending.append((loss, optimizer.grad_norm))
         optimizer.zero_grad()
         progress.update += 1
         progress.global_step += 1

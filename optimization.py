@@ -36,6 +36,7 @@ class BertAdam(torch.optim.Optimizer):
         self.warmup, self.t_total, self.betas, self.eps = warmup, t_total, betas, eps
         self.max_grad_norm, self.clip_grad, self.bias_correction = max_grad_norm, clip_grad, bias_correction
         self.updates = 0
+        self.grad_norm = None  # of the whole gradient of the last update, before clipping: a tensor on the device
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay))
 
     def factor(self):
@@ -46,8 +47,10 @@ class BertAdam(torch.optim.Optimizer):
     def step(self):
         """One update of every parameter that has a gradient."""
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if self.max_grad_norm > 0 and grads:
-            clip(grads, self.max_grad_norm, self.clip_grad)
+        norms = torch._foreach_norm(grads)
+        self.grad_norm = torch.linalg.vector_norm(torch.stack(norms))
+        if self.max_grad_norm > 0:
+            clip(grads, norms if self.clip_grad == "tensor" else [self.grad_norm] * len(grads), self.max_grad_norm)
         beta1, beta2 = self.betas
         correction1 = 1 - beta1 ** (self.updates + 1) if self.bias_correction else 1.0
         correction2 = math.sqrt(1 - beta2 ** (self.updates + 1)) if self.bias_correction else 1.0
@@ -80,12 +83,9 @@ class BertAdam(torch.optim.Optimizer):
         super().load_state_dict({key: value for key, value in state.items() if key != "updates"})
 
 
-def clip(grads, max_norm, how):
-    """Scales gradients in place: each tensor to a norm of at most max_norm (`tensor`), or all together (`global`)."""
-    norms = torch._foreach_norm(grads)
-    if how == "global":
-        norms = [torch.linalg.vector_norm(torch.stack(norms))] * len(grads)
-    # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6 too; the authors' code calls it for each tensor
+def clip(grads, norms, max_norm):
+    """Scales each gradient in place by what takes its norm in `norms` down to max_norm, where it is above."""
+    # torch.nn.utils.clip_grad_norm_, which the authors call for each tensor, adds the same 1e-6
     torch._foreach_mul_(grads, [torch.clamp(max_norm / (norm + 1e-6), max=1.0) for norm in norms])
 
 
