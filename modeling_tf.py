@@ -220,9 +220,21 @@ def read_checkpoint(prefix, flag="--init_checkpoint"):
     try:
         reader = tf.train.load_checkpoint(prefix)
         return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+    except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as error:  # IndexError: a file is cut
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{flag}: {prefix} is no whole checkpoint ({reason})") from None
+
+
+@contextlib.contextmanager
+def quiet_logger():
+    """Keeps TensorFlow's Python warnings back: at every Saver it advises to leave name-based checkpoints."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def write_checkpoint(prefix, variables):
@@ -236,8 +248,9 @@ def write_checkpoint(prefix, variables):
                  for key, value in variables.items()}
     with tempfile.TemporaryDirectory(prefix=WRITING, dir=folder) as temporary:
         try:
-            tf.compat.v1.train.Saver(variables).save(None, os.path.join(temporary, name), write_meta_graph=False,
-                                                     write_state=False)
+            with quiet_logger():
+                saver = tf.compat.v1.train.Saver(variables)
+            saver.save(None, os.path.join(temporary, name), write_meta_graph=False, write_state=False)
         except tf.errors.OpError as error:
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"{prefix} cannot be written: {reason}; free some space and run the same command again, "

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 import time
 
@@ -35,16 +36,16 @@ OWN_FILES = re.compile(r"model\.ckpt-\d+\..*|checkpoint|run\.json|metrics\.jsonl
 
 def make_strategy(flags, num_workers):
     """(tf.distribute.Strategy, the words for why it is this one) by --strategy, or by what the machine has."""
-    gpus = tf.config.list_logical_devices("GPU")
     name, reason = flags.strategy, "--strategy"
     if name is None and num_workers > 1:
         name, reason = "multi_worker", f"TF_CONFIG names {num_workers} workers"
     elif name is None:
-        name, reason = ("mirrored" if len(gpus) > 1 else "one"), f"{len(gpus)} GPUs"
+        num_gpus = len(tf.config.list_physical_devices("GPU"))
+        name, reason = ("mirrored" if num_gpus > 1 else "one"), f"{num_gpus} GPUs"
     if name == "multi_worker":
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()  # before TensorFlow has touched a device: it refuses later
     elif name == "mirrored":
-        devices = gpus or tf.config.list_logical_devices("CPU")
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
     elif name == "tpu":
         strategy = tpu_strategy(flags)
@@ -57,6 +58,9 @@ def tpu_strategy(flags):
     """The tf.distribute.TPUStrategy of the TPU that the flags name; UserError where there is none to be reached."""
     address = flags.master or flags.tpu_name or "local"
     try:
+        if address.startswith("grpc://"):  # TensorFlow would wait for a server that is not there for ever
+            host, _, port = address.removeprefix("grpc://").rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(address, flags.tpu_zone, flags.gcp_project)
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)

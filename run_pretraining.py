@@ -23,6 +23,7 @@ Several GPUs: nothing to add. Several machines: the same command on each, output
 A TPU: --use_tpu --tpu_name=NAME (on a TPU machine itself: --use_tpu alone). Tests on CPU: a tiny config, few steps.
 Next step: convert_tf_checkpoint_to_pytorch.py (the command is printed at the end).
 """
+import contextlib
 import datetime
 import glob
 import hashlib
@@ -32,6 +33,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 
 from command_line import ArgumentParser, UserError, add_boolean, atomic_write, decode_lines, number, require_file, run
 from configuration import BertConfig
@@ -268,6 +270,25 @@ def commit():
     return found.stdout.strip() or None
 
 
+@contextlib.contextmanager
+def tensorflow_start_up_kept_quiet():
+    """Keeps back what TensorFlow's libraries write to stderr while they load and look for GPUs, which no log level
+    silences. Set TF_CPP_MIN_LOG_LEVEL to see it."""
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+        sys.modules["tensorflow"].config.list_physical_devices()
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
 def print_next(flags):
     """Prints what lies in the output folder and the command that comes next."""
     prefix = os.path.join(flags.output_dir, f"model.ckpt-{flags.num_train_steps}")
@@ -290,8 +311,8 @@ def main():
     folder = RunFolder(flags, config, find_vocab(flags, config)) if first else None
     if folder and flags.do_train:
         folder.check()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from pretraining_tf import pretrain  # TensorFlow takes seconds to load: only now, when the flags are right
+    with tensorflow_start_up_kept_quiet():
+        from pretraining_tf import pretrain  # TensorFlow takes seconds to load: only now, when the flags are right
     pretrain(flags, config, files, eval_files, folder, num_workers)
     if folder and flags.do_train:
         print_next(flags)
