@@ -235,8 +235,9 @@ def fine_tune(setup, seed, folder, data):
         parallel = DistributedDataParallel(model, device_ids=[world.device.index] if world.device.type == "cuda" else None,
                                            gradient_as_bucket_view=True)
     stop = StopRequest(world)
-    with metrics_log(folder, progress.global_step) if world.main else contextlib.nullcontext() as log:
-        while progress.global_step < t_total and not out_of_patience(progress, args.patience):
+    with metrics_log(folder, progress) if world.main else contextlib.nullcontext() as log:
+        # an epoch under way (progress.update) is also finished where the run stopped after its very last update
+        while (progress.global_step < t_total or progress.update) and not out_of_patience(progress, args.patience):
             last_update = min(updates_per_epoch, t_total - progress.epoch * updates_per_epoch)
             train_epoch(setup, parallel, optimizer, train, seed, progress, last_update, folder, log, stop)
             progress.epoch, progress.update = progress.epoch + 1, 0
@@ -515,9 +516,12 @@ def environment(world):
 
 
 @contextlib.contextmanager
-def metrics_log(folder, global_step):
-    """Yields log(global_step, kind, **values), which writes to metrics.jsonl and TensorBoard. Lines after
-    `global_step`, of a run that was stopped later than it was saved, are dropped."""
+def metrics_log(folder, progress):
+    """Yields log(global_step, kind, **values), which writes to metrics.jsonl and TensorBoard.
+
+    Lines of updates and evaluations that are still to come, of a run that was stopped later than it was saved, are
+    dropped.
+    """
     # tensorboard takes TensorFlow for its files where it is installed, unless this module exists: seconds and memory
     sys.modules.setdefault("tensorboard.compat.notf", type(sys)("notf"))
     from torch.utils.tensorboard import SummaryWriter
@@ -526,10 +530,10 @@ def metrics_log(folder, global_step):
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
             lines = [line for line in file if line.endswith("\n")]
-        kept = [line for line in lines if json.loads(line)["global_step"] <= global_step]
+        kept = [line for line in lines if is_done(json.loads(line), progress)]
     with atomic_write(path) as file:
         file.writelines(kept)
-    board = SummaryWriter(os.path.join(folder, "tensorboard"), purge_step=global_step + 1 if global_step else None)
+    board = SummaryWriter(os.path.join(folder, "tensorboard"), purge_step=progress.global_step + 1 if progress.global_step else None)
     with open(path, "a", encoding="utf-8") as file, contextlib.closing(board):
         def log(step, kind, **values):
             file.write(json.dumps({"global_step": step, "kind": kind, **values}) + "\n")
@@ -538,6 +542,11 @@ def metrics_log(folder, global_step):
                 if name != "epoch":
                     board.add_scalar(f"{kind}/{name}", value, step)
         yield log
+
+
+def is_done(line, progress):
+    """Whether a line of metrics.jsonl lies before the point where a run stands."""
+    return line["global_step"] <= progress.global_step and (line["kind"] == "train" or line["epoch"] <= progress.epoch)
 
 
 def summarize(setup, seed, model, tested, progress, folder):

@@ -20,6 +20,7 @@ import torch
 
 import command_line
 import fine_tuning
+import fine_tuning_flags
 import optimization
 import tasks
 from configuration import BertConfig
@@ -299,11 +300,11 @@ def test_all_of_the_authors_flags_are_known():
            "--layers 11 10 --trunc_medium -1 --pooling_type mean --num_datas 10 --no_cuda --accumulate_gradients 2 "
            "--gradient_accumulation_steps 2 --local_rank -1").split()
     discriminative = importlib.import_module(DISCRIMINATIVE)
-    parser = fine_tuning.make_parser("")
-    args, _ = fine_tuning.parse(parser, old)
+    parser = fine_tuning_flags.make_parser("")
+    args, _ = fine_tuning_flags.parse(parser, old)
     assert args.layers == [11, 10] and args.trunc_medium == -1 and args.num_train_epochs == 3.0
     discriminative.add_flags(parser.recipe)
-    args, _ = fine_tuning.parse(parser, old + "--discr --layer_learning_rate 2e-5 --layer_learning_rate_decay 0.95".split())
+    args, _ = fine_tuning_flags.parse(parser, old + "--discr --layer_learning_rate 2e-5 --layer_learning_rate_decay 0.95".split())
     assert (args.discr, args.layer_learning_rate, args.layer_learning_rate_decay) == (True, [2e-5], 0.95)
 
 
@@ -448,3 +449,221 @@ def test_fine_tuning_goes_on_from_a_saved_folder(finished, tiny, tmp_path):
          "--init_checkpoint", finished / "last", "--max_seq_length", 32, "--num_train_epochs", 1, "--learning_rate", 0,
          "--output_dir", tmp_path / "run")
     assert predictions_of(tmp_path / "run" / "results_ep1.txt") == predictions_of(finished / "results_ep3.txt")
+
+
+# Runs that are stopped: real processes, forked from one that has imported the scripts
+
+@pytest.fixture(scope="module")
+def start():
+    """A function that starts a script in a process: start(script, flags, log file, event, environment) -> process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([SINGLE, "tensorboard"])
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [path])])  # for the fork server's imports
+
+    def begin(script, flags, log, event=None, environment=None):
+        process = context.Process(target=in_a_process, args=(script, flags, str(log), event, environment or {}))
+        process.start()
+        return process
+    yield begin
+    os.environ.pop("PYTHONPATH") if path is None else os.environ.update(PYTHONPATH=path)
+
+
+def in_a_process(script, flags, log, event, environment):
+    """What such a process does: the script, its output in the file `log`, and at `event` a signal to itself.
+
+    event: (what, number, when, signal): "update" or "rename" (of a file that is whole to its final name), the how many-th
+    of this process, "before" or "after" it; or ("file size", bytes), the longest file that may be written.
+    """
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    if event and event[0] == "file size":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (event[1], event[1]))
+    elif event:
+        what, number, when, signal_number = event
+        owner, name = {"update": (optimization.BertAdam, "step"), "rename": (os, "replace")}[what]
+        original, seen = getattr(owner, name), []
+
+        def counted(*args, **kwargs):
+            seen.append(1)
+            if when == "before" and len(seen) == number:
+                os.kill(os.getpid(), signal_number)
+            result = original(*args, **kwargs)
+            if when == "after" and len(seen) == number:
+                os.kill(os.getpid(), signal_number)
+            return result
+        setattr(owner, name, counted)
+    call(script, *flags)
+
+
+def wait(*processes):
+    """The exit codes of processes, each waited for at most two minutes."""
+    for process in processes:
+        process.join(120)
+        if process.is_alive():
+            process.kill()
+    return [process.exitcode for process in processes]
+
+
+def record(folder):
+    """All that a run leaves, without times and memory: what two equal runs have equal, to the bit."""
+    content = {path.name: path.read_text() for path in folder.glob("*results_ep*.txt")}
+    timeless = [{key: value for key, value in line.items() if key != "seconds"}
+                for kind in ("train", "eval") for line in read_metrics(folder, kind)]
+    results = read_json(folder / "results.json")
+    epochs = [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in results["epochs"]]
+    left = sorted(path.name for path in folder.rglob("*") if not path.name.startswith("events"))
+    return content, timeless, epochs, results["best"]["epoch"], left
+
+
+@pytest.fixture(scope="module")
+def with_dropout(tiny, tmp_path_factory, start):
+    """(flags of a run with dropout, the folder of that run undisturbed)."""
+    folder = tmp_path_factory.mktemp("dropout")
+    make_bert(folder, len((tiny / "vocab.txt").read_text().splitlines()), dropout=0.2)
+    flags = [*train_flags(tiny, folder / "undisturbed"), "--bert_config_file", folder / "bert_config.json"]
+    assert wait(start(SINGLE, flags, folder / "log.txt")) == [0], (folder / "log.txt").read_text()
+    return flags, folder / "undisturbed"
+
+
+KILL, TERM = signal.SIGKILL, signal.SIGTERM
+
+
+@pytest.mark.parametrize("signal_number, whats", [(KILL, ["rename", "update", "rename"]), (TERM, ["update", "rename"])],
+                         ids=["SIGKILL", "SIGTERM"])
+def test_a_run_that_is_stopped_again_and_again_ends_as_if_it_had_not_been(with_dropout, tmp_path, start, signal_number,
+                                                                          whats):
+    """Typed again each time, stopped before or after its first, second, third... update or renamed file, until it gets
+    to its end: all files and weights equal the undisturbed run's to the bit."""
+    flags, undisturbed = with_dropout
+    flags = [*flags, "--output_dir", tmp_path / "run"]
+    log = tmp_path / "log.txt"
+    for number in range(1, 20):
+        event = (whats[number % len(whats)], number, "before" if number % 4 < 2 else "after", signal_number)
+        code, = wait(start(SINGLE, flags, log, event))
+        if code == 0:
+            break
+        stopped_early = "going on" not in log.read_text() and code == -TERM  # before there was anything to save
+        assert code == (-KILL if signal_number == KILL else 128 + TERM) or stopped_early, (event, log.read_text())
+    assert code == 0 and number > 4, (number, log.read_text())
+    assert "going on after update" in log.read_text()
+    for name in ("best", "last"):
+        assert_equal_weights(tmp_path / "run" / name, undisturbed / name)
+    assert record(tmp_path / "run") == record(undisturbed)
+
+
+def test_sigterm_saves_the_update_under_way_first(with_dropout, tmp_path, start):
+    flags = [*with_dropout[0], "--output_dir", tmp_path / "run", "--save_checkpoints_steps", 1000]
+    assert wait(start(SINGLE, flags, tmp_path / "log.txt", ("update", 5, "before", TERM))) == [128 + TERM]
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert state["progress"]["global_step"] == 5
+    assert "stopped by SIGTERM after update 5" in (tmp_path / "log.txt").read_text()
+
+
+def test_no_space_left_keeps_the_last_checkpoint_and_says_so(with_dropout, tmp_path, start):
+    """A limit on the size of files stands for a full disk: one line, and afterwards the run goes on to the same end."""
+    flags, undisturbed = with_dropout
+    flags = [*flags, "--output_dir", tmp_path / "run"]
+    wait(start(SINGLE, flags, tmp_path / "log.txt", ("update", 5, "after", KILL)))
+    kept = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    log = tmp_path / "full.txt"
+    assert wait(start(SINGLE, flags, log, ("file size", len(kept) // 2))) == [1], log.read_text()
+    assert "Traceback" not in log.read_text() and "error: " in log.read_text().splitlines()[-1]
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == kept
+    assert not [path for path in (tmp_path / "run").rglob("*.tmp")]
+    assert wait(start(SINGLE, flags, log)) == [0], log.read_text()
+    assert_equal_weights(tmp_path / "run" / "last", undisturbed / "last")
+
+
+# Several processes
+
+def start_together(start, size, script, flags, log, events=None):
+    """Starts `size` processes of one run, as a launcher does: the list of processes."""
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [start(script, flags, f"{log}.{rank}", (events or {}).get(rank),
+                  {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}) for rank in range(size)]
+
+
+@pytest.fixture(scope="module")
+def two_processes(tiny, tmp_path_factory, start):
+    """The run `finished` on two gloo processes: (its folder, the output of each process)."""
+    folder = tmp_path_factory.mktemp("two")
+    flags = [*train_flags(tiny, folder / "run"), "--gradient_accumulation_steps", 2]
+    codes = wait(*start_together(start, 2, SINGLE, flags, folder / "log"))
+    logs = [(folder / f"log.{rank}").read_text() for rank in range(2)]
+    assert codes == [0, 0], logs
+    return folder / "run", logs
+
+
+def test_two_processes_give_the_losses_and_weights_of_one(finished, two_processes):
+    """Without dropout: losses to 1e-5 relative at every update, weights to 1e-5. 61 examples in batches of 8, of which
+    each process has 4 in 2 parts, at the end of an epoch 3 and 2."""
+    folder, _ = two_processes
+    losses, wanted = ([line["loss"] for line in read_metrics(run, "train")] for run in (folder, finished))
+    np.testing.assert_allclose(losses, wanted, rtol=1e-5)
+    assert_equal_weights(folder / "last", finished / "last", 1e-5)
+
+
+def test_two_processes_evaluate_every_example_once_and_one_writes(finished, two_processes):
+    folder, logs = two_processes
+    for epoch in (1, 2, 3):
+        for kind in ("results", "eval_results"):
+            name = f"{kind}_ep{epoch}.txt"
+            if kind == "results":
+                assert predictions_of(folder / name) == predictions_of(finished / name)
+            else:
+                assert read_evaluation(folder / name) == pytest.approx(read_evaluation(finished / name), rel=1e-5)
+    assert len(list((folder / "tensorboard").iterdir())) == 1
+    assert "epoch 3: accuracy" in logs[0] and "accuracy" not in logs[1]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in finished.iterdir())
+
+
+def test_fewer_examples_than_processes(tiny, tmp_path, start):
+    """An update of one example over two processes is the update of one process."""
+    flags = [*train_flags(tiny, tmp_path / "one"), "--num_datas", 5, "--train_batch_size", 2, "--num_test_datas", 3]
+    call(SINGLE, *flags)
+    codes = wait(*start_together(start, 2, SINGLE, [*flags, "--output_dir", tmp_path / "two"], tmp_path / "log"))
+    assert codes == [0, 0], (tmp_path / "log.0").read_text() + (tmp_path / "log.1").read_text()
+    assert_equal_weights(tmp_path / "two" / "last", tmp_path / "one" / "last", 1e-5)
+    assert predictions_of(tmp_path / "two" / "results_ep3.txt") == predictions_of(tmp_path / "one" / "results_ep3.txt")
+
+
+def test_two_processes_resume_and_agree_to_stop(with_dropout, tmp_path, start):
+    """SIGTERM at one process stops both after the same update; then one is killed; the end is the undisturbed one."""
+    flags = [*with_dropout[0], "--output_dir", tmp_path / "whole"]
+    assert wait(*start_together(start, 2, SINGLE, flags, tmp_path / "log")) == [0, 0]
+    flags = [*with_dropout[0], "--output_dir", tmp_path / "run"]
+    codes = wait(*start_together(start, 2, SINGLE, flags, tmp_path / "log", {1: ("update", 4, "before", TERM)}))
+    assert codes == [128 + TERM] * 2, (tmp_path / "log.0").read_text() + (tmp_path / "log.1").read_text()
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["progress"]["global_step"] == 4
+    processes = start_together(start, 2, SINGLE, flags, tmp_path / "log", {0: ("update", 9, "after", KILL)})
+    processes[0].join(120)
+    assert processes[0].exitcode == -KILL
+    processes[1].kill()  # as a launcher does when one of its processes has died
+    processes[1].join()
+    assert wait(*start_together(start, 2, SINGLE, flags, tmp_path / "log")) == [0, 0]
+    assert_equal_weights(tmp_path / "run" / "last", tmp_path / "whole" / "last")
+
+
+def test_num_processes_starts_them_and_torchrun_agrees(tiny, finished, tmp_path):
+    """The two ways in which a user starts several processes on one machine, each for one epoch's part."""
+    flags = [*train_flags(tiny, tmp_path / "own"), "--num_train_epochs", 0.5]
+    commands = {"own": [sys.executable, ROOT / f"{SINGLE}.py", *flags, "--num_processes", 2],
+                "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2,
+                             ROOT / f"{SINGLE}.py", *flags, "--output_dir", tmp_path / "torchrun"]}
+    started = {name: subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+               for name, command in commands.items()}
+    for name, process in started.items():
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, (name, output)
+        assert "over 2 process(es)" in output
+    assert_equal_weights(tmp_path / "own" / "last", tmp_path / "torchrun" / "last")
+    losses = [line["loss"] for line in read_metrics(tmp_path / "own", "train")]
+    call(SINGLE, *flags, "--output_dir", tmp_path / "one")
+    np.testing.assert_allclose(losses, [line["loss"] for line in read_metrics(tmp_path / "one", "train")], rtol=1e-5)
