@@ -32,6 +32,7 @@ import dataclasses
 import glob
 import os
 import random
+import shlex
 
 import numpy as np
 from tqdm import tqdm
@@ -285,8 +286,6 @@ def whole_files(paths):
     temporaries = [os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}.tmp")
                    for path in paths]
     try:
-        for path in paths:
-            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         yield temporaries
         for temporary, path in zip(temporaries, paths):
             os.replace(temporary, path)
@@ -298,6 +297,7 @@ def whole_files(paths):
 
 def write_instances(instances, order, recipe, output_files):
     """Writes the instances in the given order as tf.train.Examples, to the files in turn."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no lines about the GPUs of a step that uses none
     import tensorflow as tf  # seconds and hundreds of MiB, so only when there is something to write
 
     def feature(name, values):
@@ -331,10 +331,17 @@ def expand_input_files(patterns):
 
 
 def expand_output_files(names, input_files):
-    """The files of `--output_file`, separated by commas. Raises UserError for a bad, repeated or input file."""
+    """The files of `--output_file`, separated by commas. Makes their folders, so that a wrong one is found before the work.
+
+    Raises UserError for a name that cannot be written to, is given twice, or is an input file.
+    """
     files = names.split(",")
     inputs = {os.path.realpath(path) for path in input_files}
     for path in files:
+        folder = os.path.dirname(path) or "."
+        os.makedirs(folder, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"--output_file: the folder {folder} is not writable")
         if not os.path.basename(path) or os.path.isdir(path):
             raise UserError(f"--output_file: {path or 'an empty name'} is no file name")
         if os.path.realpath(path) in inputs:
@@ -365,12 +372,13 @@ def report(args, corpus, instances, recipe, output_files):
     for number_of_file, path in enumerate(output_files):
         print(f"wrote {path}: {len(range(number_of_file, records, len(output_files)))} records")
     model_dir = os.path.dirname(args.vocab_file) or "."
-    print("next: python run_pretraining.py "
-          f"--input_file={args.output_file} --output_dir={model_dir.rstrip('/')}_pretrain --do_train=True --do_eval=True "
-          f"--bert_config_file={os.path.join(model_dir, 'bert_config.json')} "
-          f"--init_checkpoint={os.path.join(model_dir, 'bert_model.ckpt')} --train_batch_size=32 "
-          f"--max_seq_length={recipe.max_seq_length} --max_predictions_per_seq={recipe.max_predictions_per_seq} "
-          "--num_train_steps=100000 --num_warmup_steps=10000 --save_checkpoints_steps=10000 --learning_rate=5e-5")
+    print("next:", shlex.join((
+        "python", "run_pretraining.py", f"--input_file={args.output_file}", f"--output_dir={model_dir}_pretrain",
+        "--do_train=True", "--do_eval=True", f"--bert_config_file={os.path.join(model_dir, 'bert_config.json')}",
+        f"--init_checkpoint={os.path.join(model_dir, 'bert_model.ckpt')}", "--train_batch_size=32",
+        f"--max_seq_length={recipe.max_seq_length}", f"--max_predictions_per_seq={recipe.max_predictions_per_seq}",
+        "--num_train_steps=100000", "--num_warmup_steps=10000", "--save_checkpoints_steps=10000",
+        "--learning_rate=5e-5")))
 
 
 def parse_arguments():
