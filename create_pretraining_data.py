@@ -331,23 +331,23 @@ def expand_input_files(patterns):
 
 
 def expand_output_files(names, input_files):
-    """The files of `--output_file`, separated by commas. Makes their folders, so that a wrong one is found before the work.
+    """The files of `--output_file`, separated by commas. Makes their folders: a wrong one is found before the work.
 
     Raises UserError for a name that cannot be written to, is given twice, or is an input file.
     """
     files = names.split(",")
     inputs = {os.path.realpath(path) for path in input_files}
+    if len({os.path.realpath(path) for path in files}) < len(files):
+        raise UserError(f"--output_file: {names} names a file twice")
     for path in files:
-        folder = os.path.dirname(path) or "."
-        os.makedirs(folder, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise UserError(f"--output_file: the folder {folder} is not writable")
         if not os.path.basename(path) or os.path.isdir(path):
             raise UserError(f"--output_file: {path or 'an empty name'} is no file name")
         if os.path.realpath(path) in inputs:
             raise UserError(f"--output_file: {path} is also an input file")
-    if len({os.path.realpath(path) for path in files}) < len(files):
-        raise UserError(f"--output_file: {names} names a file twice")
+        folder = os.path.dirname(path) or "."
+        os.makedirs(folder, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"--output_file: the folder {folder} is not writable")
     return files
 
 
