@@ -86,8 +86,7 @@ def restore_flags(args, given, folder):
     if folder is None or not os.path.exists(path):
         raise UserError(f"--init_checkpoint: {args.init_checkpoint} is no folder of a fine-tuned model (it has no "
                         "classifier.json); name a run's best or last folder, or add --do_train")
-    with open(path, encoding="utf-8") as file:
-        stored = json.load(file)
+    stored = read_json(path)
     task = tasks.task_from_dict(stored["task"])
     if args.task_name not in (None, task.name):
         raise UserError(f"--task_name {args.task_name}: the model in {folder} was trained for {task.name}; leave the flag out")
@@ -143,6 +142,15 @@ def save_model(model, setup, folder):
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with atomic_write(os.path.join(folder, "model.safetensors"), "wb") as file:
         file.write(safetensors.torch.save(state, metadata={"format": "pt"}))
+
+
+def read_json(path):
+    """The value in a file that `write_json` wrote. Raises UserError where it has been damaged since."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
 
 
 def write_json(path, value):
@@ -207,15 +215,17 @@ class Progress:
     evaluations: list = dataclasses.field(default_factory=list)
 
 
-def fine_tune(setup, seed, folder, data):
+def fine_tune(setup, seed, folder, recipe, is_new, data):
     """One run: fine-tunes with one seed into `folder`, or goes on with it. Returns the figures of results.json."""
     args, world = setup.args, setup.world
     train, evaluated, tested = data
-    if finished := claim_folder(setup, seed, folder, data):
-        world.print(f"{folder}: this run is finished: {describe_result(finished)}")
-        return finished
     torch.manual_seed(seed)
     model, loaded = make_model(setup, args.init_checkpoint)
+    if is_new and world.main:  # not before: a run whose weights are refused leaves nothing behind
+        remove_run(folder)
+        write_json(os.path.join(folder, "run.json"),
+                   {"recipe": recipe, "flags": vars(args), "command": sys.argv} | environment(world))
+    world.gather(None)
     updates_per_epoch = math.ceil(len(train) / args.train_batch_size)
     t_total = max(1, round(updates_per_epoch * args.num_train_epochs))
     groups = optimization.parameter_groups(model, args.learning_rate, *setup.rates, weight_decay=args.weight_decay)
@@ -457,40 +467,52 @@ def resume(setup, folder, model, optimizer, seed):
     return progress
 
 
-RUN_FILES = ("run.json", "results.json", "metrics.jsonl", "checkpoint.pt", "best", "last", "tensorboard")
+RUN_FILES = ("run.json", "results.json", "metrics.jsonl", "checkpoint.pt", "results.txt", "eval_results.txt")
+RUN_FOLDERS = ("best", "last", "tensorboard")
 
 
-def claim_folder(setup, seed, folder, data):
-    """Makes `folder` this run's: new, or the same run's from before. Returns the results if that run is finished."""
-    args, world = setup.args, setup.world
-    recipe = {key: value for key, value in vars(args).items() if key not in NOT_RECIPE} | {"seed": seed}
-    recipe["data"] = {name: [len(dataset), int(dataset.offsets[-1])]
-                      for name, dataset in zip(("train", "evaluated", "tested"), data) if dataset is not None}
-    path = os.path.join(folder, "run.json")
-    finished, fault = None, None
-    if world.main:
-        if args.overwrite_output_dir:
-            remove_run(folder)
-        if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                earlier = json.load(file)["recipe"]
-            differing = sorted(key for key in recipe.keys() | earlier.keys() if recipe.get(key) != earlier.get(key))
-            if differing:
-                key = differing[0]
-                fault = (f"--output_dir: {folder} holds another run ({key} was {earlier.get(key)}, now {recipe.get(key)}); "
-                         "name another folder or add --overwrite_output_dir")
-            elif os.path.exists(os.path.join(folder, "results.json")):
-                with open(os.path.join(folder, "results.json"), encoding="utf-8") as file:
-                    finished = json.load(file)
-        elif os.path.isdir(folder) and any(name in RUN_FILES or "results_ep" in name for name in os.listdir(folder)):
-            fault = (f"--output_dir: {folder} holds files of another run; name another folder or add "
-                     "--overwrite_output_dir")
-        else:
-            write_json(path, {"recipe": recipe, "flags": vars(args), "command": sys.argv} | environment(world))
-    finished, fault = world.gather((finished, fault))[0]
+def is_of_a_run(name):
+    return name in RUN_FILES + RUN_FOLDERS or name.startswith(("eval_results_ep", "results_ep"))
+
+
+def recipe_of(args, seed, train, test):
+    """What decides the result of a run: two with an equal recipe are the same."""
+    return ({key: value for key, value in vars(args).items() if key not in NOT_RECIPE} | {"seed": seed}
+            | {f"{name} data [examples, tokens]": [len(dataset), int(dataset.offsets[-1])]
+               for name, dataset in (("training", train), ("test", test)) if dataset is not None})
+
+
+def look_at_folder(setup, folder, recipe):
+    """Returns (whether the run of `recipe` is to be started anew in `folder`, its results if it is finished there).
+
+    Changes nothing. Raises UserError where the folder holds another run that may not be overwritten.
+    """
+    is_new, finished, fault = True, None, None
+    if setup.world.main and os.path.isdir(folder) and not setup.args.overwrite_output_dir:
+        try:
+            is_new, finished = compare_run(folder, recipe)
+        except UserError as error:
+            fault = str(error)
+    is_new, finished, fault = setup.world.gather((is_new, finished, fault))[0]
     if fault:
         raise UserError(fault)
-    return finished
+    return is_new, finished
+
+
+def compare_run(folder, recipe):
+    """`look_at_folder` of a folder that exists, in one process."""
+    mend = "name another folder or add --overwrite_output_dir"
+    if not os.path.exists(os.path.join(folder, "run.json")):
+        if any(map(is_of_a_run, os.listdir(folder))):
+            raise UserError(f"--output_dir: {folder} holds files of another run; {mend}")
+        return True, None
+    earlier = read_json(os.path.join(folder, "run.json"))["recipe"]
+    for key in recipe | earlier:
+        if recipe.get(key) != earlier.get(key):
+            raise UserError(f"--output_dir: {folder} holds another run ({key} was {earlier.get(key)}, "
+                            f"now {recipe.get(key)}); {mend}")
+    results = os.path.join(folder, "results.json")
+    return False, read_json(results) if os.path.exists(results) else None
 
 
 def remove_run(folder):
@@ -499,9 +521,9 @@ def remove_run(folder):
         return
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
-        if name in ("best", "last", "tensorboard"):
+        if name in RUN_FOLDERS:
             shutil.rmtree(path)
-        elif name in RUN_FILES or name.startswith(("eval_results", "results_ep")):
+        elif is_of_a_run(name):
             os.unlink(path)
 
 
@@ -533,7 +555,8 @@ def metrics_log(folder, progress):
         kept = [line for line in lines if is_done(json.loads(line), progress)]
     with atomic_write(path) as file:
         file.writelines(kept)
-    board = SummaryWriter(os.path.join(folder, "tensorboard"), purge_step=progress.global_step + 1 if progress.global_step else None)
+    board = SummaryWriter(os.path.join(folder, "tensorboard"),
+                          purge_step=progress.global_step + 1 if progress.global_step else None)
     with open(path, "a", encoding="utf-8") as file, contextlib.closing(board):
         def log(step, kind, **values):
             file.write(json.dumps({"global_step": step, "kind": kind, **values}) + "\n")
@@ -617,8 +640,14 @@ def train_seeds(setup):
     for dataset, name in ((train, "training"), (test, "test")):
         if dataset is not None:
             report_lengths(setup, dataset, name)
-    results = [fine_tune(setup, seed, seed_folder(args, seed), divide(setup, train, test, seed))
-               for seed in args.seed]
+    # every folder is looked at before the first run, not hours later
+    runs = [(seed, folder, recipe, *look_at_folder(setup, folder, recipe)) for seed, folder, recipe in
+            ((seed, seed_folder(args, seed), recipe_of(args, seed, train, test)) for seed in args.seed)]
+    results = []
+    for seed, folder, recipe, is_new, finished in runs:
+        if finished:
+            world.print(f"{folder}: this run is finished: {describe_result(finished)}")
+        results.append(finished or fine_tune(setup, seed, folder, recipe, is_new, divide(setup, train, test, seed)))
     folder = seed_folder(args, args.seed[0])
     folder = os.path.join(folder, "best" if "best" in results[0] else "last")
     if world.main:

@@ -651,19 +651,198 @@ def test_two_processes_resume_and_agree_to_stop(with_dropout, tmp_path, start):
     assert_equal_weights(tmp_path / "run" / "last", tmp_path / "whole" / "last")
 
 
-def test_num_processes_starts_them_and_torchrun_agrees(tiny, finished, tmp_path):
-    """The two ways in which a user starts several processes on one machine, each for one epoch's part."""
-    flags = [*train_flags(tiny, tmp_path / "own"), "--num_train_epochs", 0.5]
-    commands = {"own": [sys.executable, ROOT / f"{SINGLE}.py", *flags, "--num_processes", 2],
-                "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2,
-                             ROOT / f"{SINGLE}.py", *flags, "--output_dir", tmp_path / "torchrun"]}
-    started = {name: subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-               for name, command in commands.items()}
-    for name, process in started.items():
-        output, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, (name, output)
-        assert "over 2 process(es)" in output
-    assert_equal_weights(tmp_path / "own" / "last", tmp_path / "torchrun" / "last")
-    losses = [line["loss"] for line in read_metrics(tmp_path / "own", "train")]
+def test_num_processes_starts_them(tiny, tmp_path, script):
+    """As a user starts several processes on one machine; for a quarter of an epoch. (torchrun sets what
+    start_together sets.)"""
+    flags = [*train_flags(tiny, tmp_path / "two"), "--num_train_epochs", 0.25]
+    done = script(f"{SINGLE}.py", *flags, "--num_processes", 2)
+    assert done.returncode == 0, done.stderr
+    assert "over 2 process(es)" in done.stdout
     call(SINGLE, *flags, "--output_dir", tmp_path / "one")
-    np.testing.assert_allclose(losses, [line["loss"] for line in read_metrics(tmp_path / "one", "train")], rtol=1e-5)
+    losses, wanted = ([line["loss"] for line in read_metrics(tmp_path / name, "train")] for name in ("two", "one"))
+    np.testing.assert_allclose(losses, wanted, rtol=1e-5)
+
+
+# What is refused, in one line and with nothing half-written
+
+@pytest.mark.parametrize("flags, words", [
+    (["--do_train", "False", "--do_eval", "False"], "nothing to do"),
+    (["--do_predict"], "--do_predict needs --predict_file"),
+    (["--predict_file", "x.txt"], "--predict_file is read only with --do_predict"),
+    (["--patience", 2], "--patience needs data to watch"),
+    (["--label_column", "topic"], "--label_column belongs to --task_name csv"),
+    (["--task_name", "agnews"], "--task_name: invalid choice: 'agnews'"),
+    (["--task", "ag"], "unrecognized arguments: --task"),
+    (["--seed", 1, 1], "--seed names a seed twice"),
+    (["--seed", -1], "-1 is not at least 0"),
+    (["--max_seq_length", 65], "--max_seq_length 65 is over the model's 64 positions"),
+    (["--max_seq_length", 4], "use at least 5"),
+    (["--trunc_medium", 31], "--trunc_medium 31 keeps more tokens than the 30 that fit"),
+    (["--trunc_medium", -3], "--trunc_medium -3"),
+    (["--layers", 2], "this model has the layers 0 to 1"),
+    (["--layers", -1, 0], "stand alone"),
+    (["--layer_pooling", "mean"], "--layer_pooling mean joins several layers"),
+    (["--pooling_type", "max"], "--pooling_type max pools the tokens of chosen layers"),
+    (["--train_batch_size", 0], "0 is not at least 1"),
+    (["--learning_rate", "nan"], "nan is not at least 0"),
+    (["--learning_rate", "fast"], "'fast' is not a number"),
+    (["--num_train_epochs", 0], "0 is not above 0"),
+    (["--dev_fraction", 1], "1 is not below 1"),
+    (["--warmup_proportion", 1.5], "1.5 is not below 1"),
+    (["--num_datas", 62], "62 examples are asked for, the training data has 61"),
+    (["--num_datas", 2.5], "2.5 examples cannot be drawn"),
+    (["--bf16", "maybe"], "'maybe' is neither True nor False"),
+    (["--data_dir", "absent"], "no folder absent"),
+    (["--task_name", "yahoo"], "train.csv:1: 3 columns, the task yahoo has 4"),
+    (["--task_name", "csv", "--label_column", 0, "--text_columns", 5], "there is no column 5"),
+    (["--task_name", "csv", "--label_column", "topic"], "no column is named 'topic'"),
+    (["--vocab_file", "absent.txt"], "--vocab_file: there is no file absent.txt"),
+    (["--bert_config_file", "absent.json"], "--bert_config_file: there is no file absent.json"),
+    (["--init_checkpoint", "absent.bin"], "--init_checkpoint: there is no file absent.bin"),
+])
+def test_wrong_flags_are_refused_before_anything_is_written(tiny, tmp_path, refused_here, flags, words):
+    refused_here(SINGLE, *train_flags(tiny, tmp_path / "run"), *flags, words=words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--layer_learning_rate", 1e-5, 1e-5, 1e-5], "--layer_learning_rate has 3 rates, the model has 2 layers"),
+    (["--layer_learning_rate_decay", 0], "0 is not above 0"), (["--layer_learning_rate_decay", 1.1], "1.1 is not at most 1"),
+    (["--embeddings_learning_rate", "half"], "--embeddings_learning_rate"),
+])
+def test_wrong_layer_wise_rates_are_refused(tiny, tmp_path, refused_here, flags, words):
+    refused_here(DISCRIMINATIVE, *train_flags(tiny, tmp_path / "run"), *flags, words=words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flag", ["--task_name", "--data_dir", "--output_dir", "--vocab_file", "--bert_config_file"])
+def test_a_flag_that_is_left_out_is_named(tiny, tmp_path, refused_here, flag):
+    flags = train_flags(tiny, tmp_path / "run")
+    place = flags.index(flag)
+    refused_here(SINGLE, *flags[:place], *flags[place + 2:], words=flag)
+
+
+@pytest.mark.parametrize("flag, content, words", [
+    ("--bert_config_file", "no json", "is not JSON"), ("--bert_config_file", '{"hidden_size": 32}', "it has no vocab_size"),
+    ("--bert_config_file", '{"vocab_size": 2000, "hidden_size": 33, "num_attention_heads": 2}', "no multiple"),
+    ("--bert_config_file", '{"vocab_size": 2000, "hidden_size": 24, "num_hidden_layers": 2, "intermediate_size": 64}',
+     "is --bert_config_file the one that came with it?"),
+    ("--vocab_file", "", "is empty"), ("--vocab_file", "a\nb\n", "it is no BERT vocabulary"),
+    ("--vocab_file", "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n", "has 6 tokens, the model's vocab_size is 2000"),
+    ("--init_checkpoint", "no weights", "no whole PyTorch checkpoint"),
+])
+def test_files_of_a_model_that_do_not_fit_are_refused(tiny, tmp_path, refused_here, flag, content, words):
+    (tmp_path / "file").write_text(content)
+    refused_here(SINGLE, *train_flags(tiny, tmp_path / "run"), flag, tmp_path / "file", words=words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("split, content, words", [
+    ("train", b"", "train.csv is empty"), ("train", b'"1","a","b"\n"9","c","d"\n', "train.csv:2: label '9'"),
+    ("train", b'"1","a","b"\n"2","c","\xff"\n', "train.csv:2: byte 10 is not UTF-8"),
+    ("test", b"\x00\x01\x02", "test.csv:1: a zero byte"), ("test", b'"1","a","b', "test.csv:1: unexpected end of data"),
+    ("test", None, "has no test.csv"),
+])
+def test_bad_data_are_refused(tiny, tmp_path, refused_here, split, content, words):
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.csv").write_bytes((tiny / f"{name}.csv").read_bytes())
+    if content is None:
+        (tmp_path / f"{split}.csv").unlink()
+    else:
+        (tmp_path / f"{split}.csv").write_bytes(content)
+    refused_here(SINGLE, *train_flags(tiny, tmp_path / "run"), "--data_dir", tmp_path, words=words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mended_command_may_use_the_folder_of_the_refused_one(tiny, tmp_path, refused_here):
+    flags = [*train_flags(tiny, tmp_path / "run"), "--num_train_epochs", 0.25]
+    (tmp_path / "cut.bin").write_bytes((tiny / "pytorch_model.bin").read_bytes()[:5000])
+    refused_here(SINGLE, *flags, "--init_checkpoint", tmp_path / "cut.bin", words="no whole PyTorch checkpoint")
+    call(SINGLE, *flags)
+    assert (tmp_path / "run" / "last" / "model.safetensors").exists()
+
+
+def test_another_run_s_folder_is_refused_unless_it_may_be_overwritten(tiny, finished, tmp_path, refused_here):
+    flags = [*train_flags(tiny, tmp_path / "run"), "--num_train_epochs", 0.25]
+    call(SINGLE, *flags)
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    before = weights(tmp_path / "run" / "last")
+    for changed, words in ((["--learning_rate", 2e-3], "holds another run (learning_rate was 0.001, now 0.002)"),
+                           (["--seed", 1], "seed"), (["--num_datas", 30], "num_datas"), (["--layers", 1], "layers")):
+        refused_here(SINGLE, *flags, *changed, words=words)
+    for name, value in weights(tmp_path / "run" / "last").items():
+        assert torch.equal(value, before[name])
+    call(SINGLE, *train_flags(tiny, tmp_path / "run"), "--overwrite_output_dir")
+    assert_equal_weights(tmp_path / "run" / "last", finished / "last")
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_a_refused_command_overwrites_nothing(tiny, tmp_path, refused_here):
+    flags = [*train_flags(tiny, tmp_path / "run"), "--num_train_epochs", 0.25]
+    call(SINGLE, *flags)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    refused_here(SINGLE, *flags, "--overwrite_output_dir", "--init_checkpoint", "absent.bin", words="absent.bin")
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_the_folders_of_all_seeds_are_looked_at_first(tiny, tmp_path, refused_here):
+    flags = [*train_flags(tiny, tmp_path), "--num_train_epochs", 0.25]
+    call(SINGLE, *flags, "--output_dir", tmp_path / "seed_2", "--seed", 2)
+    refused_here(SINGLE, *flags, "--seed", 1, 2, "--learning_rate", 1e-4, words="seed_2 holds another run (learning_rate")
+    assert not (tmp_path / "seed_1").exists()
+
+
+def test_an_output_folder_that_is_a_file_is_refused(tiny, tmp_path, refused_here):
+    (tmp_path / "run").write_text("mine")
+    refused_here(SINGLE, *train_flags(tiny, tmp_path / "run"), words=str(tmp_path / "run"))
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+@pytest.mark.parametrize("log_steps", [1, 100])
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tiny, tmp_path, refused_here, log_steps):
+    """At a rate of 1e30 the second update's loss overflows: the step is named, what was saved is finite."""
+    flags = [*train_flags(tiny, tmp_path), "--learning_rate", 1e30, "--warmup_proportion", 0, "--log_steps", log_steps,
+             "--save_checkpoints_steps", 1]
+    refused_here(SINGLE, *flags, words="update 2")
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["progress"]["global_step"] == 1
+    assert all(value.isfinite().all() for value in state["model"].values())
+    assert not (tmp_path / "results.json").exists() and not (tmp_path / "last").exists()
+
+
+def test_a_damaged_checkpoint_is_named(with_dropout, tmp_path, start):
+    flags = [*with_dropout[0], "--output_dir", tmp_path]
+    wait(start(SINGLE, flags, tmp_path / "log.txt", ("update", 5, "after", KILL)))
+    (tmp_path / "checkpoint.pt").write_bytes((tmp_path / "checkpoint.pt").read_bytes()[:1000])
+    assert wait(start(SINGLE, flags, tmp_path / "log2.txt")) == [1]
+    assert "checkpoint.pt cannot be read" in (tmp_path / "log2.txt").read_text().splitlines()[-1]
+    assert "Traceback" not in (tmp_path / "log2.txt").read_text()
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--task_name", "imdb"], "was trained for ag"), (["--max_seq_length", 16], "was trained with 32"),
+    (["--layers", 1], "was trained with [-2]"), (["--predict_file", "absent.txt"], "there is no file absent.txt"),
+    (["--init_checkpoint", "absent"], "is no folder of a fine-tuned model"),
+    (["--seed", 1, 2], "several --seed need --do_train"), (["--do_eval"], "--data_dir is needed with --do_eval"),
+])
+def test_wrong_predictions_are_refused(tiny, finished, tmp_path, refused_here, flags, words):
+    refused_here(SINGLE, "--do_predict", "--predict_file", tiny / "test.csv", "--init_checkpoint", finished / "best",
+                 "--no_cuda", "--output_dir", tmp_path / "out", *flags, words=words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name, words", [("model.safetensors", "model.safetensors"), ("classifier.json", "classifier.json")])
+def test_a_damaged_model_folder_is_refused(tiny, finished, tmp_path, refused_here, name, words):
+    for path in (finished / "best").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:40])
+    refused_here(SINGLE, "--do_predict", "--predict_file", tiny / "test.csv", "--init_checkpoint", tmp_path, "--no_cuda",
+                 "--output_dir", tmp_path / "out", words=words)
+
+
+def test_an_error_in_several_processes_ends_them_all(tiny, tmp_path, start):
+    flags = [*train_flags(tiny, tmp_path / "run"), "--learning_rate", 1e30, "--warmup_proportion", 0]
+    assert wait(*start_together(start, 2, SINGLE, flags, tmp_path / "log")) == [1, 1]
+    for rank in (0, 1):
+        log = (tmp_path / f"log.{rank}").read_text()
+        assert "Traceback" not in log and "update 2" in log.splitlines()[-1]
