@@ -60,7 +60,7 @@ class Corpus:
 
     ids                  int32 [tokens]
     sentence_offsets     memoryview of int64 [sentences + 1]: sentence s is ids[offsets[s]:offsets[s + 1]]
-    document_offsets     memoryview of int64 [documents + 1]: document d is the sentences offsets[d] to offsets[d + 1] - 1
+    document_offsets     memoryview of int64 [documents + 1]: d has the sentences offsets[d] to offsets[d + 1] - 1
 
     Offsets are memoryviews because their single elements are read one by one, and are Python integers then.
     """
@@ -404,13 +404,13 @@ def parse_arguments():
     add_boolean(recipe, "--do_whole_word_mask", False, "Whether all WordPieces of a word are masked together; default "
                 "False: each WordPiece on its own.")
     recipe.add_argument("--dupe_factor", type=number(int, minimum=1), default=10, metavar="TIMES",
-                        help="How many times each document is used, each time with other masks; default 10 (the paper's "
-                        "command says 5).")
+                        help="How many times each document is used, each time with other masks; default 10 (the "
+                        "paper's command says 5).")
     recipe.add_argument("--random_seed", type=int, default=12345, metavar="SEED",
                         help="The seed of everything random; default 12345. The same seed gives the same records.")
     output = parser.add_argument_group("output")
-    output.add_argument("--output_file", required=True, help="The TFRecord file to write; several, separated by commas, "
-                        "get the records in turn. Folders are made.")
+    output.add_argument("--output_file", required=True, help="The TFRecord file to write; several, separated by "
+                        "commas, get the records in turn. Folders are made.")
     return parser.parse_args()
 
 

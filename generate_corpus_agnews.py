@@ -119,12 +119,12 @@ def parse_arguments():
     parser = ArgumentParser(__doc__)
     data = parser.add_argument_group("data")
     data.add_argument("--data_dir", default=".", metavar="FOLDER",
-                      help="The folder of train.csv and test.csv: label 1 to 4, title, description, no header; default: "
-                      "the current folder.")
+                      help="The folder of train.csv and test.csv: label 1 to 4, title, description, no header; "
+                      "default: the current folder.")
     recipe = parser.add_argument_group("recipe (changes the corpus)")
     recipe.add_argument("--spacy_model", metavar="NAME",
-                        help="A trained spaCy model that splits sentences, by name or folder, as en_core_web_md; default: "
-                        "none, sentences end at punctuation (spaCy's sentencizer).")
+                        help="A trained spaCy model that splits sentences, by name or folder, as en_core_web_md; "
+                        "default: none, sentences end at punctuation (spaCy's sentencizer).")
     speed = parser.add_argument_group("speed (does not change the corpus)")
     speed.add_argument("--batch_size", type=number(int, minimum=1), default=1000, metavar="DOCUMENTS",
                        help="How many documents a process splits at a time; default 1000.")

@@ -28,7 +28,7 @@ CHARACTERS_PER_SLICE = 1 << 20  # bounds the Rust results in memory: about 100 b
 # What Google calls Chinese: each such character is a word. Hiragana, Katakana and Hangul are none.
 CJK_RANGES = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
               (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
-# ASCII that is neither letter, digit, space nor control is punctuation, also where Unicode says symbol ($ + < = > ^ ` | ~).
+# ASCII that is no letter, digit, space or control is punctuation, also where Unicode says symbol ($ + < = > ^ ` | ~).
 ASCII_PUNCTUATION = ((33, 47), (58, 64), (91, 96), (123, 126))
 # The planes that hold characters other than private ones; the others are unassigned or private use in every Unicode.
 ASSIGNED_PLANES = (range(0x0, 0x40000), range(0xE0000, 0xF0000))

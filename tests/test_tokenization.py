@@ -13,7 +13,8 @@ import tokenization
 from command_line import UserError
 from tokenization import FullTokenizer
 
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a b ab ##b ##c abc mask unk ##s σ ς ##ς i ##i e é ! [ ] - ? $ 中 文 \ue000 « ##\u0301".split()
+WORDS = ("[PAD] [UNK] [CLS] [SEP] [MASK] a b ab ##b ##c abc mask unk ##s σ ς ##ς i ##i e é ! [ ] - ? $ 中 文 \ue000 « "
+         "##\u0301").split()
 
 
 @pytest.fixture
@@ -40,7 +41,8 @@ def token_lists(tokenizer, texts):
 @pytest.mark.parametrize("do_lower_case", (True, False))
 def test_no_difference_on_googles_texts(shared, do_lower_case):
     tokenizer, texts, expected, _, _ = goldens(shared, do_lower_case)
-    different = [text for text, tokens, golden in zip(texts, token_lists(tokenizer, texts), expected) if tokens != golden]
+    results = zip(texts, token_lists(tokenizer, texts), expected)
+    different = [text for text, tokens, golden in results if tokens != golden]
     assert different == [] and len(texts) == len(expected) == 10000
     assert [tokenizer.tokenize(text) for text in texts[:1000]] == expected[:1000]
 
@@ -109,8 +111,8 @@ def test_random_texts_equal_the_plain_reimplementation(vocab_file, do_lower_case
     tokenizer, rng = FullTokenizer(vocab_file, do_lower_case), random.Random(1)
     alphabet = list("aAbBcCsSiIeE!?-[]$ \t\n\r") + [
         "é", "É", "\u0301", "\u0323", "\u0345", "Σ", "ς", "İ", "ß", "ẞ", "中", "文", "\uf900", "\U0002f800", "\0", "\x0b",
-        "\x1c", "\x85", "\xa0", "\xad", "\u200d", "\u2028", "\u2029", "\u3000", "\ufffd", "\ue000", "\U000f0000", "«", "’",
-        "\u0488", "\u0903", "가", "\u1734", "\u166d", "\U0002b820", "\u0378", "[MASK]", "abc", "ΑΣ", "'"]
+        "\x1c", "\x85", "\xa0", "\xad", "\u200d", "\u2028", "\u2029", "\u3000", "\ufffd", "\ue000", "\U000f0000",
+        "«", "’", "\u0488", "\u0903", "가", "\u1734", "\u166d", "\U0002b820", "\u0378", "[MASK]", "abc", "ΑΣ", "'"]
     texts = ["".join(rng.choices(alphabet, k=rng.randint(0, 12))) for _ in range(4000)]
     expected = [reference_tokens(text, tokenizer.vocab, do_lower_case) for text in texts]
     assert len({tuple(tokens) for tokens in expected}) > 1000
@@ -125,8 +127,9 @@ def test_what_is_normalised_as_a_whole_text_may_be():
         return any(first <= ord(c) <= last for first, last in tokenization.CJK_RANGES)
 
     spaces = [c for c in map(chr, range(0x110000)) if c.isspace()]
-    decomposed = {c: unicodedata.normalize("NFD", c) for c in map(chr, range(0x30000)) if not 0xD800 <= ord(c) <= 0xDFFF}
-    assert all(is_cjk(c) == any(map(is_cjk, form)) and (not is_cjk(c) or len(form) == 1) for c, form in decomposed.items())
+    decomposed = {c: unicodedata.normalize("NFD", c) for c in map(chr, range(0x30000))}
+    assert all(is_cjk(c) == any(map(is_cjk, form)) for c, form in decomposed.items())
+    assert all(len(form) == 1 for c, form in decomposed.items() if is_cjk(c))
     assert all(c.isspace() == any(map(str.isspace, form)) for c, form in decomposed.items())
     for c in spaces + ["中", "\uf900", "\U00020000"]:
         assert ("Α" + c + "Σ").lower()[-1] == "σ" and ("ΑΣ" + c + "Α").lower()[1] == "ς"
@@ -152,7 +155,8 @@ def test_single_rules(vocab_file):
 
 def test_ids_and_attributes(vocab_file):
     tokenizer = FullTokenizer(vocab_file)
-    assert [tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id] == [0, 1, 2, 3, 4]
+    special = [tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]
+    assert special == [0, 1, 2, 3, 4]
     tokens = tokenizer.tokenize("abc mask")
     assert tokenizer.convert_ids_to_tokens(np.array(tokenizer.convert_tokens_to_ids(tokens))) == tokens
     with pytest.raises(KeyError):
@@ -176,14 +180,16 @@ def test_vocabulary_is_read_as_google_reads_it(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_bytes("[UNK]\r\n[CLS]\n [SEP] \n[MASK]\n\na\n\xa0a\n\nb".encode())
     tokenizer = FullTokenizer(str(path))
-    assert list(tokenizer.vocab.items()) == [("[UNK]", 0), ("[CLS]", 1), ("[SEP]", 2), ("[MASK]", 3), ("", 7), ("a", 6), ("b", 8)]
+    assert list(tokenizer.vocab.items()) == [
+        ("[UNK]", 0), ("[CLS]", 1), ("[SEP]", 2), ("[MASK]", 3), ("", 7), ("a", 6), ("b", 8)]
     assert tokenizer.pad_id == 0
     assert tokenizer.encode_batch(["a b"])[0].tolist() == [6, 8]
 
 
 @pytest.mark.parametrize("content, words", (
     (None, "there is no file"), (b"", "is empty"), (b"[UNK]\n\x00\x01", ":2: a zero byte"),
-    ("[UNK]\né\n".encode("latin-1"), ":2: byte 1 is not UTF-8"), (b"[UNK]\n[CLS]\n[SEP]\nword\n", "has no line [MASK]")))
+    ("[UNK]\né\n".encode("latin-1"), ":2: byte 1 is not UTF-8"),
+    (b"[UNK]\n[CLS]\n[SEP]\nword\n", "has no line [MASK]")))
 def test_a_file_that_is_no_vocabulary_is_refused(tmp_path, content, words):
     path = tmp_path / "vocab.txt"
     if content is not None:

@@ -1,0 +1,319 @@
+"""Pre-training records equal google-research/bert's with the same seed, and are what the docstring says they are."""
+import collections
+import dataclasses
+import hashlib
+import random
+import resource
+import sys
+
+import numpy as np
+import pytest
+
+import create_pretraining_data
+from command_line import UserError
+from create_pretraining_data import Recipe, create_training_instances, read_corpus, truncate_seq_pair
+from tokenization import FullTokenizer
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+# Pieces p0..p39 begin words, ##q0..##q39 continue them; a word is written p3q7q1.
+VOCAB = SPECIAL + [f"p{n}" for n in range(40)] + [f"##q{n}" for n in range(40)] + ["."]
+
+
+def write_corpus(path, num_documents=40, seed=7):
+    """A corpus of random words of one to three pieces; 1 to 9 sentences a document."""
+    rng, lines = random.Random(seed), []
+    for _ in range(num_documents):
+        for _ in range(rng.randint(1, 9)):
+            words = ("p%d" % rng.randrange(40) + "".join("q%d" % rng.randrange(40) for _ in range(rng.randint(0, 2)))
+                     for _ in range(rng.randint(1, 14)))
+            lines.append(" ".join(words) + ".")
+        lines.append("")
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text("".join(token + "\n" for token in VOCAB), encoding="utf-8")
+    return FullTokenizer(str(path))
+
+
+@pytest.fixture
+def corpus(tmp_path, tokenizer):
+    return read_corpus([write_corpus(tmp_path / "corpus.txt")], tokenizer)
+
+
+def digest(records):
+    """The digest of ../shared/goldens/tfrecord/digest.py, of dicts of lists."""
+    sha = hashlib.sha256()
+    for record in records:
+        for name, values in sorted(record.items()):
+            array = np.asarray(values, "<f4" if name == "masked_lm_weights" else "<i8")
+            sha.update(name.encode("ascii") + b"\0" + array.tobytes())
+    return sha.hexdigest()
+
+
+def records(corpus, tokenizer, recipe, dupe_factor, seed=12345):
+    instances, order = create_training_instances(corpus, tokenizer, recipe, dupe_factor, random.Random(seed))
+    return [instances.features(index, recipe) for index in order]
+
+
+@pytest.mark.parametrize("do_lower_case, recipe, dupe_factor, files", (
+    (True, Recipe(), 5, [(60042, "e45ba3362db85fcac3aa1181f1acace30e1f0c3116be8079658e5e066adebe98")]),
+    (True, Recipe(do_whole_word_mask=True), 5,
+     [(59815, "e4dd40463fb30e797b5890313d532e633976ce33e79e91c7d605dbd74fca2acc")]),
+    (False, Recipe(), 5, [(59725, "c9d75d980f8de586bce83dbd399b8b3c626ab00b48bcd2aadae643183f541d2c")]),
+    (True, Recipe(max_seq_length=512, max_predictions_per_seq=77), 1,
+     [(11894, "4dc31dd8ca158f2d4e3eb14d14653e37515e29cca7e4bfbe22b20d47cfaeb007")]),
+    (True, Recipe(), 1, [(3998, "170a52af53cdf6d4938b6fb8b1e1b1581c5abdb71a23b3ebf39498c77e50eb64"),
+                         (3997, "ecfd2e0980cb58dcfd66c0b9697f19554fcee4cfd038ccafadff91a878accd44"),
+                         (3997, "f53887066ce56aa3153763783c8ed34f47c97b05316898d688bb6536606d8fd3")]),
+))
+def test_records_are_googles(shared, do_lower_case, recipe, dupe_factor, files):
+    """Every feature of every record, in order, of the settings in goldens/README.md (random_seed 12345)."""
+    tokenizer = FullTokenizer(str(shared / "data" / "vocab" / "bert-base-uncased.vocab.txt"), do_lower_case)
+    corpus = read_corpus([str(shared / "goldens" / "agnews_corpus_test.txt")], tokenizer)
+    instances, order = create_training_instances(corpus, tokenizer, recipe, dupe_factor, random.Random(12345))
+    for number, expected in enumerate(files):
+        mine = order[number::len(files)]
+        assert (len(mine), digest(instances.features(index, recipe) for index in mine)) == expected
+
+
+@pytest.mark.parametrize("recipe, expected", (
+    (Recipe(32, 5), "8b31a92e69d05b7b"),
+    (Recipe(32, 5, do_whole_word_mask=True), "0479c0eb94da6b64"),
+    (Recipe(64, 40, masked_lm_prob=0.5, short_seq_prob=0.7), "5b23cfe1887019ec"),
+))
+def test_records_stay_as_they_were_when_the_goldens_agreed(corpus, tokenizer, recipe, expected):
+    assert digest(records(corpus, tokenizer, recipe, dupe_factor=2))[:16] == expected
+
+
+def unmasked(record):
+    """The ids without padding as they were before masking."""
+    ids = record["input_ids"][:sum(record["input_mask"])]
+    for position, label, weight in zip(*(record[f"masked_lm_{name}"] for name in ("positions", "ids", "weights"))):
+        if weight:
+            ids[position] = label
+    return ids
+
+
+def occurs(span, ids):
+    """Whether the array `span` occurs somewhere in the array `ids`."""
+    return (np.lib.stride_tricks.sliding_window_view(ids, len(span)) == span).all(axis=1).any()
+
+
+@pytest.mark.parametrize("do_whole_word_mask", (False, True))
+@pytest.mark.parametrize("max_seq_length", (5, 24, 200))
+def test_input_rebuilt_from_output_and_labels_is_two_spans_of_the_corpus(corpus, tokenizer, max_seq_length,
+                                                                         do_whole_word_mask):
+    recipe = Recipe(max_seq_length, 7, 0.2, 0.3, do_whole_word_mask)
+    followers = 0
+    for record in records(corpus, tokenizer, recipe, dupe_factor=2):
+        ids = unmasked(record)
+        first = record["segment_ids"].index(1)
+        assert {len(record[name]) for name in ("input_ids", "input_mask", "segment_ids")} == {max_seq_length}
+        assert record["segment_ids"] == [0] * first + [1] * (len(ids) - first) + [0] * (max_seq_length - len(ids))
+        assert ids[0] == tokenizer.cls_id and ids[first - 1] == ids[-1] == tokenizer.sep_id
+        assert record["input_ids"][len(ids):] == [0] * (max_seq_length - len(ids))
+        a, b = np.array(ids[1:first - 1], np.int32), np.array(ids[first:-1], np.int32)
+        assert len(a) and len(b)
+        assert occurs(a, corpus.ids) and occurs(b, corpus.ids)
+        weights = record["masked_lm_weights"]
+        count = int(sum(weights))
+        assert weights == [1.0] * count + [0.0] * (7 - count)
+        limit = min(7, max(1, round(len(ids) * 0.2)))
+        assert count <= limit and (do_whole_word_mask or count == limit)
+        positions = record["masked_lm_positions"]
+        assert positions[:count] == sorted(set(positions[:count])) and not any(positions[count:])
+        assert not {0, first - 1, len(ids) - 1} & set(positions[:count])
+        assert not any(record["masked_lm_ids"][count:])
+        if record["next_sentence_labels"] == [0] and max_seq_length == 200:
+            assert occurs(np.concatenate((a, b)), corpus.ids)
+            followers += 1
+    assert followers or max_seq_length < 200
+
+
+def test_eighty_ten_ten(corpus, tokenizer):
+    """Of the predicted tokens 80% are [MASK]; 10% a random word of the vocabulary; 10%, and 1/86 of those, kept."""
+    became = collections.Counter()
+    words = collections.Counter()
+    for record in records(corpus, tokenizer, Recipe(128, 20), dupe_factor=60):
+        for position, label, weight in zip(record["masked_lm_positions"], record["masked_lm_ids"],
+                                           record["masked_lm_weights"]):
+            if weight:
+                shown = record["input_ids"][position]
+                became["mask" if shown == tokenizer.mask_id else "kept" if shown == label else "random"] += 1
+                if shown not in (tokenizer.mask_id, label):
+                    words[shown] += 1
+    total = became.total()
+    assert total > 40000
+    by_chance = 0.1 / len(VOCAB)
+    for kind, share in (("mask", 0.8 + by_chance), ("kept", 0.1 + by_chance), ("random", 0.1 - 2 * by_chance)):
+        assert abs(became[kind] / total - share) < 4 * (share * (1 - share) / total) ** 0.5, (kind, became)
+    assert set(words) == set(range(len(VOCAB))) - {tokenizer.mask_id}
+    assert max(words.values()) < 2 * total * 0.1 / len(VOCAB)
+
+
+def test_whole_word_masks_never_split_a_word(corpus, tokenizer):
+    """A word that a truncated segment cuts is one with what stands before it, as in Google's script."""
+    pieces = 0
+    for record in records(corpus, tokenizer, Recipe(40, 8, do_whole_word_mask=True), dupe_factor=3):
+        ids = unmasked(record)
+        masked = set(record["masked_lm_positions"][:int(sum(record["masked_lm_weights"]))])
+        special = {0, len(ids) - 1, record["segment_ids"].index(1) - 1}
+        previous = None
+        for position in range(len(ids)):
+            if position in special:
+                continue
+            if previous is not None and tokenizer.inv_vocab[ids[position]].startswith("##"):
+                assert (position in masked) == (previous in masked)
+                pieces += position in masked
+            previous = position
+    assert pieces > 100
+
+
+def test_random_next_sentences_come_from_another_document(tmp_path, tokenizer):
+    """Each document has words of its own, so the document of a token shows."""
+    path = tmp_path / "own_words.txt"
+    path.write_text("\n\n".join("\n".join([f"p{n} p{n} p{n}."] * 3) for n in range(30)))
+    corpus = read_corpus([str(path)], tokenizer)
+    labels = collections.Counter()
+    for record in records(corpus, tokenizer, Recipe(32, 3), dupe_factor=20):
+        ids, first = unmasked(record), record["segment_ids"].index(1)
+        same_document = ids[1] == ids[first]
+        label, = record["next_sentence_labels"]
+        assert label == (not same_document)
+        labels[label] += 1
+    assert labels[0] > 100 and 0.4 < labels[1] / labels.total() < 0.8
+
+
+def test_the_seed_decides_everything(corpus, tokenizer):
+    first, again, other = (records(corpus, tokenizer, Recipe(32, 5), 2, seed) for seed in (1, 1, 2))
+    assert first == again and first != other
+    assert records(corpus, tokenizer, Recipe(32, 5), 1, 1) != first[:len(first) // 2]
+
+
+def test_truncation_shortens_the_longer_span_until_both_fit():
+    rng, starts = random.Random(3), set()
+    for _ in range(300):
+        a, b = (0, rng.randint(1, 30)), (100, 100 + rng.randint(1, 30))
+        limit = rng.randint(2, 40)
+        (a_start, a_end), (b_start, b_end) = truncate_seq_pair(a, b, limit, rng)
+        lengths = a_end - a_start, b_end - b_start
+        assert 0 <= a_start < a_end <= a[1] and 100 <= b_start < b_end <= b[1]
+        assert sum(lengths) == min(limit, a[1] + b[1] - 100)
+        assert abs(lengths[0] - lengths[1]) <= 1 or min(lengths) == min(a[1], b[1] - 100)
+        starts.add(a_start)
+    assert len(starts) > 3, "truncation takes from both ends"
+
+
+def test_corpus_is_read_as_google_reads_it(tmp_path, tokenizer):
+    """Blank lines end a document, also of white space only; a document may go on in the next file; lines without a
+    token are left out; \\r\\n and U+0085 do not end a sentence."""
+    (tmp_path / "1.txt").write_bytes("p1 p2\r\n\n\n \u200b \np3\x85p4\n\u3000\n\u200b\n\np5".encode())
+    (tmp_path / "2.txt").write_bytes(b"p6\n\n  p7  \n")
+    corpus = read_corpus([str(tmp_path / name) for name in ("1.txt", "2.txt")], tokenizer)
+    sentences = [tokenizer.convert_ids_to_tokens(corpus.ids[start:end])
+                 for start, end in zip(corpus.sentence_offsets, corpus.sentence_offsets[1:])]
+    documents = [sentences[start:end] for start, end in zip(corpus.document_offsets, corpus.document_offsets[1:])]
+    assert documents == [[["p1", "p2"]], [["[UNK]"]], [["p5"], ["p6"]], [["p7"]]]
+    assert (corpus.num_documents, corpus.num_sentences, corpus.ids.dtype) == (4, 5, np.int32)
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["create_pretraining_data.py", *map(str, arguments)])
+    create_pretraining_data.main()
+
+
+def test_files_hold_the_records_in_turn(tmp_path, tokenizer, corpus, monkeypatch, capsys):
+    """The seed's command, with a glob, three files in folders that do not exist, and both spellings of booleans."""
+    import tensorflow as tf
+
+    arguments = [f"--input_file={tmp_path}/corp*.txt", f"--vocab_file={tmp_path}/vocab.txt", "--do_lower_case=True",
+                 "--max_seq_length=32", "--max_predictions_per_seq=5", "--masked_lm_prob=0.15", "--random_seed=12345",
+                 "--dupe_factor=2"]
+    expected = records(corpus, tokenizer, Recipe(32, 5), 2)
+    paths = [tmp_path / "new" / "folder" / f"{n}.tfrecord" for n in range(3)]
+    call(monkeypatch, *arguments, f"--output_file={','.join(map(str, paths))}")
+    printed = capsys.readouterr().out
+    types = {"masked_lm_weights": "float_list"}
+    for number, path in enumerate(paths):
+        examples = map(tf.train.Example.FromString, tf.data.TFRecordDataset([str(path)]).as_numpy_iterator())
+        read = [{name: list(getattr(feature, types.get(name, "int64_list")).value)
+                 for name, feature in example.features.feature.items()} for example in examples]
+        assert read == expected[number::3]
+        assert f"wrote {path}: {len(read)} records" in printed
+    assert sorted(path.name for path in paths[0].parent.iterdir()) == ["0.tfrecord", "1.tfrecord", "2.tfrecord"]
+    assert printed.count("*** Example ***") == 3 and "next: python run_pretraining.py" in printed
+    assert f"{corpus.num_documents} documents, {corpus.num_sentences} sentences, {len(corpus.ids)} tokens" in printed
+    padding = 1 - sum(sum(record["input_mask"]) for record in expected) / (32 * len(expected))
+    assert f"{padding:.1%} of the 32 positions are padding" in printed
+
+    call(monkeypatch, *arguments, "--do_whole_word_mask", f"--output_file={tmp_path}/words.tfrecord")
+    call(monkeypatch, *arguments, "--do_whole_word_mask=True", f"--output_file={tmp_path}/words2.tfrecord")
+    words = (tmp_path / "words.tfrecord").read_bytes()
+    assert words == (tmp_path / "words2.tfrecord").read_bytes() != paths[0].read_bytes()
+
+
+GOOD = "p1 p2.\np3.\n\np4.\n"
+
+
+@pytest.mark.parametrize("content, flags, words", (
+    (None, (), "there is no file"),
+    (b"", (), "is empty"),
+    (b"\n\n \n", (), "no text in it"),
+    (GOOD.encode() + b"p1 \xe9\n", (), "corpus.txt:5: byte 4 is not UTF-8"),
+    (b"p1\n\n\x00\x01\n", (), "corpus.txt:3: a zero byte"),
+    (b"p1 p2\np3\n", (), "one document only"),
+    (GOOD.encode(), ("--max_seq_length=4",), "4 is not at least 5"),
+    (GOOD.encode(), ("--max_predictions_per_seq=0",), "0 is not at least 1"),
+    (GOOD.encode(), ("--masked_lm_prob=1.5",), "1.5 is not at most 1"),
+    (GOOD.encode(), ("--masked_lm_prob=0",), "0 is not above 0"),
+    (GOOD.encode(), ("--short_seq_prob=-0.1",), "-0.1 is not at least 0"),
+    (GOOD.encode(), ("--dupe_factor=0",), "0 is not at least 1"),
+    (GOOD.encode(), ("--do_lower_case=maybe",), "neither True nor False"),
+    (GOOD.encode(), ("--vocab_file=corpus.txt",), "has no line [UNK]"),
+    (GOOD.encode(), ("--input_file=corpus.txt,nothing*.txt",), "no file nothing*.txt"),
+    (GOOD.encode(), ("--output_file=corpus.txt",), "is also an input file"),
+    (GOOD.encode(), ("--output_file=a.tfrecord,a.tfrecord",), "twice"),
+    (GOOD.encode(), ("--output_file=folder/",), "is no file name"),
+))
+def test_bad_input_is_refused_in_one_line(tmp_path, tokenizer, monkeypatch, capsys, content, flags, words):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / "corpus.txt").write_bytes(content)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises((UserError, SystemExit)) as error:
+        call(monkeypatch, "--input_file=corpus.txt", "--vocab_file=vocab.txt", "--output_file=out.tfrecord", *flags)
+    message = str(error.value) if error.type is UserError else capsys.readouterr().err
+    assert words in message and "\n" not in message.strip()
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_script_refuses_without_traceback(tmp_path, tokenizer, refused):
+    (tmp_path / "corpus.txt").write_text("p1\n")
+    refused("create_pretraining_data.py", "--input_file", "corpus.txt", "--vocab_file", "vocab.txt", "--output_file",
+            "out.tfrecord", words="one document only", cwd=tmp_path)
+
+
+def test_a_full_disk_leaves_no_file(tmp_path, tokenizer, monkeypatch):
+    """A limit on the size of files stands for the disk."""
+    write_corpus(tmp_path / "corpus.txt")
+    monkeypatch.chdir(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(UserError, match="cannot write out/a.tfrecord, out/b.tfrecord: .*File too large"):
+            call(monkeypatch, "--input_file=corpus.txt", "--vocab_file=vocab.txt",
+                 "--output_file=out/a.tfrecord,out/b.tfrecord")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_flags_and_recipe_have_the_same_defaults(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x", "--input_file=a", "--vocab_file=b", "--output_file=c"])
+    args = vars(create_pretraining_data.parse_arguments())
+    assert {**args, **dataclasses.asdict(Recipe())} == args
+    assert (args["random_seed"], args["dupe_factor"], args["do_lower_case"]) == (12345, 10, True)
