@@ -1,4 +1,5 @@
 """Pre-training records equal google-research/bert's with the same seed, and are what the docstring says they are."""
+import array
 import collections
 import dataclasses
 import hashlib
@@ -45,12 +46,12 @@ def corpus(tmp_path, tokenizer):
 
 
 def digest(records):
-    """The digest of ../shared/goldens/tfrecord/digest.py, of dicts of lists."""
+    """The digest of ../shared/goldens/tfrecord/digest.py, of dicts of lists; on a little-endian machine."""
     sha = hashlib.sha256()
     for record in records:
         for name, values in sorted(record.items()):
-            array = np.asarray(values, "<f4" if name == "masked_lm_weights" else "<i8")
-            sha.update(name.encode("ascii") + b"\0" + array.tobytes())
+            sha.update(name.encode("ascii") + b"\0")
+            sha.update(array.array("f" if name == "masked_lm_weights" else "q", values))
     return sha.hexdigest()
 
 
