@@ -158,8 +158,8 @@ def main():
                 sentences_per_document[split][len(sentences)] += 1
             bar.update(len(documents))
     for split, counts in sentences_per_document.items():
-        print(f"{split}_max={max(counts)}")
-        print(f"{split}_avg={sum(count * documents for count, documents in counts.items()) / counts.total()}")
+        print(f"{split}_max= {max(counts)}")
+        print(f"{split}_avg= {sum(count * documents for count, documents in counts.items()) / counts.total()}")
     for name, path in paths.items():
         print(f"wrote {path}: {written[name]} documents")
     print(f"next: python create_pretraining_data.py --input_file={paths['']} --output_file=tmp/tf_AGnews.tfrecord "

@@ -73,7 +73,7 @@ def test_bare_command_writes_the_authors_three_files(ag, script):
     assert read(ag) == {"test.csv": TEST, "train.csv": TRAIN,
                         **dict(zip(names, (CORPUS_TEST + CORPUS_TRAIN, CORPUS_TRAIN, CORPUS_TEST)))}
     lines = done.stdout.splitlines()
-    assert lines[:4] == ["test_max=3", "test_avg=2.0", "train_max=2", f"train_avg={2 / 3}"]
+    assert lines[:4] == ["test_max= 3", "test_avg= 2.0", "train_max= 2", f"train_avg= {2 / 3}"]
     assert "wrote ./AGnews_corpus.txt: 5 documents" in lines
     assert lines[-1].startswith("next: python create_pretraining_data.py --input_file=./AGnews_corpus.txt")
 
