@@ -241,7 +241,7 @@ def write_checkpoint(prefix, variables):
     """Writes `variables` (name -> tf.Variable, tensor or numpy array) as the name-based checkpoint `prefix`.
 
     The files are written in a folder of their own, flushed to disk and then renamed, the index last: where the index
-    stands under its name, the checkpoint is whole. Raises UserError where there is no space.
+    stands under its name, the checkpoint is whole. Raises UserError where it cannot be written.
     """
     folder, name = os.path.split(os.path.abspath(prefix))
     variables = {key: value if isinstance(value, tf.Variable) else tf.Variable(value)
@@ -252,9 +252,10 @@ def write_checkpoint(prefix, variables):
                 saver = tf.compat.v1.train.Saver(variables)
             saver.save(None, os.path.join(temporary, name), write_meta_graph=False, write_state=False)
         except tf.errors.OpError as error:
-            reason = str(error).strip().split("\n")[0]
-            raise UserError(f"{prefix} cannot be written: {reason}; free some space and run the same command again, "
-                            "whole checkpoints written before are untouched") from None
+            full = "No space left" in str(error)
+            reason = "no space left; free some" if full else f"{str(error).strip().splitlines()[0]}; mend that"
+            raise UserError(f"{prefix} cannot be written: {reason} and run the same command again, checkpoints written "
+                            "before are untouched") from None
         files = sorted(os.listdir(temporary), key=lambda file: file.endswith(".index"))
         for file in files:
             descriptor = os.open(os.path.join(temporary, file), os.O_RDONLY)

@@ -5,6 +5,7 @@ it only saves, logs and watches for signals. All random numbers are functions of
 records too, so a run that goes on from a checkpoint ends at the weights of one that was never stopped.
 """
 import contextlib
+import functools
 import json
 import math
 import os
@@ -23,7 +24,7 @@ from command_line import UserError, atomic_write
 from modeling_tf import (WRITING, BertForPreTraining, fitting_values, initial_values, read_checkpoint, variable_shapes,
                          write_checkpoint)
 from optimization_tf import AdamWeightDecay
-from records_tf import DENOMINATOR_EPSILON, Records, evaluation_batches, training_batches
+from records_tf import DENOMINATOR_EPSILON, Records, evaluation_batch, training_batch
 
 SECONDS_A_CALL = 1.0  # how long training stays away from Python, bar and signals at a time
 TRAIN_METRICS = ("loss", "masked_lm_loss", "next_sentence_loss", "gradient_norm", "learning_rate")
@@ -79,13 +80,13 @@ def first_replica(strategy, value):
     return strategy.experimental_local_results(value)[0]
 
 
-def distribute(strategy, records, batches, batch_size, accumulation=1):
-    """An iterator of `batches` (see Records.batches), each split over all replicas of the strategy."""
+def distribute(strategy, records, batch_of_step, steps, batch_size, accumulation=1):
+    """An iterator of the batches of `steps` (see Records.batches), each split over all replicas of the strategy."""
     def dataset(context):
         replicas = context.num_replicas_in_sync
         own = replicas // context.num_input_pipelines
         first = context.input_pipeline_id * own
-        return records.batches(batches, batch_size, replicas, accumulation, slice(first, first + own))
+        return records.batches(batch_of_step, steps, batch_size, replicas, accumulation, slice(first, first + own))
     return iter(strategy.distribute_datasets_from_function(dataset))
 
 
@@ -111,8 +112,8 @@ def make_train_steps(strategy, model, optimizer, accumulation=1, random_seed=0, 
 
     apply = optimizer.apply
     if xla:
-        gradients_and_losses = tf.function(gradients_and_losses, jit_compile=True)
-        apply = tf.function(apply, jit_compile=True)
+        gradients_and_losses = tf.function(gradients_and_losses, autograph=False, jit_compile=True)
+        apply = tf.function(apply, autograph=False, jit_compile=True)
 
     def update(features, stop):
         context = tf.distribute.get_replica_context()
@@ -123,25 +124,28 @@ def make_train_steps(strategy, model, optimizer, accumulation=1, random_seed=0, 
             return gradients_and_losses({name: tensor[i] for name, tensor in features.items()},
                                         tf.random.experimental.stateless_fold_in(step_seed, part))
 
+        def add_micro_batch(i, gradients, losses):
+            more_gradients, more_losses = micro_batch(i)
+            return i + 1, [total + more for total, more in zip(gradients, more_gradients)], losses + more_losses
+
         gradients, losses = micro_batch(0)
         if accumulation > 1:
-            for i in tf.range(1, accumulation):
-                more_gradients, more_losses = micro_batch(i)
-                gradients = [gradient + more for gradient, more in zip(gradients, more_gradients)]
-                losses += more_losses
+            _, gradients, losses = tf.while_loop(lambda i, *_: i < accumulation, add_micro_batch,
+                                                 [tf.constant(1), gradients, losses])
         sums = tf.concat([losses, [stop]], 0)
         *gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, sums])
         learning_rate = optimizer.learning_rate()
         gradient_norm = apply(gradients)
         return tf.concat([sums[:3], [gradient_norm, learning_rate], sums[3:]], 0)
 
-    @tf.function
+    @functools.partial(tf.function, autograph=False)  # converting this much code takes longer than tracing it
     def train_steps(iterator, count, stop):
-        metrics = tf.TensorArray(tf.float32, size=count, element_shape=[len(TRAIN_METRICS) + 1])
-        for i in tf.range(count):
+        def one_step(i, metrics):
             row = strategy.run(update, args=(next(iterator), stop))
-            metrics = metrics.write(i, first_replica(strategy, row))
-        return metrics.stack()
+            return i + 1, metrics.write(i, first_replica(strategy, row))
+
+        metrics = tf.TensorArray(tf.float32, size=count, element_shape=[len(TRAIN_METRICS) + 1])
+        return tf.while_loop(lambda i, _: i < count, one_step, [tf.constant(0), metrics])[1].stack()
 
     return train_steps
 
@@ -161,15 +165,16 @@ def evaluate(strategy, model, records, batch_size, max_batches, show_bar):
                         tf.reduce_sum(features["example_weights"])])
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, row)
 
-    @tf.function
+    @functools.partial(tf.function, autograph=False)
     def evaluation_step(iterator):
         return first_replica(strategy, strategy.run(sums_of_part, args=(next(iterator),)))
 
-    replicas = strategy.num_replicas_in_sync
-    batches = list(evaluation_batches(len(records), batch_size, max_batches, replicas))
-    iterator = distribute(strategy, records, batches, len(batches[0][0]))
+    steps = range(min(max_batches, math.ceil(len(records) / batch_size)))
+    padded_size = math.ceil(batch_size / strategy.num_replicas_in_sync) * strategy.num_replicas_in_sync
+    batch_of_step = functools.partial(evaluation_batch, len(records), batch_size, padded_size=padded_size)
+    iterator = distribute(strategy, records, batch_of_step, steps, padded_size)
     rows = np.array([evaluation_step(iterator).numpy()
-                     for _ in tqdm(batches, "evaluation", unit="batch", disable=not show_bar, mininterval=1)], np.float64)
+                     for _ in tqdm(steps, "evaluation", unit="batch", disable=not show_bar, mininterval=1)], np.float64)
     masked_lm_loss, masked_lm_correct, masked, next_sentence_loss, next_sentence_correct, examples = rows.T
     losses = masked_lm_loss / (masked + DENOMINATOR_EPSILON) + next_sentence_loss / examples
     num_masked = masked.sum() or 1.0  # without a masked token both masked-LM figures are 0
@@ -295,8 +300,9 @@ def train(flags, strategy, model, optimizer, records, chief):
                  for name, variable in (model.variables | optimizer.state()).items()}
     train_steps = make_train_steps(strategy, model, optimizer, flags.gradient_accumulation_steps, flags.random_seed,
                                    flags.xla)
-    batches = training_batches(len(records), flags.train_batch_size, flags.random_seed, range(step, total))
-    iterator = distribute(strategy, records, batches, flags.train_batch_size, flags.gradient_accumulation_steps)
+    batch_of_step = functools.partial(training_batch, len(records), flags.train_batch_size, seed=flags.random_seed)
+    iterator = distribute(strategy, records, batch_of_step, range(step, total), flags.train_batch_size,
+                          flags.gradient_accumulation_steps)
     log = MetricsLog(output_dir, step) if chief else None
     # several processes agree on a stop at the end of a call, so each of their calls is one step
     one_step_calls = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)

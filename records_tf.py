@@ -5,7 +5,8 @@ input_ids, input_mask, segment_ids (int64, max_seq_length each), masked_lm_posit
 masked_lm_weights (float32; max_predictions_per_seq each), next_sentence_labels (int64, 1).
 
     records = Records(["tmp/tf_AGnews.tfrecord"], config, max_seq_length=128, max_predictions_per_seq=20)
-    dataset = records.batches(training_batches(len(records), 32, seed=12345, steps=range(100)), 32)
+    batch_of_step = functools.partial(training_batch, len(records), 32, seed=12345)
+    dataset = records.batches(batch_of_step, range(100), 32)
 
 Files are local or mounted. They stay where they are (memory-mapped); 8 bytes a record are kept, and 8 for the order.
 """
@@ -55,6 +56,7 @@ class Records:
 
     def _check_file(self, path, content, checksums):
         """Reads every record of a file once. Returns the bytes at which they start, uint64."""
+        @tf.autograph.experimental.do_not_convert
         def examine(serialized):
             features = tf.io.parse_example(serialized, self.schema)
             good = [tf.reduce_all((features[name] >= 0) & (features[name] < limit))
@@ -74,8 +76,11 @@ class Records:
                 starts.append(np.concatenate([[end], ends[:-1]]).astype(np.uint64))
                 checksums.update(octets[ends[:, np.newaxis] - np.arange(FOOTER, 0, -1, dtype=np.uint64)].tobytes())
                 end, num_good = int(ends[-1]), num_good + len(sizes)
-        except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
+        except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, UnicodeDecodeError):
+            # UnicodeDecodeError: TensorFlow quotes a record's bytes in its message and fails to decode them
             raise self._first_wrong(path, num_good) from None
+        if end < len(content):
+            raise cut_off(path, num_good + 1)  # within the header of a record, which TensorFlow takes for the end
         return np.concatenate(starts)
 
     def _first_wrong(self, path, num_good):
@@ -87,10 +92,9 @@ class Records:
                 reason = self._what_is_wrong(next(serialized))
                 number += reason is None
         except tf.errors.DataLossError as error:
-            kind = "cut off" if "truncated" in str(error) else "corrupted"
-            reason = f"{kind}; copy the file again or make it again with create_pretraining_data.py"
-            if number == 1:
-                reason += ", if it is a TFRecord file at all"
+            if "truncated" in str(error):
+                return cut_off(path, number)
+            reason = "corrupted; copy the file again or make it again with create_pretraining_data.py"
         return UserError(f"{path}, record {number}: {reason}")
 
     def _what_is_wrong(self, serialized):
@@ -126,27 +130,36 @@ class Records:
             serialized.append(content[begin:begin + int.from_bytes(content[start:start + 8], "little")])
         return serialized
 
-    def batches(self, batches, batch_size, parts=1, accumulation=1, own_parts=slice(None)):
-        """A tf.data.Dataset of the parts of batches, as devices take them.
+    def batches(self, batch_of_step, steps, batch_size, parts=1, accumulation=1, own_parts=slice(None)):
+        """A tf.data.Dataset of the parts of the batches of `steps` (a range), as devices take them.
 
-        batches: iterable of (record numbers [batch_size], example weights float32 [batch_size]).
+        batch_of_step: step -> (record numbers [batch_size], example weights float32 [batch_size]).
         parts: devices that share a batch; this process yields the parts `own_parts`, one after the other.
         accumulation: micro-batches of a part. Each element has the seven features, ids int32, and example_weights,
         with leading dimensions [accumulation, batch_size / parts / accumulation], and, each [accumulation],
         masked_lm_denominator and num_examples: those of the whole batch, so that the parts' losses add up to its.
         """
-        def serialized():
-            for numbers, weights in batches:
-                yield self.read(numbers), weights
+        def read(step):
+            numbers, weights = batch_of_step(int(step))
+            return np.array(self.read(numbers), object), weights
 
-        def parse(serialized, example_weights):
+        @tf.autograph.experimental.do_not_convert
+        def parse(step):
+            # not Dataset.from_generator: that makes malloc give every large block back to the system at once
+            serialized, weights = tf.numpy_function(read, [step], [tf.string, tf.float32])
+            serialized, weights = tf.ensure_shape(serialized, [batch_size]), tf.ensure_shape(weights, [batch_size])
             features = {name: tensor if tensor.dtype == tf.float32 else tf.cast(tensor, tf.int32)
                         for name, tensor in tf.io.parse_example(serialized, self.schema).items()}
-            return split(features | {"example_weights": example_weights}, parts, accumulation, own_parts)
+            return split(features | {"example_weights": weights}, parts, accumulation, own_parts)
 
-        signature = (tf.TensorSpec([batch_size], tf.string), tf.TensorSpec([batch_size], tf.float32))
-        dataset = tf.data.Dataset.from_generator(serialized, output_signature=signature)
-        return dataset.map(parse).unbatch().prefetch(tf.data.AUTOTUNE)
+        dataset = tf.data.Dataset.range(steps.start, steps.stop).map(parse)
+        return dataset.unbatch().prefetch(tf.data.AUTOTUNE)
+
+
+def cut_off(path, number):
+    """The UserError about a file that ends within the record of that number, from 1."""
+    return UserError(f"{path}, record {number}: cut off, the file ends within it; copy the file again or make it again "
+                     "with create_pretraining_data.py" + (", if it is a TFRecord file at all" if number == 1 else ""))
 
 
 def split(features, parts, accumulation, own_parts=slice(None)):
@@ -168,23 +181,19 @@ def epoch_order(num_records, seed, epoch):
     return np.random.default_rng([seed, epoch]).permutation(num_records)
 
 
-def training_batches(num_records, batch_size, seed, steps):
-    """Yields (record numbers, weights) of the batches of `steps` (a range, from 0). Epoch follows epoch without a gap,
-    each in an order of its own over the whole corpus; a step's batch is a function of the arguments alone, so a run
-    that goes on at a later step meets the same records."""
-    weights = np.ones(batch_size, np.float32)
-    for step in steps:
-        epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_records)
-        yield np.concatenate([epoch_order(num_records, seed, epoch)[places[epochs == epoch]]
-                              for epoch in np.unique(epochs).tolist()]), weights
+def training_batch(num_records, batch_size, step, seed):
+    """(record numbers, weights 1) of the batch of `step`, from 0. Epoch follows epoch without a gap, each in an order of
+    its own over the whole corpus; a batch is a function of the arguments alone, so a run that goes on at a later step
+    meets the same records."""
+    epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_records)
+    numbers = [epoch_order(num_records, seed, epoch)[places[epochs == epoch]] for epoch in np.unique(epochs).tolist()]
+    return np.concatenate(numbers), np.ones(batch_size, np.float32)
 
 
-def evaluation_batches(num_records, batch_size, max_batches, parts):
-    """Yields (record numbers, weights) of at most `max_batches` batches of `batch_size` records in the files' order,
-    each record once. Each batch is filled with records of weight 0 to a multiple of `parts`."""
-    padded_size = math.ceil(batch_size / parts) * parts
-    for first in range(0, min(num_records, max_batches * batch_size), batch_size):
-        num_real = min(batch_size, num_records - first)
-        numbers, weights = np.zeros(padded_size, np.int64), np.zeros(padded_size, np.float32)
-        numbers[:num_real], weights[:num_real] = np.arange(first, first + num_real), 1.0
-        yield numbers, weights
+def evaluation_batch(num_records, batch_size, step, padded_size):
+    """(record numbers, weights) of the batch of `step`, in the files' order; the last one may have fewer records than
+    batch_size. It is filled to `padded_size`, which the devices can share evenly, with records of weight 0."""
+    numbers, weights = np.zeros(padded_size, np.int64), np.zeros(padded_size, np.float32)
+    real = np.arange(step * batch_size, min((step + 1) * batch_size, num_records))
+    numbers[:len(real)], weights[:len(real)] = real, 1.0
+    return numbers, weights

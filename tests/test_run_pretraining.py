@@ -1,0 +1,540 @@
+"""run_pretraining.py end to end on a tiny BERT: Google's 20 updates, resuming to the bit, replicas, records, bad input."""
+import functools
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import pretraining_tf
+import records_tf
+import run_pretraining
+from command_line import UserError
+from configuration import BertConfig
+from modeling_tf import (BertForPreTraining, fitting_values, initial_values, read_checkpoint, variable_shapes,
+                         write_checkpoint)
+from optimization_tf import AdamWeightDecay
+from records_tf import Records, epoch_order, evaluation_batch, split, training_batch
+
+ROOT = pathlib.Path(run_pretraining.__file__).parent
+VOCAB, LENGTH, PREDICTIONS = 60, 16, 4
+TINY = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 64, "max_position_embeddings": 32}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+EVAL_KEYS = ["global_step", "loss", "masked_lm_accuracy", "masked_lm_loss", "next_sentence_accuracy",
+             "next_sentence_loss"]
+
+
+def example(random, **changes):
+    """A serialized record in which something can be learnt: ids count upwards, and so do the masked ones."""
+    num_tokens, num_masked = random.integers(8, LENGTH + 1), random.integers(1, PREDICTIONS + 1)
+    is_random = int(random.integers(0, 2))
+    ids = np.zeros(LENGTH, np.int64)
+    ids[:num_tokens] = 5 + random.integers(0, 3) + np.arange(num_tokens)
+    ids[num_tokens // 2:num_tokens] += 10 * is_random
+    positions, labels = np.zeros(PREDICTIONS, np.int64), np.zeros(PREDICTIONS, np.int64)
+    positions[:num_masked] = np.sort(random.choice(num_tokens, num_masked, replace=False))
+    labels[:num_masked] = ids[positions[:num_masked]]
+    ids[positions[:num_masked]] = 3
+    features = {"input_ids": ids, "input_mask": np.arange(LENGTH) < num_tokens,
+                "segment_ids": (np.arange(LENGTH) >= num_tokens // 2) & (np.arange(LENGTH) < num_tokens),
+                "masked_lm_positions": positions, "masked_lm_ids": labels,
+                "masked_lm_weights": (np.arange(PREDICTIONS) < num_masked).astype(np.float32),
+                "next_sentence_labels": [is_random]} | changes
+
+    def feature(values):
+        if np.asarray(values).dtype.kind == "f":
+            return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=[int(value) for value in values]))
+
+    named = {name: feature(values) for name, values in features.items() if values is not None}
+    return tf.train.Example(features=tf.train.Features(feature=named)).SerializeToString()
+
+
+def write_records(path, serialized):
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in serialized:
+            writer.write(record)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two TFRecords (50 and 33 records), held-out.tfrecord (13), two tiny configs, a vocabulary."""
+    folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for name, count in (("part-0", 50), ("part-1", 33), ("held-out", 13)):
+        write_records(folder / f"{name}.tfrecord", [example(random) for _ in range(count)])
+    for name, config in (("bert", TINY), ("no_dropout", TINY | NO_DROPOUT)):
+        (folder / name).mkdir()
+        (folder / name / "bert_config.json").write_text(json.dumps(config))
+    (folder / "bert" / "vocab.txt").write_text("".join(f"token{i}\n" for i in range(VOCAB)))
+    return folder
+
+
+def flags_of(data, output_dir, *more, steps=12, config="bert"):
+    return ["--input_file", f"{data}/part-*.tfrecord", "--output_dir", str(output_dir), "--bert_config_file",
+            f"{data}/{config}/bert_config.json", "--do_train", "--max_seq_length", str(LENGTH),
+            "--max_predictions_per_seq", str(PREDICTIONS), "--train_batch_size", "8", "--num_train_steps", str(steps),
+            "--num_warmup_steps", "3", "--learning_rate", "1e-3", "--save_checkpoints_steps", "4", "--log_steps", "1",
+            *map(str, more)]
+
+
+@pytest.fixture
+def pretrain(monkeypatch):
+    """Runs the script in this process: pretrain(*flags). TensorFlow's start is not paid for again."""
+    def call(*flags):
+        monkeypatch.setattr(sys, "argv", ["run_pretraining.py", *map(str, flags)])
+        run_pretraining.main()
+    return call
+
+
+def logged(output_dir, key="loss", split="train"):
+    with open(output_dir / "metrics.jsonl", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return {row["global_step"]: row[key] for row in rows if row["split"] == split}
+
+
+def same_checkpoint(first, second):
+    """Whether two checkpoints hold the same names with the same bits."""
+    first, second = read_checkpoint(str(first)), read_checkpoint(str(second))
+    return first.keys() == second.keys() and all(first[name].tobytes() == second[name].tobytes() for name in first)
+
+
+# ----------------------------------------------------------------------------------------------------- parity
+
+@pytest.mark.parametrize("gelu", ["erf", "tanh"])
+def test_google_s_20_updates_are_reproduced_to_1e4_at_every_step(shared, gelu):
+    """Losses, their two parts, gradient norms, rates; then all weights' and slots' absolute sums."""
+    folder = shared / "goldens/pretraining"
+    golden = json.loads((folder / f"losses_gelu_{gelu}.json").read_text())
+    config = BertConfig.from_json_file(str(folder / "bert_config.json"))
+    config.hidden_act = run_pretraining.GELUS[gelu]
+    values = fitting_values(config, read_checkpoint(str(folder / "pretrain_init.ckpt")), "golden")
+    model = BertForPreTraining(config, values)
+    optimizer = AdamWeightDecay(model.variables, golden["learning_rate"], golden["num_train_steps"],
+                                golden["num_warmup_steps"])
+    batches = dict(np.load(folder / "batches.npz"))
+    batches["example_weights"] = np.ones(batches["input_ids"].shape[:2], np.float32)
+    dataset = tf.data.Dataset.from_tensor_slices(batches).map(lambda batch: split(batch, 1, 1)).unbatch()
+    train_steps = pretraining_tf.make_train_steps(tf.distribute.get_strategy(), model, optimizer)
+    rows = train_steps(iter(dataset), tf.constant(20), tf.constant(0.0)).numpy()
+    keys = ("loss", "mlm", "nsp", "grad_global_norm_before_clip", "lr")
+    expected = np.array([[step[key] for key in keys] for step in golden["losses"]])
+    np.testing.assert_allclose(rows[:, :5], expected, rtol=1e-4, atol=1e-12)
+    for name, total in golden["final_abs_sums"].items():
+        np.testing.assert_allclose(np.abs(model.variables[name].numpy()).sum(dtype=np.float64), total, rtol=1e-4)
+    for name, total in golden["final_adam_abs_sums"].items():
+        if "/key/bias/" not in name:  # its exact gradient is 0 (softmax is blind to it): what there is, is rounding
+            np.testing.assert_allclose(np.abs(optimizer.slots[name].numpy()).sum(dtype=np.float64), total, rtol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------ a whole run
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+    """The folder of a run of 12 steps with dropout that nothing stopped, in the format of the seed's command."""
+    output_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["run_pretraining.py", *flags_of(data, output_dir)])
+        run_pretraining.main()
+    return output_dir
+
+
+def test_a_run_learns_and_writes_what_the_next_steps_expect(data, tmp_path, pretrain, capsys):
+    out = tmp_path / "out"
+    pretrain(*flags_of(data, out, "--do_eval=True", "--eval_file", data / "held-out.tfrecord", "--log_steps", 20,
+                       "--save_checkpoints_steps", 20, "--keep_checkpoint_max", 2, "--learning_rate", "5e-3", steps=120))
+    printed = capsys.readouterr().out
+    losses = logged(out)
+    assert sorted(losses) == [20, 40, 60, 80, 100, 120] and losses[120] < 0.75 * losses[20]
+    assert logged(out, "masked_lm_accuracy", "eval")[120] > 0.2  # of 60 tokens; the untrained model has about 0.02
+    lines = (out / "eval_results.txt").read_text().splitlines()
+    assert [line.split(" = ")[0] for line in lines] == EVAL_KEYS and lines[0] == "global_step = 120"
+    assert sorted(path.name for path in out.glob("model.ckpt-*.index")) == ["model.ckpt-100.index", "model.ckpt-120.index"]
+    state = tf.train.get_checkpoint_state(str(out))
+    assert state.model_checkpoint_path == str(out / "model.ckpt-120") and len(state.all_model_checkpoint_paths) == 2
+    names = {name: tuple(shape) for name, shape in tf.train.list_variables(str(out / "model.ckpt-120"))}
+    shapes = variable_shapes(BertConfig(**TINY))
+    slots = {f"{name}/{slot}": shape for name, shape in shapes.items() for slot in ("adam_m", "adam_v")}
+    assert names == shapes | slots | {"global_step": ()}
+    assert (out / "vocab.txt").read_text() == (data / "bert/vocab.txt").read_text()
+    assert json.loads((out / "bert_config.json").read_text()).items() >= TINY.items()
+    assert list((out / "train").glob("events*")) and list((out / "eval").glob("events*"))
+    for words in ("83 records", "13 records", "bert/pooler/dense/kernel [32, 32] initialised",
+                  f"--tf_checkpoint_path {out}/model.ckpt-120"):
+        assert words in printed
+
+
+def test_weights_come_from_a_checkpoint_and_heads_it_lacks_are_new(data, tmp_path, pretrain, capsys):
+    values = {name: value for name, value in initial_values(BertConfig(**TINY), 99).items()
+              if not name.startswith("cls/")}
+    write_checkpoint(str(tmp_path / "bert_model.ckpt"), values)
+    out = tmp_path / "out"
+    pretrain(*flags_of(data, out, "--init_checkpoint", tmp_path / "bert_model.ckpt", "--gelu", "tanh", steps=1))
+    printed = capsys.readouterr().out
+    assert "bert/embeddings/word_embeddings [60, 32] *INIT_FROM_CKPT*" in printed
+    assert "cls/predictions/output_bias [60] initialised" in printed
+    found = read_checkpoint(str(out / "model.ckpt-1"))  # the first update has rate 0
+    assert all(np.array_equal(found[name], value) for name, value in values.items())
+    assert json.loads((out / "bert_config.json").read_text())["hidden_act"] == "gelu_new"
+
+
+def test_a_finished_run_is_left_as_it_is_and_evaluated_again(data, undisturbed, pretrain, capsys):
+    before = read_checkpoint(str(undisturbed / "model.ckpt-12"))
+    pretrain(*flags_of(data, undisturbed, "--do_eval"))
+    printed = capsys.readouterr().out
+    assert "the run is complete" in printed and "no --eval_file" in printed
+    after = read_checkpoint(str(undisturbed / "model.ckpt-12"))
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+    assert logged(undisturbed, "loss", "eval").keys() == {12}
+
+
+def test_evaluation_counts_every_record_once_whatever_the_batch(data, undisturbed, pretrain):
+    """83 records do not fill the last batch of 8."""
+    found = {}
+    for batch_size in (8, 83):
+        pretrain(*flags_of(data, undisturbed, "--do_train=False", "--do_eval", "--eval_batch_size", batch_size))
+        found[batch_size] = dict(line.split(" = ") for line in
+                                 (undisturbed / "eval_results.txt").read_text().splitlines())
+    for key in EVAL_KEYS[2:]:  # `loss` is a mean of batches' masked means, as Google's
+        assert float(found[8][key]) == pytest.approx(float(found[83][key]), rel=1e-5)
+    config = BertConfig(**TINY)
+    records = Records([f"{data}/part-0.tfrecord", f"{data}/part-1.tfrecord"], config, LENGTH, PREDICTIONS)
+    batches = [evaluation_batch(len(records), 8, step, padded_size=9) for step in range(11)]
+    assert np.concatenate([numbers[weights == 1] for numbers, weights in batches]).tolist() == list(range(83))
+
+
+# ----------------------------------------------------------------------------------------------------- stopping
+
+def test_stopped_by_sigterm_it_saves_and_goes_on_to_the_same_bits(data, undisturbed, tmp_path, pretrain, monkeypatch, capsys):
+    out, save = tmp_path / "out", pretraining_tf.save_checkpoint
+    with monkeypatch.context() as patch:
+        def save_then_stop(*arguments):
+            prefix = save(*arguments)
+            if prefix.endswith("-4"):
+                signal.raise_signal(signal.SIGTERM)
+            return prefix
+        patch.setattr(pretraining_tf, "save_checkpoint", save_then_stop)
+        with pytest.raises(SystemExit) as stopped:
+            pretrain(*flags_of(data, out))
+    assert stopped.value.code == 143
+    assert "stopped by SIGTERM after step 5 of 12, all of it saved" in capsys.readouterr().err
+    assert (out / "model.ckpt-5.index").exists() and not (out / "model.ckpt-8.index").exists()
+    pretrain(*flags_of(data, out))
+    assert same_checkpoint(out / "model.ckpt-12", undisturbed / "model.ckpt-12")
+    assert logged(out) == logged(undisturbed)
+
+
+DIE_WHILE_WRITING = """
+import os, signal, sys
+import run_pretraining
+replace = os.replace
+def deadly_replace(source, target):
+    if str(target).endswith("{target}"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+os.replace = deadly_replace
+run_pretraining.main()
+"""
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bits(data, undisturbed, tmp_path, pretrain):
+    """SIGKILL before a checkpoint's index and before the `checkpoint` file get their names, and in mid-training."""
+    out = tmp_path / "out"
+    for target, last_whole in (("model.ckpt-4.index", []), ("/checkpoint", ["model.ckpt-4.index"])):
+        killed = subprocess.run([sys.executable, "-c", DIE_WHILE_WRITING.format(target=target), *flags_of(data, out)],
+                                cwd=ROOT, capture_output=True, timeout=120)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert sorted(path.name for path in out.glob("*.index")) == last_whole
+    process = subprocess.Popen([sys.executable, "run_pretraining.py", *flags_of(data, out)], cwd=ROOT,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (out / "model.ckpt-8.index").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert (out / "model.ckpt-8.index").exists()
+    pretrain(*flags_of(data, out))
+    assert same_checkpoint(out / "model.ckpt-12", undisturbed / "model.ckpt-12")
+    assert logged(out) == logged(undisturbed)
+    assert not [name for name in os.listdir(out) if name.startswith(".")]
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(data, undisturbed, tmp_path, pretrain, capsys):
+    out = shutil.copytree(undisturbed, tmp_path / "out")
+    path = out / "model.ckpt-12.data-00000-of-00001"
+    path.write_bytes(path.read_bytes()[:-1000])
+    pretrain(*flags_of(data, out))
+    assert "model.ckpt-12 is no whole checkpoint" in capsys.readouterr().out
+    assert same_checkpoint(out / "model.ckpt-12", undisturbed / "model.ckpt-12")
+
+
+def test_a_loss_that_is_no_number_stops_at_its_step_and_keeps_the_checkpoint_before(data, tmp_path, pretrain):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"step \d+: the loss is .*model.ckpt-1, is from before it; try a lower"):
+        pretrain(*flags_of(data, out, "--learning_rate", "1e30", "--num_warmup_steps", 0, "--save_checkpoints_steps", 1))
+    kept = read_checkpoint(str(out / "model.ckpt-1"))
+    assert all(np.isfinite(value).all() for value in kept.values())
+
+
+@pytest.mark.parametrize("flag, value, words", [
+    ("--learning_rate", "2e-3", "--learning_rate was 0.001, now it is 0.002"),
+    ("--gelu", "tanh", "bert_config.json hidden_act was gelu, now it is gelu_new"),
+    ("--input_file", "{data}/part-0.tfrecord", "--input_file was 83 records.*now it is 50 records")])
+def test_the_folder_of_another_run_is_refused(data, undisturbed, pretrain, flag, value, words):
+    with pytest.raises(UserError, match=f"holds another run: {words}.*--overwrite_output_dir"):
+        pretrain(*flags_of(data, undisturbed, flag, value.format(data=data)))
+    assert (undisturbed / "model.ckpt-12.index").exists()
+
+
+def test_overwriting_deletes_the_other_run_and_nothing_else(data, undisturbed, tmp_path, pretrain):
+    out = shutil.copytree(undisturbed, tmp_path / "out")
+    (out / "notes.txt").write_text("mine")
+    pretrain(*flags_of(data, out, "--learning_rate", "2e-3", "--overwrite_output_dir", steps=4))
+    assert [path.name for path in out.glob("*.index")] == ["model.ckpt-4.index"]
+    assert (out / "notes.txt").read_text() == "mine" and len(logged(out)) == 4
+
+
+# ------------------------------------------------------------------------------------- speed flags and devices
+
+@pytest.fixture(scope="module")
+def one_device(data, tmp_path_factory):
+    """The losses of 6 steps without dropout on one device, at once; what every way to split the work must give."""
+    output_dir = tmp_path_factory.mktemp("one") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["x", *flags_of(data, output_dir, "--do_eval", steps=6, config="no_dropout")])
+        run_pretraining.main()
+    return output_dir
+
+
+def assert_same_run(found, expected, rtol=1e-5):
+    for key in ("loss", "masked_lm_loss", "next_sentence_loss", "gradient_norm"):
+        steps = logged(expected, key)
+        assert len(steps) == 6
+        np.testing.assert_allclose([logged(found, key)[step] for step in steps], list(steps.values()), rtol=rtol)
+    np.testing.assert_allclose(logged(found, "loss", "eval")[6], logged(expected, "loss", "eval")[6], rtol=rtol)
+
+
+@pytest.mark.parametrize("flags, rtol", [
+    (["--gradient_accumulation_steps", 4, "--deterministic=False"], 1e-5), (["--xla"], 1e-5),
+    (["--iterations_per_loop", 1], 0), (["--bf16"], 0.02)], ids=lambda value: str(value).strip("[]"))
+def test_speed_flags_change_losses_by_rounding_only(data, one_device, tmp_path, pretrain, flags, rtol):
+    pretrain(*flags_of(data, tmp_path / "out", "--do_eval", *flags, steps=6, config="no_dropout"))
+    assert_same_run(tmp_path / "out", one_device, rtol)
+
+
+TWO_CPUS = """
+import tensorflow as tf, run_pretraining
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+run_pretraining.main()
+"""
+
+
+def test_two_replicas_give_the_losses_of_one(data, one_device, tmp_path):
+    flags = flags_of(data, tmp_path / "out", "--do_eval", "--strategy", "mirrored", "--gradient_accumulation_steps", 2,
+                     steps=6, config="no_dropout")
+    done = subprocess.run([sys.executable, "-c", TWO_CPUS, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "8 sequences an update = 2 replicas x 2 micro-batches x 2" in done.stdout
+    assert_same_run(tmp_path / "out", one_device)
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for listener in sockets:
+        listener.bind(("127.0.0.1", 0))
+    ports = [listener.getsockname()[1] for listener in sockets]
+    for listener in sockets:
+        listener.close()
+    return ports
+
+
+def test_two_processes_give_the_losses_of_one_and_the_first_writes(data, one_device, tmp_path):
+    workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    processes = []
+    for index in range(2):
+        flags = flags_of(data, tmp_path / f"out{index}", "--do_eval", steps=6, config="no_dropout")
+        role = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        processes.append(subprocess.Popen([sys.executable, "run_pretraining.py", *flags], cwd=ROOT, text=True,
+                                          env=os.environ | {"TF_CONFIG": json.dumps(role)}, stdout=subprocess.PIPE,
+                                          stderr=subprocess.STDOUT))
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert_same_run(tmp_path / "out0", one_device)
+    assert not (tmp_path / "out1").exists()
+
+
+# ------------------------------------------------------------------------------------------------------ records
+
+def test_every_epoch_meets_every_record_once_in_an_order_of_its_own():
+    met = np.concatenate([training_batch(50, 8, step, seed=3)[0] for step in range(25)])
+    epochs = met[:200].reshape(4, 50)
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert len({epoch.tobytes() for epoch in epochs}) == 4
+    assert np.abs(np.diff(epochs[0])).mean() > 10  # neighbours in the file are not neighbours in the epoch
+    epoch_order.cache_clear()
+    assert np.array_equal(training_batch(50, 8, 7, seed=3)[0], met[7 * 8:8 * 8])
+    assert not np.array_equal(epoch_order(50, 3, 0), epoch_order(50, 4, 0))
+
+
+def test_a_corpus_smaller_than_a_batch_is_repeated_within_it():
+    numbers, weights = training_batch(3, 8, step=0, seed=0)
+    assert sorted(numbers[:3]) == sorted(numbers[3:6]) == [0, 1, 2] and weights.tolist() == [1.0] * 8
+
+
+def test_records_are_read_by_number_across_files(data):
+    paths = [str(data / "part-0.tfrecord"), str(data / "part-1.tfrecord")]
+    records = Records(paths, BertConfig(**TINY), LENGTH, PREDICTIONS)
+    all_of_them = [record for path in paths for record in tf.data.TFRecordDataset(path).as_numpy_iterator()]
+    numbers = np.random.default_rng(0).permutation(83)
+    assert records.read(numbers) == [all_of_them[number] for number in numbers]
+    swapped = Records(paths[::-1], BertConfig(**TINY), LENGTH, PREDICTIONS)
+    assert swapped.sha256 != records.sha256
+
+
+def test_a_batch_is_split_without_loss_and_keeps_its_own_denominators(data):
+    records = Records([str(data / "part-0.tfrecord")], BertConfig(**TINY), LENGTH, PREDICTIONS)
+    batches = functools.partial(records.batches, functools.partial(training_batch, 50, 8, seed=0), range(2), 8)
+    whole = list(batches().as_numpy_iterator())
+    parts = list(batches(parts=2, accumulation=2).as_numpy_iterator())
+    assert len(whole) == 2 and len(parts) == 4 and parts[0]["input_ids"].shape == (2, 2, LENGTH)
+    joined = np.concatenate([part["input_ids"].reshape(-1, LENGTH) for part in parts[:2]])
+    np.testing.assert_array_equal(joined, whole[0]["input_ids"][0])
+    for part in parts[:2]:
+        assert set(part["masked_lm_denominator"]) == {whole[0]["masked_lm_weights"].sum() + np.float32(1e-5)}
+        assert set(part["num_examples"]) == {8.0}
+    second = list(batches(parts=2, own_parts=slice(1, 2)).as_numpy_iterator())
+    np.testing.assert_array_equal(second[0]["input_ids"][0], whole[0]["input_ids"][0, 4:])
+
+
+WRONG_RECORDS = {
+    "another length": ({"input_ids": np.zeros(32, int)}, "input_ids has 32 values, not 16; pass --max_seq_length=32"),
+    "other predictions": ({"masked_lm_positions": np.zeros(20, int)},
+                          "masked_lm_positions has 20 values, not 4; pass --max_predictions_per_seq=20"),
+    "another vocabulary": ({"input_ids": np.full(LENGTH, 30000)}, "input_ids holds 30000, the model's vocab_size is 60"),
+    "another label": ({"next_sentence_labels": [2]}, "next_sentence_labels holds 2"),
+    "a position outside": ({"masked_lm_positions": np.full(PREDICTIONS, 16)}, "masked_lm_positions holds 16"),
+    "NaN": ({"masked_lm_weights": np.full(PREDICTIONS, np.nan, np.float32)}, "masked_lm_weights holds nan"),
+    "a feature missing": ({"segment_ids": None}, "it has no feature segment_ids"),
+    "a feature of another kind": ({"masked_lm_ids": np.ones(PREDICTIONS)}, "it has no feature masked_lm_ids"),
+}
+
+
+@pytest.mark.parametrize("changes, words", WRONG_RECORDS.values(), ids=WRONG_RECORDS)
+def test_a_wrong_record_is_named(tmp_path, monkeypatch, changes, words):
+    monkeypatch.setattr(records_tf, "EXAMINED_TOGETHER", 8)  # so that good batches precede the wrong record's
+    random = np.random.default_rng(0)
+    good = [example(random) for _ in range(20)]
+    path = write_records(tmp_path / "x.tfrecord", [*good, example(random, **changes), *good])
+    with pytest.raises(UserError, match=f"x.tfrecord, record 21: {words}"):
+        Records([str(path)], BertConfig(**TINY), LENGTH, PREDICTIONS)
+
+
+@pytest.mark.parametrize("damage, words", [
+    (lambda content: content[:-100], "record 50: cut off"), (lambda content: content[:-1], "record 50: cut off"),
+    (lambda content: content[:40], "record 1: cut off"), (lambda content: content + b"tail", "record 51: cut off"), (lambda content: b"PK\3\4" + content, "record 1: corrupted"),
+    (lambda content: content[:-200] + b"!" + content[-199:], "record 50: corrupted"),
+    (lambda content: b"text\n", "record 1: cut off.*if it is a TFRecord file at all")])
+def test_a_damaged_file_is_named_with_the_record(data, tmp_path, damage, words):
+    path = tmp_path / "x.tfrecord"
+    path.write_bytes(damage((data / "part-0.tfrecord").read_bytes()))
+    with pytest.raises(UserError, match=f"x.tfrecord, {words}"):
+        Records([str(path)], BertConfig(**TINY), LENGTH, PREDICTIONS)
+
+
+def test_a_record_that_is_no_example_is_named(tmp_path):
+    path = write_records(tmp_path / "x.tfrecord", [b"\xff\xff no protobuf"])
+    with pytest.raises(UserError, match="record 1: no tf.train.Example"):
+        Records([str(path)], BertConfig(**TINY), LENGTH, PREDICTIONS)
+
+
+# ------------------------------------------------------------------------------------------------ wrong settings
+
+WRONG_FLAGS = {
+    "nothing to do": (["--do_train=False"], "pass --do_train, --do_eval or both"),
+    "no such input": (["--input_file", "absent.tfrecord"], "--input_file: there is no file absent.tfrecord"),
+    "a glob that fits nothing": (["--input_file", "absent*.tfrecord"], "no file fits absent"),
+    "an empty input": (["--input_file", os.devnull], "is empty"),
+    "too long": (["--max_seq_length", 33], "over the model's 32 positions"),
+    "too short": (["--max_seq_length", 4], "leaves no room for text"),
+    "TPU flags without TPU": (["--tpu_name", "x"], "--tpu_name needs --use_tpu"),
+    "two strategies": (["--use_tpu", "--strategy", "one"], "--use_tpu contradicts"),
+    "an uneven split": (["--gradient_accumulation_steps", 3], "is no multiple of --gradient_accumulation_steps 3"),
+    "no such checkpoint": (["--init_checkpoint", "absent.ckpt"], "there is no checkpoint absent.ckpt"),
+    "no such config": (["--bert_config_file", "absent.json"], "there is no file absent.json"),
+    "no such vocabulary": (["--vocab_file", "absent.txt"], "there is no file absent.txt"),
+    "a TPU that is not there": (["--use_tpu"], "--use_tpu: no TPU can be reached"),
+    "a TPU that does not answer": (["--use_tpu", "--master", "grpc://127.0.0.1:1"], "no TPU can be reached"),
+}
+
+
+@pytest.mark.parametrize("flags, words", WRONG_FLAGS.values(), ids=WRONG_FLAGS)
+def test_a_wrong_setting_is_refused_before_anything_is_written(data, tmp_path, pretrain, flags, words):
+    with pytest.raises(UserError, match=words):
+        pretrain(*flags_of(data, tmp_path / "out", *flags))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_vocabulary_of_another_size_is_refused(data, tmp_path, pretrain):
+    (tmp_path / "vocab.txt").write_text("one\ntwo\n")
+    with pytest.raises(UserError, match="has 2 tokens, the model's vocab_size is 60"):
+        pretrain(*flags_of(data, tmp_path / "out", "--vocab_file", tmp_path / "vocab.txt"))
+
+
+def test_a_config_that_does_not_fit_the_checkpoint_is_refused(data, tmp_path, pretrain):
+    write_checkpoint(str(tmp_path / "x.ckpt"), initial_values(BertConfig(**TINY | {"hidden_size": 16}), 0))
+    with pytest.raises(UserError, match="does not fit the config"):
+        pretrain(*flags_of(data, tmp_path / "out", "--init_checkpoint", tmp_path / "x.ckpt"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_with_the_source_s_files_is_refused(data, pretrain):
+    with pytest.raises(UserError, match="--output_dir is the folder of --bert_config_file"):
+        pretrain(*flags_of(data, data / "bert"))
+
+
+def test_checkpoints_without_run_json_are_not_gone_on_from(data, tmp_path, pretrain):
+    write_checkpoint(str(tmp_path / "model.ckpt-3"), {"a": np.ones(3, np.float32)})
+    with pytest.raises(UserError, match="holds checkpoints of a run without run.json"):
+        pretrain(*flags_of(data, tmp_path))
+
+
+def test_nothing_to_evaluate_is_refused(data, tmp_path, pretrain):
+    with pytest.raises(UserError, match="holds no checkpoint and there is no --init_checkpoint"):
+        pretrain(*flags_of(data, tmp_path / "out", "--do_train=False", "--do_eval"))
+
+
+@pytest.mark.parametrize("text, role", [("", (1, True)), ("{}", (1, True)),
+    ('{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}', (2, False)),
+    ('{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "worker", "index": 0}}', (2, False)),
+    ('{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "chief", "index": 0}}', (2, True))])
+def test_the_role_of_a_process_is_read_from_tf_config(monkeypatch, text, role):
+    monkeypatch.setenv("TF_CONFIG", text)
+    assert run_pretraining.cluster_role() == role
+
+
+def test_a_broken_tf_config_is_refused(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", "worker 0")
+    with pytest.raises(UserError, match="TF_CONFIG"):
+        run_pretraining.cluster_role()
+
+
+def test_errors_are_one_line_on_the_shell(refused, data, tmp_path):
+    refused("run_pretraining.py", *flags_of(data, tmp_path / "out", "--learning_rate", "fast"), words="'fast' is not a number")
+    path = tmp_path / "cut.tfrecord"
+    path.write_bytes((data / "part-0.tfrecord").read_bytes()[:-100])
+    refused("run_pretraining.py", *flags_of(data, tmp_path / "out", "--input_file", path), words="record 50: cut off")
+    assert not (tmp_path / "out").exists()
