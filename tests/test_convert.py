@@ -306,3 +306,38 @@ def test_googles_checkpoint_converts_and_equals_tensorflow_to_1e5(shared, tmp_pa
     state = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
     assert_equal_to_1e5(conversion.run_pytorch(state, config, *batch), expected)
     assert_equal_to_1e5(outputs_of_transformers(TheirBert.from_pretrained(tmp_path), *batch), expected)
+
+
+FASTNLP_PROGRAM = """
+import sys, torch
+from fastNLP import Vocabulary
+from fastNLP.embeddings import BertEmbedding
+words = sys.argv[3].split()
+vocabulary = Vocabulary()
+vocabulary.add_word_lst(words)
+embedding = BertEmbedding(vocabulary, model_dir_or_name=sys.argv[1], layers="0,1,2,3", pool_method="first",
+                          include_cls_sep=True, pooled_cls=False, requires_grad=False)
+embedding.eval()
+with torch.no_grad():
+    torch.save(embedding(torch.tensor([[vocabulary.to_index(word) for word in words]])), sys.argv[2])
+"""
+
+
+def test_fastnlps_bert_embedding_gives_the_same_hidden_states(converted, tmp_path):
+    """fastNLP needs an environment of its own (README); FASTNLP_PYTHON is the Python of one."""
+    python = os.environ.get("FASTNLP_PYTHON")
+    if not python:
+        pytest.skip("FASTNLP_PYTHON does not name the Python of an environment with fastNLP 0.7.0")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = "abcdefghij"
+    tokens = (special + list(letters) + [f"word{letter}" for letter in letters] + [f"x{i}" for i in range(60)])[:CONFIG.vocab_size]
+    (converted / "vocab.txt").write_text("".join(token + "\n" for token in tokens))
+    words = ["worda", "wordc", "b", "wordj", "wordc"]
+    subprocess.run([python, "-c", FASTNLP_PROGRAM, converted, tmp_path / "out.pt", " ".join(words)], check=True)
+    model = BertForPreTraining(CONFIG).eval()
+    load_weights(model, str(converted))
+    ids = np.array([tokens.index(token) for token in ["[CLS]", *words, "[SEP]"]])
+    with torch.no_grad():
+        ours = torch.cat(model(conversion.pack([ids]))[0], dim=-1)
+    theirs = torch.load(tmp_path / "out.pt", weights_only=True)[0]
+    assert ours.shape == theirs.shape and (ours - theirs).abs().max() <= 1e-5
