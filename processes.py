@@ -1,10 +1,12 @@
 """The processes of a fine-tuning run, one a device: how they start, talk and stop together."""
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import signal
 import sys
+import traceback
 
 import torch
 import torch.distributed as dist
@@ -58,7 +60,13 @@ def join(args):
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
         yield World(rank, size, device)
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # they hold the DistributedDataParallel of a run that failed
+        raise
     finally:
+        # One that outlives the process group ends it, and waits, without giving the interpreter's lock back, for
+        # gloo's thread, which may be waiting for that lock.
+        gc.collect()
         dist.destroy_process_group()
 
 
