@@ -62,6 +62,9 @@ def join(args):
         yield World(rank, size, device)
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold the DistributedDataParallel of a run that failed
+        if isinstance(error, dist.DistBackendError) or isinstance(error, RuntimeError) and "gloo" in str(error):
+            raise UserError(f"process {rank} of {size} lost another one, whose own message says why "
+                            f"({str(error).splitlines()[0][:200]})") from None
         raise
     finally:
         # One that outlives the process group ends it, and waits, without giving the interpreter's lock back, for

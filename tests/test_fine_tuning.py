@@ -642,11 +642,10 @@ def test_two_processes_resume_and_agree_to_stop(with_dropout, tmp_path, start):
     codes = wait(*start_together(start, 2, SINGLE, flags, tmp_path / "log", {1: ("update", 4, "before", TERM)}))
     assert codes == [128 + TERM] * 2, (tmp_path / "log.0").read_text() + (tmp_path / "log.1").read_text()
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["progress"]["global_step"] == 4
-    processes = start_together(start, 2, SINGLE, flags, tmp_path / "log", {0: ("update", 9, "after", KILL)})
-    processes[0].join(120)
-    assert processes[0].exitcode == -KILL
-    processes[1].kill()  # as a launcher does when one of its processes has died
-    processes[1].join()
+    codes = wait(*start_together(start, 2, SINGLE, flags, tmp_path / "log", {0: ("update", 9, "after", KILL)}))
+    assert codes == [-KILL, 1]
+    log = (tmp_path / "log.1").read_text()
+    assert "Traceback" not in log and "lost another one" in log.splitlines()[-1]
     assert wait(*start_together(start, 2, SINGLE, flags, tmp_path / "log")) == [0, 0]
     assert_equal_weights(tmp_path / "run" / "last", tmp_path / "whole" / "last")
 
