@@ -1,4 +1,4 @@
-"""The fine-tuning scripts end to end on a tiny BERT: what they learn, write, resume, share between processes, refuse."""
+"""The fine-tuning scripts end to end on a tiny BERT: what they learn, write, go on with, share, refuse."""
 import contextlib
 import csv
 import importlib
@@ -110,6 +110,11 @@ def read_metrics(folder, kind):
     return [line for line in lines if line["kind"] == kind]
 
 
+def losses_of(folder):
+    """The training loss in each line of a run's metrics.jsonl."""
+    return [line["loss"] for line in read_metrics(folder, "train")]
+
+
 def read_evaluation(path):
     return {key: float(value) for key, value in (line.split(" = ") for line in path.read_text().splitlines())}
 
@@ -172,7 +177,7 @@ def test_a_finished_run_is_not_done_again(tiny, finished, capsys):
 
 
 def test_the_loss_of_the_first_update_is_that_of_chance(finished):
-    assert read_metrics(finished, "train")[0]["loss"] == pytest.approx(math.log(4), abs=0.3)
+    assert losses_of(finished)[0] == pytest.approx(math.log(4), abs=0.3)
 
 
 def test_what_was_derived_is_printed(tiny, tmp_path, capsys):
@@ -180,7 +185,8 @@ def test_what_was_derived_is_printed(tiny, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "weights taken" in out and "classifier.weight" in out and "cls.predictions.bias" in out
     assert out.count("input_ids:") == 3 and "[CLS]" in out and "[SEP]" in out
-    assert "61 training examples" in out and "8 updates of 8 examples over 1 process(es) x 1 accumulation step(s)" in out
+    assert "61 training examples" in out
+    assert "8 updates of 8 examples over 1 process(es) x 1 accumulation step(s)" in out
     assert "the test set is evaluated after each epoch" in out
     assert "biases and LayerNorm" in out
 
@@ -201,7 +207,7 @@ def test_a_user_s_run_learns_the_sample_and_never_imports_tensorflow(tmp_path):
     assert done.returncode == 0, done.stderr
     assert read_evaluation(tmp_path / "run" / "eval_results_ep4.txt")["eval_accuracy"] > 0.5
     assert read_json(tmp_path / "run" / "run.json")["flags"]["num_datas"] == 600
-    losses = [line["loss"] for line in read_metrics(tmp_path / "run", "train")]
+    losses = losses_of(tmp_path / "run")
     assert np.mean(losses[-3:]) < 0.75 * np.mean(losses[:3])
 
 
@@ -304,7 +310,8 @@ def test_all_of_the_authors_flags_are_known():
     args, _ = fine_tuning_flags.parse(parser, old)
     assert args.layers == [11, 10] and args.trunc_medium == -1 and args.num_train_epochs == 3.0
     discriminative.add_flags(parser.recipe)
-    args, _ = fine_tuning_flags.parse(parser, old + "--discr --layer_learning_rate 2e-5 --layer_learning_rate_decay 0.95".split())
+    old += "--discr --layer_learning_rate 2e-5 --layer_learning_rate_decay 0.95".split()
+    args, _ = fine_tuning_flags.parse(parser, old)
     assert (args.discr, args.layer_learning_rate, args.layer_learning_rate_decay) == (True, [2e-5], 0.95)
 
 
@@ -324,8 +331,7 @@ def test_speed_and_output_flags_leave_the_result(tiny, finished, tmp_path, flags
 def test_bf16_stays_near(tiny, finished, tmp_path):
     """Losses to 2 %, and the saved weights are float32."""
     call(SINGLE, *train_flags(tiny, tmp_path / "run"), "--bf16")
-    losses, wanted = ([line["loss"] for line in read_metrics(folder, "train")] for folder in (tmp_path / "run", finished))
-    np.testing.assert_allclose(losses, wanted, rtol=0.02)
+    np.testing.assert_allclose(losses_of(tmp_path / "run"), losses_of(finished), rtol=0.02)
     assert {value.dtype for value in weights(tmp_path / "run" / "last").values()} == {torch.float32}
 
 
@@ -358,8 +364,8 @@ def read_predictions(path):
 
 def test_predictions_from_a_saved_model_without_its_flags(tiny, finished, tmp_path):
     """Of the test file's rows, labels and all: the labels are those of the evaluation, the probabilities sum to 1."""
-    call(SINGLE, "--do_predict", "--predict_file", tiny / "test.csv", "--init_checkpoint", finished / "last", "--no_cuda",
-         "--output_dir", tmp_path)
+    call(SINGLE, "--do_predict", "--predict_file", tiny / "test.csv", "--init_checkpoint", finished / "last",
+         "--no_cuda", "--output_dir", tmp_path)
     header, rows = read_predictions(tmp_path / "predictions.tsv")
     assert header == ["label", "1", "2", "3", "4"] and len(rows) == NUM_TEST
     classes = [header[1:].index(row[0]) for row in rows]
@@ -376,7 +382,8 @@ def test_predictions_of_lines_of_text(tiny, finished, tmp_path):
 
 
 def test_training_and_prediction_in_one_command(tiny, tmp_path):
-    call(SINGLE, *train_flags(tiny, tmp_path), "--num_train_epochs", 1, "--do_predict", "--predict_file", tiny / "test.csv")
+    call(SINGLE, *train_flags(tiny, tmp_path), "--num_train_epochs", 1, "--do_predict",
+         "--predict_file", tiny / "test.csv")
     header, rows = read_predictions(tmp_path / "predictions.tsv")
     assert [header[1:].index(row[0]) for row in rows] == predictions_of(tmp_path / "results_ep1.txt")
 
@@ -391,9 +398,9 @@ def own_file(tiny, tmp_path_factory):
             writer.writerow(["id", "topic", "body", "head"])
             for line, label, (title, description) in tasks.read_documents(tasks.TASKS["ag"], tiny, split):
                 writer.writerow([line, ["world", "sport", "money", "science"][label], description, title])
-    call(SINGLE, *train_flags(tiny, folder / "run"), "--task_name", "csv", "--data_dir", folder, "--label_column", "topic",
-         "--text_columns", "head", "body", "--sep", ";", "--trunc_medium", 4, "--layers", 1, 0, "--layer_pooling", "max",
-         "--pooling_type", "mean")
+    call(SINGLE, *train_flags(tiny, folder / "run"), "--task_name", "csv", "--data_dir", folder, "--label_column",
+         "topic", "--text_columns", "head", "body", "--sep", ";", "--trunc_medium", 4, "--layers", 1, 0,
+         "--layer_pooling", "max", "--pooling_type", "mean")
     return folder, folder / "run"
 
 
@@ -403,8 +410,8 @@ def test_a_file_of_ones_own_is_learnt_and_its_labels_are_stored(own_file, tmp_pa
     with open(tmp_path / "new.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter=";")
         writer.writerow(["head", "body"])
-        for _, _, fields in tasks.read_documents(tasks.csv_task(folder, "topic", ["head", "body"], ";"), folder, "test"):
-            writer.writerow(fields)
+        task = tasks.csv_task(folder, "topic", ["head", "body"], ";")
+        writer.writerows(fields for _, _, fields in tasks.read_documents(task, folder, "test"))
     call(SINGLE, "--do_predict", "--do_eval", "--data_dir", folder, "--predict_file", tmp_path / "new.csv",
          "--init_checkpoint", run / "last", "--no_cuda", "--output_dir", tmp_path / "out")
     header, rows = read_predictions(tmp_path / "out" / "predictions.tsv")
@@ -472,8 +479,8 @@ def start():
 def in_a_process(script, flags, log, event, environment):
     """What such a process does: the script, its output in the file `log`, and at `event` a signal to itself.
 
-    event: (what, number, when, signal): "update" or "rename" (of a file that is whole to its final name), the how many-th
-    of this process, "before" or "after" it; or ("file size", bytes), the longest file that may be written.
+    event: (what, number, when, signal): "update" or "rename" (of a file that is whole to its final name), the how
+    many-th of this process, "before" or "after" it; or ("file size", bytes), the longest file that may be written.
     """
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
@@ -605,8 +612,7 @@ def test_two_processes_give_the_losses_and_weights_of_one(finished, two_processe
     """Without dropout: losses to 1e-5 relative at every update, weights to 1e-5. 61 examples in batches of 8, of which
     each process has 4 in 2 parts, at the end of an epoch 3 and 2."""
     folder, _ = two_processes
-    losses, wanted = ([line["loss"] for line in read_metrics(run, "train")] for run in (folder, finished))
-    np.testing.assert_allclose(losses, wanted, rtol=1e-5)
+    np.testing.assert_allclose(losses_of(folder), losses_of(finished), rtol=1e-5)
     assert_equal_weights(folder / "last", finished / "last", 1e-5)
 
 
@@ -658,8 +664,7 @@ def test_num_processes_starts_them(tiny, tmp_path, script):
     assert done.returncode == 0, done.stderr
     assert "over 2 process(es)" in done.stdout
     call(SINGLE, *flags, "--output_dir", tmp_path / "one")
-    losses, wanted = ([line["loss"] for line in read_metrics(tmp_path / name, "train")] for name in ("two", "one"))
-    np.testing.assert_allclose(losses, wanted, rtol=1e-5)
+    np.testing.assert_allclose(losses_of(tmp_path / "two"), losses_of(tmp_path / "one"), rtol=1e-5)
 
 
 # What is refused, in one line and with nothing half-written
@@ -706,7 +711,8 @@ def test_wrong_flags_are_refused_before_anything_is_written(tiny, tmp_path, refu
 
 @pytest.mark.parametrize("flags, words", [
     (["--layer_learning_rate", 1e-5, 1e-5, 1e-5], "--layer_learning_rate has 3 rates, the model has 2 layers"),
-    (["--layer_learning_rate_decay", 0], "0 is not above 0"), (["--layer_learning_rate_decay", 1.1], "1.1 is not at most 1"),
+    (["--layer_learning_rate_decay", 0], "0 is not above 0"),
+    (["--layer_learning_rate_decay", 1.1], "1.1 is not at most 1"),
     (["--embeddings_learning_rate", "half"], "--embeddings_learning_rate"),
 ])
 def test_wrong_layer_wise_rates_are_refused(tiny, tmp_path, refused_here, flags, words):
@@ -722,7 +728,8 @@ def test_a_flag_that_is_left_out_is_named(tiny, tmp_path, refused_here, flag):
 
 
 @pytest.mark.parametrize("flag, content, words", [
-    ("--bert_config_file", "no json", "is not JSON"), ("--bert_config_file", '{"hidden_size": 32}', "it has no vocab_size"),
+    ("--bert_config_file", "no json", "is not JSON"),
+    ("--bert_config_file", '{"hidden_size": 32}', "it has no vocab_size"),
     ("--bert_config_file", '{"vocab_size": 2000, "hidden_size": 33, "num_attention_heads": 2}', "no multiple"),
     ("--bert_config_file", '{"vocab_size": 2000, "hidden_size": 24, "num_hidden_layers": 2, "intermediate_size": 64}',
      "is --bert_config_file the one that came with it?"),
@@ -787,7 +794,7 @@ def test_a_refused_command_overwrites_nothing(tiny, tmp_path, refused_here):
 def test_the_folders_of_all_seeds_are_looked_at_first(tiny, tmp_path, refused_here):
     flags = [*train_flags(tiny, tmp_path), "--num_train_epochs", 0.25]
     call(SINGLE, *flags, "--output_dir", tmp_path / "seed_2", "--seed", 2)
-    refused_here(SINGLE, *flags, "--seed", 1, 2, "--learning_rate", 1e-4, words="seed_2 holds another run (learning_rate")
+    refused_here(SINGLE, *flags, "--seed", 1, 2, "--learning_rate", 1e-4, words="seed_2 holds another run (learning_")
     assert not (tmp_path / "seed_1").exists()
 
 
@@ -798,8 +805,8 @@ def test_an_output_folder_that_is_a_file_is_refused(tiny, tmp_path, refused_here
 
 
 @pytest.mark.parametrize("log_steps", [1, 100])
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tiny, tmp_path, refused_here, log_steps):
-    """At a rate of 1e30 the second update's loss overflows: the step is named, what was saved is finite."""
+def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, refused_here, log_steps):
+    """At a rate of 1e30 the second update's loss overflows: the step is named, the last good checkpoint is kept."""
     flags = [*train_flags(tiny, tmp_path), "--learning_rate", 1e30, "--warmup_proportion", 0, "--log_steps", log_steps,
              "--save_checkpoints_steps", 1]
     refused_here(SINGLE, *flags, words="update 2")
@@ -830,13 +837,13 @@ def test_wrong_predictions_are_refused(tiny, finished, tmp_path, refused_here, f
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name, words", [("model.safetensors", "model.safetensors"), ("classifier.json", "classifier.json")])
-def test_a_damaged_model_folder_is_refused(tiny, finished, tmp_path, refused_here, name, words):
+@pytest.mark.parametrize("name", ["model.safetensors", "classifier.json", "config.json"])
+def test_a_damaged_model_folder_is_refused(tiny, finished, tmp_path, refused_here, name):
     for path in (finished / "best").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:40])
-    refused_here(SINGLE, "--do_predict", "--predict_file", tiny / "test.csv", "--init_checkpoint", tmp_path, "--no_cuda",
-                 "--output_dir", tmp_path / "out", words=words)
+    refused_here(SINGLE, "--do_predict", "--predict_file", tiny / "test.csv", "--init_checkpoint", tmp_path,
+                 "--no_cuda", "--output_dir", tmp_path / "out", words=name)
 
 
 def test_an_error_in_several_processes_ends_them_all(tiny, tmp_path, start):

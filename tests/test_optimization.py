@@ -1,4 +1,4 @@
-"""optimization.py: BertAdam against a literal reference and torch's AdamW, the schedule, groups, and the authors' runs."""
+"""optimization.py: BertAdam against a literal reference and torch's AdamW, schedule, groups, and the authors' runs."""
 import copy
 import importlib.util
 import json
