@@ -244,12 +244,12 @@ def fine_tune(setup, seed, folder, recipe, is_new, data):
     if world.size > 1:
         parallel = DistributedDataParallel(model, device_ids=[world.device.index] if world.device.type == "cuda" else None,
                                            gradient_as_bucket_view=True)
-    stop = StopRequest(world)
     with metrics_log(folder, progress) if world.main else contextlib.nullcontext() as log:
         # an epoch under way (progress.update) is also finished where the run stopped after its very last update
         while (progress.global_step < t_total or progress.update) and not out_of_patience(progress, args.patience):
             last_update = min(updates_per_epoch, t_total - progress.epoch * updates_per_epoch)
-            train_epoch(setup, parallel, optimizer, train, seed, progress, last_update, folder, log, stop)
+            with StopRequest(world) as stop:
+                train_epoch(setup, parallel, optimizer, train, seed, progress, last_update, folder, log, stop)
             progress.epoch, progress.update = progress.epoch + 1, 0
             finish_epoch(setup, model, evaluated, progress, folder, log)
             progress.loss_sum = 0.0
@@ -301,13 +301,16 @@ def train_epoch(setup, model, optimizer, train, seed, progress, last_update, fol
         progress.global_step += 1
         bar.update()
         stopping = stop.agreed()
-        save = progress.global_step % args.save_checkpoints_steps == 0
-        if stopping or save or progress.global_step % args.log_steps == 0 or progress.update == last_update:
+        # the epoch's last update is saved before its evaluation, which may take long
+        save = progress.global_step % args.save_checkpoints_steps == 0 or progress.update == last_update
+        if stopping or save or progress.global_step % args.log_steps == 0:
             take_stock()
         if stopping or save:
             save_checkpoint(setup, folder, unwrap(model), optimizer, progress)
             if stopping:
-                world.print(f"\nstopped by SIGTERM after update {progress.global_step}; the same command goes on from there")
+                stop.received = False
+                world.print(f"\nstopped by SIGTERM after update {progress.global_step}; the same command goes on "
+                            "from there")
                 sys.exit(128 + signal.SIGTERM)
     bar.close()
 

@@ -102,11 +102,22 @@ def launch(args):
 
 
 class StopRequest:
-    """SIGTERM, remembered until the update under way is done."""
+    """SIGTERM, remembered until the update under way is done and saved: a context, for training alone.
+
+    Elsewhere the signal ends the process at once: nothing is lost there, because what was learnt is saved already.
+    """
 
     def __init__(self, world):
         self.world, self.received = world, False
-        signal.signal(signal.SIGTERM, self.receive)
+
+    def __enter__(self):
+        self.handler = signal.signal(signal.SIGTERM, self.receive)
+        return self
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGTERM, self.handler)
+        if self.received:  # after the last update
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def receive(self, *_):
         self.received = True
