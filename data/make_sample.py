@@ -2,11 +2,11 @@
 
 The stories are invented: sentence patterns below, filled with the words of `data/sample_words.json`. A story has a
 topic (1 world, 2 sports, 3 business, 4 science/technology) and a beat of it (elections, tennis, ...). Most of its words
-are ones that every topic shares, some are the beat's, some another topic's; the people, the place and the things of a
-story return from sentence to sentence; one story in three opens with sentences that could be about anything; one in
-sixteen takes as many words from another topic as from its own. So a classifier of the words does well and not perfectly, and
-a model that has read the texts knows which words keep company. The noise of AG's News is there: agencies, ` #39;`,
-` quot;`, `\\` for a line's end, `&lt;b&gt;...&lt;/b&gt;`, `\\$`.
+are the topic's, common ones or the beat's, a few are other topics', the rest every topic has. One story in four opens
+with sentences that could be about anything, one in five is about two topics, and its label names one of them.
+Persons, the place and some things and people of a story return from sentence to sentence. So a classifier of the words
+does well and not perfectly. The noise of AG's News is there: agencies, ` #39;`, ` quot;`, `\\` for a line's end,
+`&lt;b&gt;...&lt;/b&gt;`, `\\$`.
 
 The same seed gives the same bytes on every machine (only `random.Random.random` is drawn from). What is committed is
 
@@ -21,6 +21,7 @@ import csv
 import json
 import os
 import random
+import re
 import string
 import sys
 
@@ -30,25 +31,21 @@ from command_line import ArgumentParser, UserError, atomic_write, number, run  #
 
 TOPICS = ("world", "sports", "business", "science")  # label 1, 2, 3, 4, as in AG's News
 SLOTS = ("agents", "things", "acts", "settings")
-FROM_BEAT, FROM_OTHER_TOPIC = 0.5, 0.12  # where a slot's word comes from; the rest is shared by all topics
-QUIET_OPENING, AMBIGUOUS = 0.33, 1 / 16   # shares of the stories
-AT_HOME = 0.6                             # how often a person of the beat appears, rather than anybody
+FROM_TOPIC, FROM_OTHER_TOPICS = 0.7, 0.08  # where a word comes from; the rest is shared by all topics
+COMMON = 0.6                               # how often a topic's word is one of its common ones, rather than the beat's
+QUIET_OPENING, AMBIGUOUS = 1 / 4, 1 / 5    # shares of the stories
+AT_HOME = 0.6                              # how often a person of the beat appears, rather than anybody
+RETURNING = 0.25                           # how often a word for a thing or a person is one that the story has had
 
 TITLES = (
-    "{agent} {act} {thing}", "{place} {agent} {act} {thing}", "{person} {act} {thing} {setting}",
-    "{thing}: {place} waits for the {agent}", "{agent} in {place} {act} {thing}", "{person} and the {thing} of {place}",
-    "{thing} {setting}", "For {person}, a {thing} {setting}", "{place} {thing} divides {agent} and {agent2}")
+    "{agent} {act} {thing}", "{place} {agent} {act} {thing}", "{thing} {setting}", "{thing} divides {agent} and {agent2}",
+    "{thing} and {thing2}", "{person} and the {thing} of {place}")
 SENTENCES = (
-    "The {agent} {person} {act} the {thing} {setting}.", "{person} of {place} {act} the {thing}, the {agent} said {setting}.",
-    "{setting}, the {agent} {act} a {thing} in {place}.", "Nobody in {place} had seen such a {thing} {setting}.",
-    "The {agent} {act} the {thing} {setting}, and {person} {act2} it.", "It was the {ordinal} {thing} for the {agent} {setting}.",
-    "\"The {thing} means everything to us,\" said {person}, the {agent} from {place}.",
-    "A {agent} near {place} {act} the {thing} {setting}, and the {agent2} {act2} another one.",
-    "{person} said that the {thing} was no {thing2}, and the {agent} {act} it {setting}.",
-    "Both the {thing} and the {thing2} worried {place} {setting}.", "Without the {thing}, {person} would have {act} the {agent} {setting}.",
-    "The {agent} who {act} the {thing} is now {agent2} in {place}.", "There are {count} more in {place}, the {agent} told {person} {setting}.",
-    "Since the {thing} {setting}, the {agent} has {act} {count} of them.", "Some say {person} {act} the {thing2}; the {agent} knows only of a {thing}.")
-ORDINALS = ("first", "second", "third", "fourth", "last")
+    "The {agent} {act} the {thing} {setting}.", "{setting}, the {agent} {act} the {thing}.",
+    "The {agent} and the {agent2} {act} the {thing}.", "The {agent} {act} the {thing} and the {thing2}.",
+    "{person} {act} the {thing} {setting}.", "The {thing} and the {thing2} came {setting}.",
+    "The {agent} {act} and {act2} the {thing}.", "In {place}, the {agent} {act} the {thing}.",
+    "A {agent} {act} a {thing}, {person} said.", "\"It was a {thing},\" said the {agent} from {place}.")
 AGENCIES = ("AP", "Reuters", "AFP")
 
 
@@ -57,7 +54,8 @@ def split(words):
 
 
 def read_words(path):
-    """The word lists: ({topic: {beat: {slot: words}}}, {slot: words that all topics share}, {part of a name: syllables})."""
+    """The word lists: ({topic: {beat: {slot: words}}}, "common" being a beat too, {slot: words that all topics share},
+    {part of a name: syllables})."""
     with open(path, encoding="utf-8") as file:
         lists = json.load(file)
     beats = {topic: {beat: {slot: split(words[slot]) for slot in SLOTS} for beat, words in lists[topic].items()}
@@ -82,51 +80,59 @@ def invent_people(rng, beats, names, people_per_beat=8):
     """A dict {beat: names of the people who are mostly seen there}."""
     parts = [names["person_starts"], names["person_middles"], names["person_ends"]]
     return {beat: [string.capwords("".join(pick(rng, part) for part in parts)) for _ in range(people_per_beat)]
-            for topic in TOPICS for beat in beats[topic]}
+            for topic in TOPICS for beat in beats[topic] if beat != "common"}
 
 
 class Story:
-    """The words of one story: every slot has two, which return from sentence to sentence."""
+    """The words of one story."""
 
     def __init__(self, rng, topic, beats, shared, names, people):
         self.rng = rng
-        beat = pick(rng, list(beats[topic]))
-        other_topic = pick(rng, [name for name in TOPICS if name != topic])
-        self.own = beats[topic][beat]
-        self.other = beats[other_topic][pick(rng, list(beats[other_topic]))]
+        self.beats = beats
         self.shared = shared
-        ambiguous = rng.random() < AMBIGUOUS
-        self.shares = (FROM_BEAT, FROM_BEAT) if ambiguous else (FROM_BEAT, FROM_OTHER_TOPIC)
+        self.topic = topic
+        self.beat = self.pick_beat(topic)
+        others = [other for other in TOPICS if other != topic]
+        self.rival = pick(rng, others) if rng.random() < AMBIGUOUS else None
         everybody = [person for group in people.values() for person in group]
-        self.people = [pick(rng, people[beat] if rng.random() < AT_HOME else everybody) for _ in range(2)]
+        self.people = [pick(rng, people[self.beat] if rng.random() < AT_HOME else everybody) for _ in range(2)]
         self.place = string.capwords(pick(rng, names["place_starts"]) + pick(rng, names["place_ends"]))
         self.things = [self.word("things") for _ in range(2)]
         self.agents = [self.word("agents") for _ in range(2)]
 
-    def word(self, slot):
-        draw = self.rng.random()
-        source = (self.own if draw < self.shares[0] else self.other if draw < sum(self.shares) else self.shared)
-        return pick(self.rng, source[slot])
+    def pick_beat(self, topic):
+        return pick(self.rng, [beat for beat in self.beats[topic] if beat != "common"])
 
-    def recurring(self, slot, known):
-        """A word for `slot`: one that the story has had already, or a new one, equally often."""
-        return pick(self.rng, known) if self.rng.random() < 0.5 else self.word(slot)
+    def word(self, slot):
+        """A word for `slot`: one that all topics share, the topic's (an ambiguous story has two), or another topic's."""
+        draw = self.rng.random()
+        if draw >= FROM_TOPIC + FROM_OTHER_TOPICS:
+            return pick(self.rng, self.shared[slot])
+        topic, beat = self.topic, self.beat
+        if draw >= FROM_TOPIC:
+            topic = pick(self.rng, [other for other in TOPICS if other != topic])
+        elif self.rival and self.rng.random() < 0.5:
+            topic = self.rival
+        if topic != self.topic:
+            beat = self.pick_beat(topic)
+        return pick(self.rng, self.beats[topic]["common" if self.rng.random() < COMMON else beat][slot])
+
+    def returning(self, slot, known):
+        """A word for `slot`: now and then one of `known`, which the story has had."""
+        return pick(self.rng, known) if self.rng.random() < RETURNING else self.word(slot)
 
     def say(self, patterns, quiet):
         """Fills one of `patterns`; a `quiet` sentence takes all its words from those that every topic shares."""
         def draw(slot, known=()):
             if quiet:
                 return pick(self.rng, self.shared[slot])
-            return self.recurring(slot, known) if known else self.word(slot)
+            return self.returning(slot, known) if known else self.word(slot)
         text = pick(self.rng, patterns).format(
             agent=draw("agents", self.agents), agent2=draw("agents", self.agents), act=draw("acts"), act2=draw("acts"),
             thing=draw("things", self.things), thing2=draw("things", self.things), setting=draw("settings"),
-            person=pick(self.rng, self.people), place=self.place, ordinal=pick(self.rng, ORDINALS),
-            count=2 + int(self.rng.random() * 98))
-        words = text.split(" ")
-        words = ["an" if word == "a" and after[0] in "aeiou" else "An" if word == "A" and after[0] in "aeiou" else word
-                 for word, after in zip(words, words[1:] + ["."])]
-        return " ".join(words)[0].upper() + " ".join(words)[1:]
+            person=pick(self.rng, self.people), place=self.place)
+        text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
+        return text[0].upper() + text[1:]
 
 
 def add_noise(rng, title, description):

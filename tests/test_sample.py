@@ -1,0 +1,127 @@
+"""What data/ ships: the sample, its vocabulary, the corpus and the tiny BERT are what their generators make."""
+import collections
+import csv
+import importlib.util
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+from command_line import UserError
+from configuration import BertConfig
+
+DATA = pathlib.Path(__file__).resolve().parent.parent / "data"
+
+
+def call(monkeypatch, script, *arguments):
+    """Runs the main() of a script in this process."""
+    spec = importlib.util.spec_from_file_location(pathlib.Path(script).stem, script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+    module.main()
+    return module
+
+
+def read(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+@pytest.fixture(scope="module")
+def train_and_test():
+    return read(DATA / "sample" / "train.csv"), read(DATA / "sample" / "test.csv")
+
+
+def test_the_generator_makes_the_committed_bytes(tmp_path, monkeypatch):
+    call(monkeypatch, DATA / "make_sample.py", "--output_dir", tmp_path, "--vocab_file", tmp_path / "vocab.txt")
+    for name, committed in (("train.csv", "sample/train.csv"), ("test.csv", "sample/test.csv"), ("vocab.txt", "tiny_bert/vocab.txt")):
+        assert (tmp_path / name).read_bytes() == (DATA / committed).read_bytes(), name
+
+
+def test_the_corpus_is_what_generate_corpus_agnews_makes_of_it(tmp_path, monkeypatch):
+    call(monkeypatch, DATA.parent / "generate_corpus_agnews.py", "--data_dir", DATA / "sample", "--output_dir", tmp_path)
+    assert (tmp_path / "AGnews_corpus_test.txt").read_bytes() == (DATA / "agnews_corpus_test.txt").read_bytes()
+
+
+def test_the_sample_has_ag_news_format_and_noise(train_and_test):
+    for rows, expected in zip(train_and_test, (1600, 400)):
+        assert len(rows) == expected and {len(row) for row in rows} == {3}
+        assert collections.Counter(row[0] for row in rows) == {label: expected // 4 for label in "1234"}
+    for name in ("train.csv", "test.csv"):
+        lines = (DATA / "sample" / name).read_text(encoding="utf-8").splitlines()
+        assert all(line.startswith('"') and line.endswith('"') and line.count('"') % 2 == 0 for line in lines)
+    text = "\n".join(" ".join(row) for row in train_and_test[0])
+    for noise in (" #39;", " quot;", "\\$", "(AP)", "Reuters - ", "&lt;b&gt;...&lt;/b&gt;"):
+        assert text.count(noise) >= 10, noise
+    assert len({row[2] for row in train_and_test[0] + train_and_test[1]}) > 1990, "stories are repeated"
+
+
+def test_the_words_tell_the_topic_often_and_not_always(train_and_test):
+    """Naive Bayes of the words, the plainest classifier: far above chance (25%), below 95%."""
+    train, test = [[(int(label) - 1, f"{title} {text}".lower().replace(".", " ").replace(",", " ").split())
+                    for label, title, text in rows] for rows in train_and_test]
+    counts = collections.defaultdict(lambda: np.full(4, 0.5))
+    for label, words in train:
+        for word in words:
+            counts[word][label] += 1
+    totals = sum(counts.values())
+    predicted = [int(np.argmax(sum(np.log(counts[word] / totals) for word in words if word in counts))) for _, words in test]
+    accuracy = np.mean([prediction == label for prediction, (label, _) in zip(predicted, test)])
+    assert 0.75 < accuracy < 0.95
+
+
+def test_sentences_of_a_story_share_words(train_and_test):
+    """What next-sentence prediction learns from: a story's sentences have more words in common than two stories' have."""
+    stories = [[set(sentence.lower().split()) for sentence in row[2].split(". ")] for row in train_and_test[0]]
+    pairs = [(story[0], story[1], other[-1]) for story, other in zip(stories, stories[1:]) if len(story) > 1]
+    own, others = (np.mean([len((first & second) - {"the", "and"}) for first, second in
+                            ((a, b) if own else (a, c) for a, b, c in pairs)]) for own in (True, False))
+    assert own > 1.5 * others
+
+
+def test_the_vocabulary_is_berts_and_covers_the_sample(train_and_test):
+    from tokenization import FullTokenizer
+    tokens = (DATA / "tiny_bert" / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    config = BertConfig.from_json_file(str(DATA / "tiny_bert" / "bert_config.json"))
+    assert len(tokens) == len(set(tokens)) == config.vocab_size == 2000
+    assert tokens[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = FullTokenizer(str(DATA / "tiny_bert" / "vocab.txt"), do_lower_case=True)
+    pieces = [piece for rows in train_and_test for row in rows for piece in tokenizer.tokenize(f"{row[1]} - {row[2]}")]
+    assert "[UNK]" not in pieces
+    assert np.mean([piece.startswith("##") for piece in pieces]) < 0.1
+
+
+def test_a_vocabulary_that_the_stories_cannot_fill_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="20 stories give .* tokens; ask for fewer tokens or for more stories"):
+        call(monkeypatch, DATA / "make_sample.py", "--num_train", 20, "--num_test", 4, "--output_dir", tmp_path / "sample",
+             "--vocab_file", tmp_path / "vocab.txt")
+    assert not (tmp_path / "sample").exists()
+
+
+def test_make_tiny_bert_writes_googles_folder_the_same_each_time(tmp_path, monkeypatch, capsys):
+    from modeling_tf import fitting_values, read_checkpoint, variable_shapes
+    first, again, other = (tmp_path / name for name in ("first", "again", "other"))
+    for folder, seed in ((first, 0), (again, 0), (other, 1)):
+        call(monkeypatch, DATA / "make_tiny_bert.py", "--output_dir", folder, "--seed", seed)
+    assert sorted(path.name for path in first.iterdir()) == ["bert_config.json", "bert_model.ckpt.data-00000-of-00001",
+                                                             "bert_model.ckpt.index", "vocab.txt"]
+    for name in ("bert_config.json", "vocab.txt"):
+        assert (first / name).read_bytes() == (DATA / "tiny_bert" / name).read_bytes()
+    config = BertConfig.from_json_file(str(first / "bert_config.json"))
+    values, same, different = (fitting_values(config, read_checkpoint(str(folder / "bert_model.ckpt")), "") for folder in
+                               (first, again, other))
+    assert values.keys() == variable_shapes(config).keys()
+    assert all(np.array_equal(values[name], same[name]) for name in values)
+    kernel = "bert/encoder/layer_0/attention/self/query/kernel"
+    assert not np.array_equal(values[kernel], different[kernel])
+    assert abs(values[kernel].std() / config.initializer_range - 0.88) < 0.05  # a normal cut at two deviations
+    assert 200_000 < sum(value.size for value in values.values()) < 1_000_000
+
+
+def test_make_tiny_bert_refuses_a_vocabulary_of_another_size(tmp_path, monkeypatch):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n")
+    with pytest.raises(UserError, match="has 1 tokens, the model's vocab_size is 2000"):
+        call(monkeypatch, DATA / "make_tiny_bert.py", "--output_dir", tmp_path / "out", "--vocab_file", tmp_path / "vocab.txt")
+    assert not (tmp_path / "out").exists()
