@@ -1,4 +1,4 @@
-"""BERT with its two pre-training heads in TensorFlow 2, and its checkpoints, with google-research/bert's variable names.
+"""BERT with its two pre-training heads in TensorFlow 2, and its checkpoints, with google-research/bert's names.
 
 The weights are plain float32 `tf.Variable`s, kept by name; a checkpoint is name-based, as `tf.compat.v1.train.Saver`
 writes it, so google-research/bert reads ours and we read Google's.
@@ -194,7 +194,8 @@ class BertForPreTraining:
         def weighted(task, logits, labels, weights):
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
             correct = tf.cast(tf.argmax(logits, -1, output_type=tf.int32) == labels, tf.float32)
-            return {f"{task}_loss": tf.reduce_sum(weights * losses), f"{task}_correct": tf.reduce_sum(weights * correct)}
+            return {f"{task}_loss": tf.reduce_sum(weights * losses),
+                    f"{task}_correct": tf.reduce_sum(weights * correct)}
 
         logits = self.masked_lm_logits(hidden_states[-1], features["masked_lm_positions"])
         sums = weighted("masked_lm", logits, features["masked_lm_ids"],
@@ -213,9 +214,9 @@ def read_checkpoint(prefix, flag="--init_checkpoint"):
         if stem != prefix and os.path.isfile(f"{stem}.index"):
             raise UserError(f"{flag}: {prefix} is one file of a checkpoint; give the prefix they share, {stem}")
         if os.path.isdir(prefix):
-            raise UserError(f"{flag}: {prefix} is a folder; give the checkpoint's prefix in it, like {prefix}/model.ckpt-N")
+            raise UserError(f"{flag}: {prefix} is a folder; give a checkpoint's prefix, like {prefix}/model.ckpt-N")
         if os.path.exists(prefix):
-            raise UserError(f"{flag}: {prefix} is no TensorFlow checkpoint (it has no {os.path.basename(prefix)}.index)")
+            raise UserError(f"{flag}: {prefix} is no TensorFlow checkpoint (there is no {prefix}.index)")
         raise UserError(f"{flag}: there is no checkpoint {prefix} (no file {prefix}.index)")
     try:
         reader = tf.train.load_checkpoint(prefix)
@@ -277,7 +278,8 @@ def fitting_values(config, values, where):
     missing = [name for name in shapes if name.startswith("bert/") and name not in values]
     if not any(name.startswith("bert/") for name in values):
         raise UserError(f"{where} holds no BERT: none of its variables is named bert/...")
-    layers = {int(name.split("/")[2].removeprefix("layer_")) for name in values if name.startswith("bert/encoder/layer_")}
+    layers = {int(name.split("/")[2].removeprefix("layer_")) for name in values
+              if name.startswith("bert/encoder/layer_")}
     if layers and max(layers) + 1 != config.num_hidden_layers:
         raise UserError(f"{where} has {max(layers) + 1} layers, the config {config.num_hidden_layers}; "
                         "take the bert_config.json that came with the checkpoint")
@@ -286,5 +288,5 @@ def fitting_values(config, values, where):
     for name, shape in shapes.items():
         if name in values and np.shape(values[name]) != shape:
             raise UserError(f"{where} does not fit the config: {name} has the shape {list(np.shape(values[name]))}, "
-                            f"by the config it is {list(shape)}; take the bert_config.json that came with the checkpoint")
+                            f"by the config {list(shape)}; take the bert_config.json that came with the checkpoint")
     return {name: np.asarray(values[name], np.float32) for name in shapes if name in values}

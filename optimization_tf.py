@@ -12,6 +12,7 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-6
 WEIGHT_DECAY = 0.01
 NOT_DECAYED = ("LayerNorm", "layer_norm", "bias")  # a variable with one of these in its name
 CLIP_NORM = 1.0
+SLOTS = ("adam_m", "adam_v")  # the running means of gradient and squared gradient
 
 
 def learning_rate_at(step, learning_rate, num_train_steps, num_warmup_steps):
@@ -43,7 +44,7 @@ class AdamWeightDecay:
         self.schedule = (learning_rate, num_train_steps, num_warmup_steps)
         self.slots = {f"{name}/{slot}": tf.Variable(state.get(f"{name}/{slot}", tf.zeros(variable.shape)),
                                                     name=f"{name}/{slot}", dtype=tf.float32, trainable=False)
-                      for name, variable in variables.items() for slot in ("adam_m", "adam_v")}
+                      for name, variable in variables.items() for slot in SLOTS}
         self.global_step = tf.Variable(state.get("global_step", 0), name="global_step", dtype=tf.int64, trainable=False)
 
     def state(self):

@@ -1,8 +1,8 @@
 """Further pre-training in TensorFlow 2: devices, steps, the training loop, evaluation, checkpoints to go on from.
 
 `run_pretraining.py` checks the flags and calls `pretrain`. One update is made by `make_train_steps`; the loop around
-it only saves, logs and watches for signals. All random numbers are functions of the seed and the step, and the order of the
-records too, so a run that goes on from a checkpoint ends at the weights of one that was never stopped.
+it only saves, logs and watches for signals. All random numbers and the order of the records are functions of the seed
+and the step, so a run that goes on from a checkpoint ends at the weights of one that was never stopped.
 """
 import contextlib
 import functools
@@ -23,10 +23,11 @@ from tqdm import tqdm
 from command_line import UserError, atomic_write
 from modeling_tf import (WRITING, BertForPreTraining, fitting_values, initial_values, read_checkpoint, variable_shapes,
                          write_checkpoint)
-from optimization_tf import AdamWeightDecay
+from optimization_tf import SLOTS, AdamWeightDecay
 from records_tf import DENOMINATOR_EPSILON, Records, evaluation_batch, training_batch
 
 SECONDS_A_CALL = 1.0  # how long training stays away from Python, bar and signals at a time
+BAR_SECONDS = 1 if sys.stderr.isatty() else 30  # between two pictures of the bar; in a file each one is kept
 TRAIN_METRICS = ("loss", "masked_lm_loss", "next_sentence_loss", "gradient_norm", "learning_rate")
 CHECKPOINT = re.compile(r"model\.ckpt-(\d+)\.index")
 OWN_FILES = re.compile(r"model\.ckpt-\d+\..*|checkpoint|run\.json|metrics\.jsonl|eval_results\.txt|train|eval|"
@@ -44,7 +45,7 @@ def make_strategy(flags, num_workers):
         num_gpus = len(tf.config.list_physical_devices("GPU"))
         name, reason = ("mirrored" if num_gpus > 1 else "one"), f"{num_gpus} GPUs"
     if name == "multi_worker":
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()  # before TensorFlow has touched a device: it refuses later
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()  # refused once TensorFlow has touched a device
     elif name == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
@@ -174,7 +175,8 @@ def evaluate(strategy, model, records, batch_size, max_batches, show_bar):
     batch_of_step = functools.partial(evaluation_batch, len(records), batch_size, padded_size=padded_size)
     iterator = distribute(strategy, records, batch_of_step, steps, padded_size)
     rows = np.array([evaluation_step(iterator).numpy()
-                     for _ in tqdm(steps, "evaluation", unit="batch", disable=not show_bar, mininterval=1)], np.float64)
+                     for _ in tqdm(steps, "evaluation", unit="batch", disable=not show_bar, mininterval=BAR_SECONDS)],
+                    np.float64)
     masked_lm_loss, masked_lm_correct, masked, next_sentence_loss, next_sentence_correct, examples = rows.T
     losses = masked_lm_loss / (masked + DENOMINATOR_EPSILON) + next_sentence_loss / examples
     num_masked = masked.sum() or 1.0  # without a masked token both masked-LM figures are 0
@@ -269,8 +271,9 @@ class MetricsLog:
         self.writers = {}
         lines = []
         if os.path.exists(self.path):
-            with open(self.path, encoding="utf-8") as file, contextlib.suppress(json.JSONDecodeError):  # a cut last line
-                lines = [line for line in file if json.loads(line)["global_step"] <= step]
+            with open(self.path, encoding="utf-8") as file:
+                lines = [line for line in file if line.endswith("\n")]  # a killed process may leave half a line
+            lines = [line for line in lines if json.loads(line)["global_step"] <= step]
         with atomic_write(self.path) as file:
             file.writelines(lines)
 
@@ -294,7 +297,8 @@ def train(flags, strategy, model, optimizer, records, chief):
     output_dir, total = flags.output_dir, flags.num_train_steps
     step = int(first_replica(strategy, optimizer.global_step).numpy())
     if step == total:
-        tqdm.write(f"the run is complete, all {total} steps are in {output_dir}: nothing to train")
+        if chief:
+            print(f"the run is complete, all {total} steps are in {output_dir}: nothing to train")
         return
     variables = {name: first_replica(strategy, variable)
                  for name, variable in (model.variables | optimizer.state()).items()}
@@ -308,7 +312,7 @@ def train(flags, strategy, model, optimizer, records, chief):
     one_step_calls = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
     steps_a_call, logged, logged_at = 1, [], time.perf_counter()
     with StopSignals() as stop, tqdm(total=total, initial=step, desc="training", unit="step", disable=not chief,
-                                     mininterval=1) as bar:
+                                     mininterval=BAR_SECONDS) as bar:
         while step < total:
             count = min(steps_a_call, total - step, flags.log_steps - step % flags.log_steps,
                         flags.save_checkpoints_steps - step % flags.save_checkpoints_steps)
@@ -344,7 +348,7 @@ def train(flags, strategy, model, optimizer, records, chief):
 def not_finite(output_dir, step, row):
     """The words for the first update whose loss or gradient (row of TRAIN_METRICS) is no finite number."""
     prefixes = checkpoint_prefixes(output_dir)
-    kept = f"the last checkpoint, {prefixes[-1]}, is from before it" if prefixes else "no checkpoint was written before it"
+    kept = f"the last checkpoint, {prefixes[-1]}, is from before it" if prefixes else "no checkpoint is from before it"
     return (f"step {step}: the loss is {row[0]:.4g}, the gradient's norm {row[3]:.4g}; stopped, {kept}; try a lower "
             "--learning_rate or more --num_warmup_steps")
 
@@ -367,9 +371,15 @@ def starting_values(flags, config):
         return initial_values(config, flags.random_seed), {}, [], None
     chosen = fitting_values(config, values, f"{'--output_dir' if resumed else '--init_checkpoint'}: {prefix}")
     state = {}
-    if resumed:
-        state = {name: value for name, value in values.items()
-                 if name == "global_step" or name.endswith(("/adam_m", "/adam_v"))}
+    if resumed and flags.do_train:
+        names = ["global_step", *(f"{name}/{slot}" for name in variable_shapes(config) for slot in SLOTS)]
+        lacking = [name for name in [*variable_shapes(config), *names] if name not in values]
+        if lacking:
+            raise UserError(f"--output_dir: {prefix} lacks {lacking[0]} and cannot be gone on from; "
+                            "--overwrite_output_dir starts anew")
+        state = {name: values[name] for name in names}
+    elif resumed:
+        state = {"global_step": values.get("global_step", 0)}
     return initial_values(config, flags.random_seed) | chosen, state, list(chosen), prefix
 
 
@@ -411,16 +421,15 @@ def one_line_errors(num_workers):
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
-        reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(f"out of memory or disk space ({reason}); lower --train_batch_size, raise "
+        told = [line for line in str(error).splitlines() if "OOM" in line or "No space" in line]
+        raise UserError(f"out of memory or disk space ({''.join(told[:1])[:200]}); lower --train_batch_size, raise "
                         "--gradient_accumulation_steps or free some space") from None
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError,
-            tf.errors.DeadlineExceededError) as error:
+            tf.errors.DeadlineExceededError):
         if num_workers == 1:
             raise
-        reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(f"another worker stopped or cannot be reached ({reason}); start the same command on all workers "
-                        "again, it goes on from the last checkpoint") from None
+        raise UserError("another worker stopped or cannot be reached; start the same command on all workers again, it "
+                        "goes on from the last checkpoint") from None
 
 
 def pretrain(flags, config, files, eval_files, folder, num_workers):
@@ -436,7 +445,7 @@ def pretrain(flags, config, files, eval_files, folder, num_workers):
     replicas = strategy.num_replicas_in_sync
     say(f"devices: {devices}")
     if flags.do_train and flags.train_batch_size % (replicas * flags.gradient_accumulation_steps):
-        raise UserError(f"--train_batch_size {flags.train_batch_size} cannot be split evenly over {replicas} replicas x "
+        raise UserError(f"--train_batch_size {flags.train_batch_size} cannot be split over {replicas} replicas x "
                         f"{flags.gradient_accumulation_steps} --gradient_accumulation_steps")
     values, state, step = initial_values(config, flags.random_seed), {}, 0
     if folder:  # the other processes get this one's values when the variables are made

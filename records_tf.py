@@ -62,7 +62,8 @@ class Records:
             good = [tf.reduce_all((features[name] >= 0) & (features[name] < limit))
                     for name, limit in self.limits.items()]
             weights = features["masked_lm_weights"]
-            return tf.strings.length(serialized), tf.reduce_all(good) & tf.reduce_all((weights >= 0) & (weights < np.inf))
+            good.append(tf.reduce_all((weights >= 0) & (weights < np.inf)))
+            return tf.strings.length(serialized), tf.reduce_all(good)
 
         examined = tf.data.TFRecordDataset(path, buffer_size=2 ** 23).batch(EXAMINED_TOGETHER)
         examined = examined.map(examine, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
@@ -177,14 +178,14 @@ def split(features, parts, accumulation, own_parts=slice(None)):
 
 @functools.lru_cache(maxsize=2)
 def epoch_order(num_records, seed, epoch):
-    """The order in which the records are met in an epoch: a permutation of all of them, a function of seed and epoch."""
+    """The order in which the records are met in an epoch: a permutation, a function of seed and epoch."""
     return np.random.default_rng([seed, epoch]).permutation(num_records)
 
 
 def training_batch(num_records, batch_size, step, seed):
-    """(record numbers, weights 1) of the batch of `step`, from 0. Epoch follows epoch without a gap, each in an order of
-    its own over the whole corpus; a batch is a function of the arguments alone, so a run that goes on at a later step
-    meets the same records."""
+    """(record numbers, weights 1) of the batch of `step`, from 0. Epoch follows epoch without a gap, each in an order
+    of its own over the whole corpus; a batch is a function of the arguments alone, so a run that goes on at a later
+    step meets the same records."""
     epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_records)
     numbers = [epoch_order(num_records, seed, epoch)[places[epochs == epoch]] for epoch in np.unique(epochs).tolist()]
     return np.concatenate(numbers), np.ones(batch_size, np.float32)

@@ -62,12 +62,12 @@ def parse_flags(arguments=None):
     # --- model ---
     group = parser.add_argument_group("model")
     group.add_argument("--bert_config_file", required=True, help="The model's shape, Google's bert_config.json.")
-    group.add_argument("--init_checkpoint", help="Prefix of the TensorFlow checkpoint to start from, as bert_model.ckpt. "
-                       "Heads that it lacks start new. Default: none, all weights start new.")
+    group.add_argument("--init_checkpoint", help="Prefix of the TensorFlow checkpoint to start from, as "
+                       "bert_model.ckpt. Heads that it lacks start new. Default: none, all weights start new.")
     group.add_argument("--vocab_file", help="The vocabulary, to be checked and copied into the output folder. Default: "
                        "vocab.txt beside --bert_config_file or --init_checkpoint, none where there is no such file.")
-    group.add_argument("--gelu", choices=GELUS, help="How gelu is computed, by the error function (the authors' code) or "
-                       "by its tanh approximation (Google's latest); the output folder's bert_config.json says it "
+    group.add_argument("--gelu", choices=GELUS, help="How gelu is computed, by the error function (the authors' code) "
+                       "or by its tanh approximation (Google's latest); the output folder's bert_config.json says it "
                        "too. Default: what hidden_act of --bert_config_file says, where gelu is erf.")
 
     # --- recipe: these change the result ---
@@ -91,19 +91,19 @@ def parse_flags(arguments=None):
 
     # --- speed: these change the time, the result only by rounding (and the devices' dropout) ---
     group = parser.add_argument_group("speed (changes the time, not the result beyond rounding)")
-    group.add_argument("--strategy", choices=("one", "mirrored", "multi_worker", "tpu"), help="Devices: one; all GPUs of "
-                       "this machine; all those of the machines in TF_CONFIG; a TPU. Default: multi_worker where TF_CONFIG "
-                       "names several workers, mirrored where there are several GPUs, else one.")
-    group.add_argument("--gradient_accumulation_steps", type=number(int, minimum=1), default=1, help="Micro-batches that "
-                       "--train_batch_size is cut into, to save memory. Default: 1, not cut.")
+    group.add_argument("--strategy", choices=("one", "mirrored", "multi_worker", "tpu"), help="Devices: one; all "
+                       "GPUs of this machine; those of all machines in TF_CONFIG; a TPU. Default: multi_worker where "
+                       "TF_CONFIG names several workers, mirrored where there are several GPUs, else one.")
+    group.add_argument("--gradient_accumulation_steps", type=number(int, minimum=1), default=1, help="Micro-batches "
+                       "that --train_batch_size is cut into, to save memory. Default: 1, not cut.")
     add_boolean(group, "--bf16", False, "Compute in bfloat16 with float32 weights, for devices with bfloat16 units. "
                 "Default: False.")
     add_boolean(group, "--xla", False, "Compile with XLA; pays on GPUs after a slower start. Default: False.")
     add_boolean(group, "--deterministic", True, "Use only operations that give the same bits every time, so that a "
-                "resumed run equals an undisturbed one to the last bit on a GPU too. Default: True; =False may be faster.")
-    group.add_argument("--iterations_per_loop", type=number(int, minimum=1), default=1000, help="Steps at most that run "
-                       "in one call on the device. Calls are kept near one second, so that the bar moves and signals are "
-                       "heard; across machines a call is one step. Default: 1000.")
+                "resumed run equals an undisturbed one to the bit on a GPU too. Default: True; =False may be faster.")
+    group.add_argument("--iterations_per_loop", type=number(int, minimum=1), default=1000, help="Steps at most that "
+                       "run in one call on the device. Calls are kept near one second, so that bar and signals "
+                       "are served; across machines a call is one step. Default: 1000.")
     add_boolean(group, "--use_tpu", False, "Train on a TPU, the same as --strategy tpu. Default: False.")
     group.add_argument("--tpu_name", help="Name or grpc:// address of the TPU. Default: this machine's own.")
     group.add_argument("--tpu_zone", help="Its Google Cloud zone. Default: that of the machine.")
@@ -121,8 +121,8 @@ def parse_flags(arguments=None):
                        help="Newest checkpoints kept. Default: 5; 0 keeps all.")
     group.add_argument("--log_steps", type=number(int, minimum=1), default=100,
                        help="Steps between lines of metrics.jsonl and TensorBoard events, means of them. Default: 100.")
-    add_boolean(group, "--overwrite_output_dir", False, "Delete the run that --output_dir holds and start anew (leave it "
-                "out to go on with a stopped run). Default: False, another run's folder is refused.")
+    add_boolean(group, "--overwrite_output_dir", False, "Delete the run that --output_dir holds and start anew (leave "
+                "it out to go on with a stopped run). Default: False, another run's folder is refused.")
     return parser.parse_args(arguments)
 
 
@@ -185,7 +185,7 @@ def cluster_role():
         cluster = described.get("cluster", {})
         task = described.get("task", {"type": "worker", "index": 0})
         workers = sum(len(cluster.get(job, ())) for job in ("chief", "worker"))
-        first = task["type"] == "chief" or task["type"] == "worker" and int(task["index"]) == 0 and "chief" not in cluster
+        first = (task["type"], int(task["index"])) == ("chief" if "chief" in cluster else "worker", 0)
     except (ValueError, AttributeError, KeyError, TypeError):
         raise UserError("TF_CONFIG is not the JSON of a cluster; --help shows one") from None
     return max(workers, 1), first
@@ -217,7 +217,7 @@ class RunFolder:
         mend = "choose another --output_dir, or --overwrite_output_dir to delete that run"
         if not os.path.exists(self.path):
             if any(re.fullmatch(r"model\.ckpt-\d+\.index", file) for file in os.listdir(self.flags.output_dir)):
-                raise UserError(f"--output_dir: {self.flags.output_dir} holds checkpoints of a run without run.json; {mend}")
+                raise UserError(f"--output_dir: {self.flags.output_dir} holds checkpoints without a run.json; {mend}")
             return
         try:
             with open(self.path, encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""BERT in TensorFlow against a forward pass in numpy, its variables against Google's names, checkpoints that survive."""
+"""BERT in TensorFlow against a forward pass in numpy, its names against Google's, checkpoints that survive."""
 import math
 import os
 
@@ -233,7 +233,7 @@ def test_only_the_model_s_values_are_taken_from_a_checkpoint():
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"vocab_size": 51}, r"word_embeddings has the shape \[50, 24\], by the config it is \[51, 24\]"),
+    ({"vocab_size": 51}, r"word_embeddings has the shape \[50, 24\], by the config \[51, 24\]"),
     ({"num_hidden_layers": 3}, "has 2 layers, the config 3"),
     ({"num_hidden_layers": 1}, "has 2 layers, the config 1")])
 def test_a_config_that_does_not_fit_is_refused(change, words):

@@ -1,4 +1,4 @@
-"""run_pretraining.py end to end on a tiny BERT: Google's 20 updates, resuming to the bit, replicas, records, bad input."""
+"""run_pretraining.py on a tiny BERT: Google's 20 updates, resuming to the bit, replicas, records, bad input."""
 import functools
 import json
 import os
@@ -151,14 +151,15 @@ def undisturbed(data, tmp_path_factory):
 def test_a_run_learns_and_writes_what_the_next_steps_expect(data, tmp_path, pretrain, capsys):
     out = tmp_path / "out"
     pretrain(*flags_of(data, out, "--do_eval=True", "--eval_file", data / "held-out.tfrecord", "--log_steps", 20,
-                       "--save_checkpoints_steps", 20, "--keep_checkpoint_max", 2, "--learning_rate", "5e-3", steps=120))
+                       "--save_checkpoints_steps", 20, "--keep_checkpoint_max", 2, "--learning_rate", "5e-3",
+                       steps=120))
     printed = capsys.readouterr().out
     losses = logged(out)
     assert sorted(losses) == [20, 40, 60, 80, 100, 120] and losses[120] < 0.75 * losses[20]
     assert logged(out, "masked_lm_accuracy", "eval")[120] > 0.2  # of 60 tokens; the untrained model has about 0.02
     lines = (out / "eval_results.txt").read_text().splitlines()
     assert [line.split(" = ")[0] for line in lines] == EVAL_KEYS and lines[0] == "global_step = 120"
-    assert sorted(path.name for path in out.glob("model.ckpt-*.index")) == ["model.ckpt-100.index", "model.ckpt-120.index"]
+    assert sorted(path.name for path in out.glob("*.index")) == ["model.ckpt-100.index", "model.ckpt-120.index"]
     state = tf.train.get_checkpoint_state(str(out))
     assert state.model_checkpoint_path == str(out / "model.ckpt-120") and len(state.all_model_checkpoint_paths) == 2
     names = {name: tuple(shape) for name, shape in tf.train.list_variables(str(out / "model.ckpt-120"))}
@@ -214,7 +215,8 @@ def test_evaluation_counts_every_record_once_whatever_the_batch(data, undisturbe
 
 # ----------------------------------------------------------------------------------------------------- stopping
 
-def test_stopped_by_sigterm_it_saves_and_goes_on_to_the_same_bits(data, undisturbed, tmp_path, pretrain, monkeypatch, capsys):
+def test_stopped_by_sigterm_it_saves_and_goes_on_to_the_same_bits(data, undisturbed, tmp_path, pretrain, monkeypatch,
+                                                                  capsys):
     out, save = tmp_path / "out", pretraining_tf.save_checkpoint
     with monkeypatch.context() as patch:
         def save_then_stop(*arguments):
@@ -280,7 +282,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over(data, undisturbed, tmp_path,
 def test_a_loss_that_is_no_number_stops_at_its_step_and_keeps_the_checkpoint_before(data, tmp_path, pretrain):
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"step \d+: the loss is .*model.ckpt-1, is from before it; try a lower"):
-        pretrain(*flags_of(data, out, "--learning_rate", "1e30", "--num_warmup_steps", 0, "--save_checkpoints_steps", 1))
+        pretrain(*flags_of(data, out, "--learning_rate", "1e30", "--num_warmup_steps", 0,
+                           "--save_checkpoints_steps", 1))
     kept = read_checkpoint(str(out / "model.ckpt-1"))
     assert all(np.isfinite(value).all() for value in kept.values())
 
@@ -342,7 +345,8 @@ run_pretraining.main()
 def test_two_replicas_give_the_losses_of_one(data, one_device, tmp_path):
     flags = flags_of(data, tmp_path / "out", "--do_eval", "--strategy", "mirrored", "--gradient_accumulation_steps", 2,
                      steps=6, config="no_dropout")
-    done = subprocess.run([sys.executable, "-c", TWO_CPUS, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", TWO_CPUS, *flags], cwd=ROOT, capture_output=True, text=True,
+                          timeout=300)
     assert done.returncode == 0, done.stderr
     assert "8 sequences an update = 2 replicas x 2 micro-batches x 2" in done.stdout
     assert_same_run(tmp_path / "out", one_device)
@@ -424,7 +428,8 @@ WRONG_RECORDS = {
     "another length": ({"input_ids": np.zeros(32, int)}, "input_ids has 32 values, not 16; pass --max_seq_length=32"),
     "other predictions": ({"masked_lm_positions": np.zeros(20, int)},
                           "masked_lm_positions has 20 values, not 4; pass --max_predictions_per_seq=20"),
-    "another vocabulary": ({"input_ids": np.full(LENGTH, 30000)}, "input_ids holds 30000, the model's vocab_size is 60"),
+    "another vocabulary": ({"input_ids": np.full(LENGTH, 30000)},
+                           "input_ids holds 30000, the model's vocab_size is 60"),
     "another label": ({"next_sentence_labels": [2]}, "next_sentence_labels holds 2"),
     "a position outside": ({"masked_lm_positions": np.full(PREDICTIONS, 16)}, "masked_lm_positions holds 16"),
     "NaN": ({"masked_lm_weights": np.full(PREDICTIONS, np.nan, np.float32)}, "masked_lm_weights holds nan"),
@@ -445,7 +450,8 @@ def test_a_wrong_record_is_named(tmp_path, monkeypatch, changes, words):
 
 @pytest.mark.parametrize("damage, words", [
     (lambda content: content[:-100], "record 50: cut off"), (lambda content: content[:-1], "record 50: cut off"),
-    (lambda content: content[:40], "record 1: cut off"), (lambda content: content + b"tail", "record 51: cut off"), (lambda content: b"PK\3\4" + content, "record 1: corrupted"),
+    (lambda content: content[:40], "record 1: cut off"), (lambda content: content + b"tail", "record 51: cut off"),
+    (lambda content: b"PK\3\4" + content, "record 1: corrupted"),
     (lambda content: content[:-200] + b"!" + content[-199:], "record 50: corrupted"),
     (lambda content: b"text\n", "record 1: cut off.*if it is a TFRecord file at all")])
 def test_a_damaged_file_is_named_with_the_record(data, tmp_path, damage, words):
@@ -508,8 +514,27 @@ def test_an_output_folder_with_the_source_s_files_is_refused(data, pretrain):
 
 def test_checkpoints_without_run_json_are_not_gone_on_from(data, tmp_path, pretrain):
     write_checkpoint(str(tmp_path / "model.ckpt-3"), {"a": np.ones(3, np.float32)})
-    with pytest.raises(UserError, match="holds checkpoints of a run without run.json"):
+    with pytest.raises(UserError, match="holds checkpoints without a run.json"):
         pretrain(*flags_of(data, tmp_path))
+
+
+def test_a_checkpoint_without_slots_is_not_gone_on_from(data, undisturbed, tmp_path, pretrain):
+    out = shutil.copytree(undisturbed, tmp_path / "out")
+    values = read_checkpoint(str(out / "model.ckpt-12"))
+    values = {name: value for name, value in values.items() if "adam_v" not in name}
+    write_checkpoint(str(out / "model.ckpt-12"), values)
+    with pytest.raises(UserError, match="model.ckpt-12 lacks .*adam_v and cannot be gone on from"):
+        pretrain(*flags_of(data, out))
+
+
+@pytest.mark.parametrize("error, num_workers, words", [
+    (tf.errors.ResourceExhaustedError(None, None, "Graph execution error:\nOOM when allocating tensor [9]"), 1,
+     "OOM when allocating.*lower --train_batch_size"),
+    (tf.errors.UnavailableError(None, None, "Connection reset by peer"), 2, "another worker stopped.*again")])
+def test_a_device_s_failure_is_one_line(error, num_workers, words):
+    with pytest.raises(UserError, match=words):
+        with pretraining_tf.one_line_errors(num_workers):
+            raise error
 
 
 def test_nothing_to_evaluate_is_refused(data, tmp_path, pretrain):
@@ -533,7 +558,8 @@ def test_a_broken_tf_config_is_refused(monkeypatch):
 
 
 def test_errors_are_one_line_on_the_shell(refused, data, tmp_path):
-    refused("run_pretraining.py", *flags_of(data, tmp_path / "out", "--learning_rate", "fast"), words="'fast' is not a number")
+    refused("run_pretraining.py", *flags_of(data, tmp_path / "out", "--learning_rate", "fast"),
+            words="'fast' is not a number")
     path = tmp_path / "cut.tfrecord"
     path.write_bytes((data / "part-0.tfrecord").read_bytes()[:-100])
     refused("run_pretraining.py", *flags_of(data, tmp_path / "out", "--input_file", path), words="record 50: cut off")
