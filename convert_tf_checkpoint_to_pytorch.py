@@ -19,7 +19,6 @@ model.safetensors as well. From PyTorch weights (a folder, .bin or .safetensors)
         --bert_config_file ./uncased_L-12_H-768_A-12_AGnews_pretrain/bert_config.json \\
         --tf_checkpoint_path ./back_in_tensorflow/bert_model.ckpt
 """
-import contextlib
 import dataclasses
 import os
 import shutil
@@ -30,7 +29,7 @@ import torch
 from batching import pack
 from command_line import ArgumentParser, UserError, add_boolean, atomic_write, decode_lines, require_file, run
 from configuration import BertConfig
-from modeling import WEIGHT_FILES, BertForPreTraining, read_weights
+from modeling import WEIGHT_FILES, BertForPreTraining, read_weights, write_torch
 
 OPTIMIZER_SLOTS = ("adam_m", "adam_v", "Adam", "Adam_1", "lamb_m", "lamb_v")  # last part of a slot's name
 TRAINING_STATE = ("global_step", "beta1_power", "beta2_power")
@@ -251,19 +250,9 @@ def copy_vocab(source, folder):
         print(f"wrote {target}")
 
 
-@contextlib.contextmanager
-def reported_as_os_error(path):
-    """torch.save hides the system's error (no space left) in a RuntimeError of its own; gives it its name back."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise UserError(f"{path} cannot be written: {str(error).splitlines()[0]}; is there space left?") from None
-
-
 def write_pytorch(state, path, safetensors_too):
     """Writes the state dict at `path`, and with `safetensors_too` as model.safetensors beside it (tied names once)."""
-    with atomic_write(path, "wb") as file, reported_as_os_error(path):
-        torch.save(state, file)
+    write_torch(state, path)
     print(f"wrote {path}")
     if safetensors_too:
         import safetensors.torch

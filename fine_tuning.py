@@ -57,7 +57,7 @@ class Setup:
 
 
 def read_setup(args, given, world, rates_of):
-    """Reads the configuration, vocabulary and task that the flags name, or those stored in --init_checkpoint's folder."""
+    """Reads the configuration, vocabulary and task that the flags name, or those stored in --init_checkpoint."""
     folder = args.init_checkpoint if args.init_checkpoint and os.path.isdir(args.init_checkpoint) else None
     task = None
     if not args.do_train:
@@ -89,7 +89,8 @@ def restore_flags(args, given, folder):
     stored = read_json(path)
     task = tasks.task_from_dict(stored["task"])
     if args.task_name not in (None, task.name):
-        raise UserError(f"--task_name {args.task_name}: the model in {folder} was trained for {task.name}; leave the flag out")
+        raise UserError(f"--task_name {args.task_name}: the model in {folder} was trained for {task.name}; leave the "
+                        "flag out")
     for flag in MODEL_FLAGS:
         if flag in given and getattr(args, flag) != stored[flag]:
             raise UserError(f"--{flag} {getattr(args, flag)}: the model in {folder} was trained with {stored[flag]}; "
@@ -164,7 +165,8 @@ def write_json(path, value):
 def make_dataset(setup, texts, labels):
     """Texts and class indices as a batching.Dataset."""
     tokenized = batching.tokenize(setup.tokenizer, texts)
-    return batching.Dataset(*batching.make_sequences(tokenized, setup.args.max_seq_length, setup.args.trunc_medium), labels)
+    sequences = batching.make_sequences(tokenized, setup.args.max_seq_length, setup.args.trunc_medium)
+    return batching.Dataset(*sequences, labels)
 
 
 def read_dataset(setup, split, num=None, seed=0):
@@ -182,7 +184,8 @@ def subset(dataset, indices):
 
 
 def divide(setup, train, test, seed):
-    """The data of one seed's run: (training set, the set evaluated each epoch or None, the set tested at the end or None)."""
+    """The data of one seed's run: (training set, the set evaluated each epoch, the set tested at the end), the last
+    two None where there is none."""
     args = setup.args
     if args.num_datas:
         train = subset(train, tasks.subsample(train.labels, args.num_datas, seed))
@@ -391,12 +394,12 @@ def logits_of(setup, model, dataset):
     args, world = setup.args, setup.world
     model.eval()
     by_length = np.argsort(dataset.lengths, kind="stable")
-    batches = [by_length[start:start + args.eval_batch_size] for start in range(0, len(by_length), args.eval_batch_size)]
+    batches = np.split(by_length, range(args.eval_batch_size, len(by_length), args.eval_batch_size))
     own = batches[world.rank::world.size]
+    bar = tqdm(own, unit="batch", desc="evaluation", disable=not world.main, mininterval=1, leave=False)
     logits = np.empty((len(dataset), len(setup.task.labels)), np.float32)
     with torch.inference_mode(), autocast(setup):
-        computed = [model(dataset.batch(batch).to(world.device)).cpu().numpy()
-                    for batch in tqdm(own, unit="batch", desc="evaluation", disable=not world.main, mininterval=1, leave=False)]
+        computed = [model(dataset.batch(batch).to(world.device)).cpu().numpy() for batch in bar]
     seen = 0
     for indices, values in zip(*map(lambda lists: sum(lists, []), zip(*world.gather((own, computed))))):
         logits[indices] = values
@@ -428,16 +431,10 @@ def write_evaluation(folder, suffix, evaluation, predictions):
 def save_checkpoint(setup, folder, model, optimizer, progress):
     """Writes what the run needs to go on as if it had not been stopped."""
     random_states = setup.world.gather(random_state(setup.world.device))
-    path = os.path.join(folder, "checkpoint.pt")
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-             "progress": dataclasses.asdict(progress), "random_states": random_states}
     if setup.world.main:
-        try:
-            with atomic_write(path, "wb") as file:
-                torch.save(state, file)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise UserError(f"{path} could not be written ({str(error).splitlines()[0]}), the one before is kept; free "
-                            "some space and run the same command again") from None
+        modeling.write_torch({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                              "progress": dataclasses.asdict(progress), "random_states": random_states},
+                             os.path.join(folder, "checkpoint.pt"))
     setup.world.gather(None)  # no process goes on, or ends, before the file is whole
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from command_line import UserError, require_file
+from command_line import UserError, atomic_write, require_file
 
 ACTIVATIONS = {
     "gelu": F.gelu,
@@ -224,7 +224,7 @@ class BertForSequenceClassification(nn.Module):
         return self.classifier(self.dropout(self.features(batch))).float()
 
     def features(self, batch):
-        """What the classifier sees of each sequence: [sequences, hidden] or, concatenated, [sequences, layers * hidden]."""
+        """What the classifier sees of each sequence: [sequences, hidden], or concatenated [sequences, layers * hidden]."""
         _, outputs = self.bert(batch, self.num_layers)
         if self.use_pooler:
             return self.bert.pooler(outputs[-1][batch.cu_seqlens[:-1]])
@@ -338,12 +338,23 @@ def read_weights(path, config, flag="--init_checkpoint"):
     else:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError,
+                KeyError) as error:
             raise UserError(f"{flag}: {path} is no whole PyTorch checkpoint of tensors "
                             f"({type(error).__name__}: {str(error).splitlines()[0][:120]})") from None
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{flag}: {path} is a pickle, but no dictionary of tensors, so no checkpoint of a model")
     return with_our_names(state)
+
+
+def write_torch(value, path):
+    """torch.save to a temporary name, then renamed. Raises UserError where it cannot be written."""
+    try:
+        with atomic_write(path, "wb") as file:
+            torch.save(value, file)
+    except RuntimeError as error:  # what torch makes of the system's error (no space left)
+        raise UserError(f"{path} cannot be written ({str(error).splitlines()[0]}), what was there before is kept; free "
+                        "some space and run the same command again") from None
 
 
 def with_our_names(state):
@@ -362,7 +373,8 @@ def load_weights(model, path, flag="--init_checkpoint"):
     """Loads the weights at `path` into a model of this file, where names match.
 
     Returns three lists of names: matched, ignored (only in the file, or a classifier of another shape), missing (not
-    taken from the file: they keep the values they were drawn with). Raises UserError where a weight of the encoder is missing or has another shape.
+    taken from the file: they keep the values they were drawn with). Raises UserError where a weight of the encoder is
+    missing or has another shape.
     """
     state = read_weights(path, model.bert.config, flag)
     own = model.state_dict()
