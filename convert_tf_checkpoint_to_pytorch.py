@@ -12,7 +12,7 @@ may lack a head as a whole. config.json and vocab.txt are written beside the wei
     transformers.BertForPreTraining.from_pretrained("./uncased_L-12_H-768_A-12_AGnews_pretrain")
 
 Add --verify to run TensorFlow and PyTorch on the same batch and see the largest difference, --safetensors for
-model.safetensors as well. From PyTorch weights (a folder, .bin or .safetensors) to a TensorFlow checkpoint, bit for bit:
+model.safetensors as well. And back, from PyTorch weights (a folder, .bin or .safetensors), bit for bit:
 
     python convert_tf_checkpoint_to_pytorch.py --reverse \\
         --pytorch_dump_path ./uncased_L-12_H-768_A-12_AGnews_pretrain/pytorch_model.bin \\
@@ -45,7 +45,7 @@ TOLERANCE = 1e-5
 
 @dataclasses.dataclass
 class Report:
-    """What became of every name: converted (name there, name here, shape, transposed), left out, heads that are absent."""
+    """What became of every name: converted (name there, name here, shape, transposed), left out, heads absent."""
     converted: list
     left_out: list
     absent_heads: tuple
@@ -94,7 +94,7 @@ def is_training_state(name):
 
 def check_names(expected, present, side, where):
     """The heads that are absent as a whole. Raises UserError where other names than those `expected` are `present`, or
-    one of the encoder's, the pooler's or of half a head is missing. `side`: 0 for TensorFlow's names, 1 for PyTorch's."""
+    one of the encoder's, the pooler's or of half a head is missing. `side`: 0: TensorFlow's names, 1: PyTorch's."""
     unmatched = sorted(set(present) - set(expected))
     if any(".ATTRIBUTES" in name for name in unmatched):
         raise UserError(f"{where} is an object-based checkpoint of TensorFlow 2; a name-based one is needed, "
@@ -147,12 +147,14 @@ def pytorch_to_tf(state, config, leave_out=(), where="the PyTorch file"):
 
     A decoder that is not tied to the word embeddings has no place in TensorFlow's checkpoint: UserError.
     """
-    names = {target: (name, transposed, shape) for name, (target, transposed, shape) in names_and_shapes(config).items()}
+    names = {target: (name, transposed, shape)
+             for name, (target, transposed, shape) in names_and_shapes(config).items()}
     if "cls.predictions.bias" not in state and "cls.predictions.decoder.bias" in state:
         state = state | {"cls.predictions.bias": state["cls.predictions.decoder.bias"]}
     for copy, original in TIED.items():
         if copy in state and original in state and not torch.equal(state[copy], state[original]):
-            raise UserError(f"{where}: {copy} is not the same as {original}; BERT in TensorFlow has one tensor for both")
+            raise UserError(f"{where}: {copy} is not the same as {original}; "
+                            "BERT in TensorFlow has one tensor for both")
     left_out = sorted(name for name in state if name in DUPLICATES or name in leave_out)
     absent_heads = check_names(names, state.keys() - set(left_out), 1, where)
     variables, converted = {}, []
@@ -193,8 +195,9 @@ def run_tensorflow(variables, config, sequences, segments):
     positions = tf.tile(tf.range(longest)[tf.newaxis], [len(sequences), 1])
     logits = model.masked_lm_logits(hidden_states[-1], positions)
     real = input_mask.numpy().astype(bool)
-    return {"hidden states": np.stack([layer.numpy()[real] for layer in hidden_states]), "pooled output": pooled.numpy(),
-            "masked LM": logits.numpy()[real], "next sentence": model.next_sentence_logits(pooled).numpy()}
+    return {"hidden states": np.stack([layer.numpy()[real] for layer in hidden_states]),
+            "pooled output": pooled.numpy(), "masked LM": logits.numpy()[real],
+            "next sentence": model.next_sentence_logits(pooled).numpy()}
 
 
 def run_pytorch(state, config, sequences, segments):
@@ -267,7 +270,8 @@ def convert(args):
     """TensorFlow -> PyTorch."""
     config = BertConfig.from_json_file(args.bert_config_file)
     folder = os.path.dirname(args.pytorch_dump_path)
-    vocab_file = find_vocab(args.vocab_file, map(os.path.dirname, (args.tf_checkpoint_path, args.bert_config_file)), config)
+    beside = map(os.path.dirname, (args.tf_checkpoint_path, args.bert_config_file))
+    vocab_file = find_vocab(args.vocab_file, beside, config)
     variables = read_tf_checkpoint(args.tf_checkpoint_path)
     state, report = tf_to_pytorch(variables, config, args.leave_out, f"--tf_checkpoint_path: {args.tf_checkpoint_path}")
     report.print()
@@ -280,9 +284,9 @@ def convert(args):
     copy_vocab(vocab_file, folder)
     if os.path.basename(args.pytorch_dump_path) not in WEIGHT_FILES and not args.safetensors:
         print(f"note: transformers finds weights in a folder under the name {' or '.join(WEIGHT_FILES)} only")
-    print("next: python run_classifier_single_layer.py --task_name ag --do_train --do_eval --do_lower_case --data_dir ./AG_data "
-          f"--vocab_file {os.path.join(folder, 'vocab.txt')} --bert_config_file {args.bert_config_file} "
-          f"--init_checkpoint {args.pytorch_dump_path} --max_seq_length 128 --output_dir ./ag")
+    print("next: python run_classifier_single_layer.py --task_name ag --do_train --do_eval --do_lower_case "
+          f"--data_dir ./AG_data --vocab_file {os.path.join(folder, 'vocab.txt')} "
+          f"--bert_config_file {args.bert_config_file} --init_checkpoint {args.pytorch_dump_path} --max_seq_length 128 --output_dir ./ag")
 
 
 def reverse(args):
@@ -296,7 +300,8 @@ def reverse(args):
     variables, report = pytorch_to_tf(state, config, args.leave_out, f"--pytorch_dump_path: {source}")
     report.print()
     if args.verify:
-        verify(variables, {target: state[target].float() for target, *_ in report.converted}, config, report.absent_heads)
+        state = {name: state[name].float() for name, *_ in report.converted}
+        verify(variables, state, config, report.absent_heads)
 
     from modeling_tf import write_checkpoint
     os.makedirs(folder or ".", exist_ok=True)
@@ -306,8 +311,8 @@ def reverse(args):
     config.write(config_file)
     print(f"wrote {config_file}")
     copy_vocab(vocab_file, folder)
-    print("next: python run_pretraining.py --input_file=./tmp/tf_AGnews.tfrecord --output_dir=./pretrained_further --do_train=True "
-          f"--bert_config_file={config_file} --init_checkpoint={args.tf_checkpoint_path}")
+    print("next: python run_pretraining.py --input_file=./tmp/tf_AGnews.tfrecord --output_dir=./pretrained_further "
+          f"--do_train=True --bert_config_file={config_file} --init_checkpoint={args.tf_checkpoint_path}")
 
 
 def parse_arguments():
@@ -328,8 +333,8 @@ def parse_arguments():
     group = parser.add_argument_group("recipe")
     add_boolean(group, "--reverse", False, "Convert from PyTorch to TensorFlow instead. Default False.")
     group.add_argument("--leave_out", nargs="+", default=[], metavar="NAME",
-                       help="Names in what is read to drop, as a classifier's output_weights output_bias. Default: none; "
-                            "the optimizer's slots and global_step are always left out.")
+                       help="Names in what is read to drop, as a classifier's output_weights output_bias. Default: "
+                            "none; the optimizer's slots and global_step are always left out.")
     # output
     group = parser.add_argument_group("output")
     add_boolean(group, "--verify", False,

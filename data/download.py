@@ -24,8 +24,9 @@ import zipfile
 import zlib
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.dirname(FOLDER))
-from command_line import ArgumentParser, UserError, add_boolean, atomic_write, decode_lines, number, require_file, run  # noqa: E402
+sys.path.insert(0, os.path.dirname(FOLDER))  # the scripts of the pipeline are no installed package
+from command_line import (ArgumentParser, UserError, add_boolean, atomic_write, decode_lines, number,  # noqa: E402
+                          require_file, run)
 
 COLUMNS = ("name", "kind", "how", "target", "url", "bytes", "sha256", "unpacked_file", "note")
 HOW = ("file", "zip", "tgz", "by hand")
@@ -36,7 +37,7 @@ CHUNK = 1 << 16  # bytes written at a time; where a connection breaks, at most a
 @dataclasses.dataclass
 class Source:
     """One thing to download. how: `file`, an archive to unpack (`zip`, `tgz`), or `by hand`. target: the file or folder
-    it becomes. sha256: of the file or archive, "" if not published. files: {file in the archive's folder: its sha256}."""
+    it becomes. sha256: of the file or archive, "" if not published. files: {file in an archive: its sha256}."""
     name: str
     kind: str
     how: str
@@ -54,18 +55,19 @@ def is_unsafe(path):
 
 
 def read_sources(path):
-    """{name: its Sources}. Rows of one name and url are one archive, a row for each of its files that has a checksum."""
+    """{name: its Sources}. Rows of one name and url are one archive, a row for each of its files with a checksum."""
     require_file(path, "--sources")
     rows = csv.DictReader(line for _, line in decode_lines(path))
     if tuple(rows.fieldnames) != COLUMNS:
-        raise UserError(f"--sources: {path}:1: the columns are {','.join(rows.fieldnames)}; needed: {','.join(COLUMNS)}")
+        raise UserError(f"--sources: {path}:1: the columns are {','.join(rows.fieldnames)}; "
+                        f"needed: {','.join(COLUMNS)}")
     sources = {}
     for line_number, row in enumerate(rows, 2):
         if None in row.values() or None in row:
             raise UserError(f"--sources: {path}:{line_number}: {len(COLUMNS)} columns are needed")
         if row["how"] not in HOW or is_unsafe(row["target"]) or not row["bytes"].isdigit() and row["bytes"]:
-            raise UserError(f"--sources: {path}:{line_number}: how must be one of {', '.join(HOW)}, target a relative path, "
-                            "bytes a whole number or nothing")
+            raise UserError(f"--sources: {path}:{line_number}: how must be one of {', '.join(HOW)}, "
+                            "target a relative path, bytes a whole number or nothing")
         of_name = sources.setdefault(row["name"], {})
         source = of_name.setdefault(row["url"], Source(
             row["name"], row["kind"], row["how"], row["target"], row["url"], int(row["bytes"] or 0),
@@ -109,7 +111,8 @@ def download_part(url, part, timeout):
 
     with open(part, "ab") as file:
         def at_the_reply(response, **_):
-            if response.status_code == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+            content_range = response.headers.get("Content-Range", "")
+            if response.status_code == 206 and not content_range.startswith(f"bytes {offset}-"):
                 raise requests.ConnectionError("the server went on at another place than it was asked for")
             if response.status_code == 416 or response.status_code == 200:  # no such place, or no Range: all anew
                 file.truncate(0)
@@ -122,7 +125,7 @@ def download_part(url, part, timeout):
 
 
 def download(source, part, args):
-    """Downloads the source's file to `part` in at most --attempts tries. Returns whether one of them went on with a part.
+    """Downloads the source's file to `part` in at most --attempts tries. Returns whether one of them resumed.
 
     Raises UserError where the server refuses (404), or every try broke off; then `part` stays for the next call.
     """
@@ -151,7 +154,7 @@ def download(source, part, args):
 
 
 def unpack(archive, how, folder):
-    """Unpacks a zip or tgz into `folder`. Returns the folder that holds its files: the archive's own top folder, if any.
+    """Unpacks a zip or tgz into `folder`. Returns the folder of its files: the archive's own top folder, if it has one.
 
     Raises Rejected, before anything is written, where a name leaves the folder or an entry is neither file nor folder.
     """
@@ -207,15 +210,15 @@ def write_sums(folder):
 
 
 def obtain(source, args):
-    """Downloads one source, unless it is there. A resumed download that is rejected is made once more from its start."""
+    """Downloads one source, unless it is there. A resumed download that is rejected is made anew from its start."""
     target = os.path.join(os.path.abspath(args.output_dir), source.target)
     if os.path.lexists(target):
         if is_right(source, target):
             print(f"{source.name}: {target} is there and its checksum is right")
             return
         if not args.overwrite:
-            raise UserError(f"{source.name}: {target} is there and is not what {source.url} gives; move it away, choose "
-                            "another --output_dir, or add --overwrite to replace it")
+            raise UserError(f"{source.name}: {target} is there and is not what {source.url} gives; move it away, "
+                            "choose another --output_dir, or add --overwrite to replace it")
     downloads = os.path.join(os.path.abspath(args.output_dir), ".downloads")
     os.makedirs(downloads, exist_ok=True)
     part = os.path.join(downloads, f"{source.name}-{os.path.basename(source.url)}.part")
@@ -228,7 +231,8 @@ def obtain(source, args):
         except Rejected as error:
             os.unlink(part)
             if not resumed:
-                raise UserError(f"{source.name}: {source.url} is not what was expected: {error}; nothing was kept") from None
+                raise UserError(f"{source.name}: {source.url} is not what was expected: {error}; "
+                                "nothing was kept") from None
             print(f"{source.name}: the resumed download is not right ({error}); downloading it from the start")
     with contextlib.suppress(OSError):  # another download may be under way in it
         os.rmdir(downloads)
@@ -255,7 +259,8 @@ def parse_arguments():
     # data
     group = parser.add_argument_group("data")
     group.add_argument("names", nargs="*", metavar="NAME", help="What to download; --list shows the names.")
-    add_boolean(group, "--list", False, "Print name, kind, size, folder and note of every source, and stop. Default False.")
+    add_boolean(group, "--list", False,
+                "Print name, kind, size, folder and note of every source, and stop. Default False.")
     group.add_argument("--sources", default=os.path.join(FOLDER, "sources.csv"), metavar="FILE",
                        help="Table of sources, to give another address. Default: sources.csv, beside this script.")
     # speed
@@ -265,10 +270,11 @@ def parse_arguments():
     group.add_argument("--timeout", type=number(float, above=0), default=30.0,
                        help="Seconds to wait for a silent server. Default 30.")
     group.add_argument("--retry_wait", type=number(float, minimum=0), default=2.0,
-                       help="Seconds to wait before the second try, twice that before the third, ... Default 2, 0 for none.")
+                       help="Seconds to wait before the second try, twice that before the third, ... Default 2.")
     # output
     group = parser.add_argument_group("output")
-    group.add_argument("--output_dir", default=".", help="Folder that gets a folder for each name. Default: this folder.")
+    group.add_argument("--output_dir", default=".",
+                       help="Folder that gets a folder for each name. Default: the current folder.")
     add_boolean(group, "--overwrite", False, "Replace what is there and differs. Default False: that is an error.")
     args = parser.parse_args()
     if not args.names and not args.list:

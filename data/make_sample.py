@@ -15,7 +15,8 @@ The same seed gives the same bytes on every machine (only `random.Random.random`
 which writes data/sample/train.csv (1,600 stories), data/sample/test.csv (400), data/tiny_bert/vocab.txt (2,000 tokens).
 A sample of your own size, elsewhere:
 
-    python data/make_sample.py --num_train 200 --num_test 100 --seed 7 --output_dir tmp/sample --vocab_file tmp/vocab.txt
+    python data/make_sample.py --num_train 200 --num_test 100 --seed 7 --output_dir tmp/sample \\
+        --vocab_size 1000 --vocab_file tmp/vocab.txt
 """
 import csv
 import json
@@ -26,8 +27,8 @@ import string
 import sys
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.dirname(FOLDER))
-from command_line import ArgumentParser, UserError, atomic_write, number, run  # noqa: E402  (the folder above is not installed)
+sys.path.insert(0, os.path.dirname(FOLDER))  # the scripts of the pipeline are no installed package
+from command_line import ArgumentParser, UserError, atomic_write, number, run  # noqa: E402
 
 TOPICS = ("world", "sports", "business", "science")  # label 1, 2, 3, 4, as in AG's News
 SLOTS = ("agents", "things", "acts", "settings")
@@ -38,8 +39,8 @@ AT_HOME = 0.6                              # how often a person of the beat appe
 RETURNING = 0.25                           # how often a word for a thing or a person is one that the story has had
 
 TITLES = (
-    "{agent} {act} {thing}", "{place} {agent} {act} {thing}", "{thing} {setting}", "{thing} divides {agent} and {agent2}",
-    "{thing} and {thing2}", "{person} and the {thing} of {place}")
+    "{agent} {act} {thing}", "{place} {agent} {act} {thing}", "{thing} {setting}",
+    "{thing} divides {agent} and {agent2}", "{thing} and {thing2}", "{person} and the {thing} of {place}")
 SENTENCES = (
     "The {agent} {act} the {thing} {setting}.", "{setting}, the {agent} {act} the {thing}.",
     "The {agent} and the {agent2} {act} the {thing}.", "The {agent} {act} the {thing} and the {thing2}.",
@@ -104,7 +105,7 @@ class Story:
         return pick(self.rng, [beat for beat in self.beats[topic] if beat != "common"])
 
     def word(self, slot):
-        """A word for `slot`: one that all topics share, the topic's (an ambiguous story has two), or another topic's."""
+        """A word for `slot`: one all topics share, the topic's (an ambiguous story has two), or another topic's."""
         draw = self.rng.random()
         if draw >= FROM_TOPIC + FROM_OTHER_TOPICS:
             return pick(self.rng, self.shared[slot])
@@ -205,9 +206,12 @@ def parse_arguments():
     parser = ArgumentParser(__doc__)
     # data
     group = parser.add_argument_group("data")
-    group.add_argument("--num_train", type=number(int, minimum=4), default=1600, help="Stories in train.csv. Default 1600.")
-    group.add_argument("--num_test", type=number(int, minimum=4), default=400, help="Stories in test.csv. Default 400.")
-    group.add_argument("--seed", type=int, default=2019, help="Seed of the stories; another seed gives others. Default 2019.")
+    group.add_argument("--num_train", type=number(int, minimum=4), default=1600,
+                       help="Stories in train.csv. Default 1600.")
+    group.add_argument("--num_test", type=number(int, minimum=4), default=400,
+                       help="Stories in test.csv. Default 400.")
+    group.add_argument("--seed", type=int, default=2019,
+                       help="Seed of the stories; another seed gives others. Default 2019.")
     group.add_argument("--vocab_size", type=number(int, minimum=200), default=2000,
                        help="Tokens in the vocabulary, special ones included. Default 2000.")
     # output

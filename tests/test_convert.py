@@ -43,7 +43,8 @@ def write_folder(folder, variables, config=CONFIG):
 def trained(tmp_path_factory):
     """The prefix of a checkpoint with the optimizer's slots and global_step."""
     variables = random_variables()
-    slots = {f"{name}/{slot}": np.ones_like(value) for name, value in variables.items() for slot in ("adam_m", "adam_v")}
+    slots = {f"{name}/{slot}": np.ones_like(value) for slot in ("adam_m", "adam_v")
+             for name, value in variables.items()}
     return write_folder(tmp_path_factory.mktemp("trained") / "run",
                         variables | slots | {"global_step": np.asarray(7, np.int64)})
 
@@ -69,11 +70,12 @@ def converted(trained, tmp_path, monkeypatch):
 def outputs_of_transformers(model, sequences, segments):
     """What `run_tensorflow` returns, by transformers' BertForPreTraining, one sequence at a time."""
     model.eval()
-    rows = [model(input_ids=torch.tensor(ids[None]), token_type_ids=torch.tensor(types[None]), output_hidden_states=True)
-            for ids, types in zip(sequences, segments)]
+    rows = [model(input_ids=torch.tensor(ids[None]), token_type_ids=torch.tensor(types[None]),
+                  output_hidden_states=True) for ids, types in zip(sequences, segments)]
     return {"hidden states": np.stack([np.concatenate([row.hidden_states[layer][0].detach().numpy() for row in rows])
                                        for layer in range(len(rows[0].hidden_states))]),
-            "pooled output": np.concatenate([model.bert.pooler(row.hidden_states[-1]).detach().numpy() for row in rows]),
+            "pooled output": np.concatenate([model.bert.pooler(row.hidden_states[-1]).detach().numpy()
+                                             for row in rows]),
             "masked LM": np.concatenate([row.prediction_logits[0].detach().numpy() for row in rows]),
             "next sentence": np.concatenate([row.seq_relationship_logits.detach().numpy() for row in rows])}
 
@@ -90,7 +92,8 @@ def test_pytorch_equals_tensorflow_to_1e5():
     variables = random_variables()
     state, report = conversion.tf_to_pytorch(variables, CONFIG)
     batch = conversion.verification_batch(CONFIG)
-    assert_equal_to_1e5(conversion.run_pytorch(state, CONFIG, *batch), conversion.run_tensorflow(variables, CONFIG, *batch))
+    assert_equal_to_1e5(conversion.run_pytorch(state, CONFIG, *batch),
+                        conversion.run_tensorflow(variables, CONFIG, *batch))
     assert len(report.converted) == len(variables) and not report.left_out and not report.absent_heads
 
 
@@ -158,14 +161,15 @@ def test_round_trip_is_bit_equal(converted, tmp_path, monkeypatch):
         assert sorted(os.listdir(target.parent)) == ["bert_config.json", "bert_model.ckpt.data-00000-of-00001",
                                                      "bert_model.ckpt.index", "vocab.txt"]
     call(monkeypatch, *flags(target, tmp_path / "again" / "pytorch_model.bin"))
-    first, again = (torch.load(folder / "pytorch_model.bin", weights_only=True) for folder in (converted, tmp_path / "again"))
+    first, again = (torch.load(folder / "pytorch_model.bin", weights_only=True)
+                    for folder in (converted, tmp_path / "again"))
     assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
 
 
 def test_reverse_verifies_and_reads_half_precision_and_old_names(tmp_path, monkeypatch, capsys):
     state, _ = conversion.tf_to_pytorch(random_variables(), CONFIG)
-    old = {name.removeprefix("bert.").replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"):
-           value.half() for name, value in state.items() if name.startswith("bert.")}
+    old = {name.removeprefix("bert."): value.half() for name, value in state.items() if name.startswith("bert.")}
+    old = {name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): old[name] for name in old}
     old["embeddings.position_ids"] = torch.arange(40)
     torch.save(old, tmp_path / "old.bin")
     CONFIG.write(str(tmp_path / "config.json"))
@@ -180,9 +184,10 @@ def test_reverse_verifies_and_reads_half_precision_and_old_names(tmp_path, monke
     assert np.array_equal(back["bert/embeddings/LayerNorm/gamma"], expected)
 
 
-@pytest.mark.parametrize("absent, architecture", [(("cls/predictions",), "BertForNextSentencePrediction"),
-                                                  (("cls/seq_relationship",), "BertForMaskedLM"), (("cls/",), "BertModel")])
-def test_a_checkpoint_without_heads_converts_and_loads_in_transformers(absent, architecture, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("absent, architecture", [
+    ("cls/predictions", "BertForNextSentencePrediction"), ("cls/seq_relationship", "BertForMaskedLM"),
+    ("cls/", "BertModel")])
+def test_a_checkpoint_without_heads_loads_in_transformers(absent, architecture, tmp_path, monkeypatch, capsys):
     import transformers
     variables = {name: value for name, value in random_variables().items() if not name.startswith(absent)}
     prefix = write_folder(tmp_path / "run", variables)
@@ -191,7 +196,7 @@ def test_a_checkpoint_without_heads_converts_and_loads_in_transformers(absent, a
     assert json.loads((tmp_path / "run" / "config.json").read_text())["architectures"] == [architecture]
     _, info = getattr(transformers, architecture).from_pretrained(tmp_path / "run", output_loading_info=True)
     assert not info["missing_keys"]
-    assert all(name.startswith("bert.pooler.") for name in info["unexpected_keys"])  # their BertForMaskedLM has no pooler
+    assert all(name.startswith("bert.pooler.") for name in info["unexpected_keys"])  # BertForMaskedLM has no pooler
 
 
 def without(name):
@@ -211,7 +216,7 @@ def test_other_variables_are_refused(change, words):
 
 
 def test_leave_out_drops_a_classifier():
-    variables = random_variables() | {"output_weights": np.ones((3, 32), np.float32), "output_bias": np.ones(3, np.float32)}
+    variables = random_variables() | {"output_weights": np.ones((3, 32)), "output_bias": np.ones(3)}
     _, report = conversion.tf_to_pytorch(variables, CONFIG, leave_out=["output_weights", "output_bias"])
     assert report.left_out == ["output_bias", "output_weights"] and len(report.converted) == len(variables) - 2
 
@@ -233,7 +238,8 @@ def test_a_configuration_of_another_depth_is_refused(depth, trained):
 
 @pytest.mark.parametrize("case, words", [
     ("no checkpoint", "there is no checkpoint"), ("a file of it", "give the prefix they share"),
-    ("cut", "no whole checkpoint"), ("no config", "there is no file"), ("other config", "does not fit --bert_config_file"),
+    ("cut", "no whole checkpoint"), ("no config", "there is no file"),
+    ("other config", "does not fit --bert_config_file"),
     ("other vocabulary", "has 61 tokens, the model's vocab_size is 60")])
 def test_bad_input_is_refused_before_anything_is_written(case, words, trained, tmp_path, monkeypatch):
     source = tmp_path / "source"
@@ -270,8 +276,8 @@ def write_bytes(content):
 def test_reverse_refuses_a_pickle_that_is_no_checkpoint(write, words, trained, tmp_path, monkeypatch):
     write(tmp_path / "weights.bin")
     with pytest.raises(UserError, match=words):
-        call(monkeypatch, *flags(tmp_path / "tf" / "bert_model.ckpt", tmp_path / "weights.bin", trained.parent / "bert_config.json"),
-             "--reverse")
+        call(monkeypatch, *flags(tmp_path / "tf" / "bert_model.ckpt", tmp_path / "weights.bin",
+                                 trained.parent / "bert_config.json"), "--reverse")
     assert not (tmp_path / "tf").exists()
 
 
@@ -282,8 +288,8 @@ def test_no_space_left_is_one_line_and_leaves_nothing(direction, converted, trai
         arguments = flags(trained, tmp_path / "full" / "pytorch_model.bin")
     else:
         arguments = (*flags(tmp_path / "full" / "bert_model.ckpt", converted, converted / "config.json"), "--reverse")
-    done = subprocess.run([sys.executable, str(pathlib.Path(conversion.__file__)), *map(str, arguments)], capture_output=True,
-                          text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)),
+    done = subprocess.run([sys.executable, conversion.__file__, *map(str, arguments)], capture_output=True, text=True,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)),
                           env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"})
     assert done.returncode not in (0, None) and "Traceback" not in done.stderr, done.stderr
     assert "error:" in done.stderr.strip().splitlines()[-1], done.stderr
@@ -299,7 +305,8 @@ def test_googles_checkpoint_converts_and_equals_tensorflow_to_1e5(shared, tmp_pa
     from transformers import BertForPreTraining as TheirBert
     folder = shared / "goldens" / "pretraining"
     config = BertConfig.from_json_file(str(folder / "bert_config.json"))
-    call(monkeypatch, *flags(folder / "pretrain_init.ckpt", tmp_path / "pytorch_model.bin", folder / "bert_config.json"), "--verify")
+    call(monkeypatch, *flags(folder / "pretrain_init.ckpt", tmp_path / "pytorch_model.bin",
+                             folder / "bert_config.json"), "--verify")
     variables = conversion.read_tf_checkpoint(str(folder / "pretrain_init.ckpt"))
     batch = conversion.verification_batch(config)
     expected = conversion.run_tensorflow(variables, config, *batch)
@@ -329,8 +336,9 @@ def test_fastnlps_bert_embedding_gives_the_same_hidden_states(converted, tmp_pat
     if not python:
         pytest.skip("FASTNLP_PYTHON does not name the Python of an environment with fastNLP 0.7.0")
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    letters = "abcdefghij"
-    tokens = (special + list(letters) + [f"word{letter}" for letter in letters] + [f"x{i}" for i in range(60)])[:CONFIG.vocab_size]
+    letters = list("abcdefghij")
+    tokens = special + letters + [f"word{letter}" for letter in letters]
+    tokens += [f"x{i}" for i in range(CONFIG.vocab_size - len(tokens))]
     (converted / "vocab.txt").write_text("".join(token + "\n" for token in tokens))
     words = ["worda", "wordc", "b", "wordj", "wordc"]
     subprocess.run([python, "-c", FASTNLP_PROGRAM, converted, tmp_path / "out.pt", " ".join(words)], check=True)

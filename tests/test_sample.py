@@ -36,12 +36,13 @@ def train_and_test():
 
 def test_the_generator_makes_the_committed_bytes(tmp_path, monkeypatch):
     call(monkeypatch, DATA / "make_sample.py", "--output_dir", tmp_path, "--vocab_file", tmp_path / "vocab.txt")
-    for name, committed in (("train.csv", "sample/train.csv"), ("test.csv", "sample/test.csv"), ("vocab.txt", "tiny_bert/vocab.txt")):
-        assert (tmp_path / name).read_bytes() == (DATA / committed).read_bytes(), name
+    for committed in ("sample/train.csv", "sample/test.csv", "tiny_bert/vocab.txt"):
+        assert (tmp_path / pathlib.Path(committed).name).read_bytes() == (DATA / committed).read_bytes(), committed
 
 
 def test_the_corpus_is_what_generate_corpus_agnews_makes_of_it(tmp_path, monkeypatch):
-    call(monkeypatch, DATA.parent / "generate_corpus_agnews.py", "--data_dir", DATA / "sample", "--output_dir", tmp_path)
+    script = DATA.parent / "generate_corpus_agnews.py"
+    call(monkeypatch, script, "--data_dir", DATA / "sample", "--output_dir", tmp_path)
     assert (tmp_path / "AGnews_corpus_test.txt").read_bytes() == (DATA / "agnews_corpus_test.txt").read_bytes()
 
 
@@ -67,13 +68,14 @@ def test_the_words_tell_the_topic_often_and_not_always(train_and_test):
         for word in words:
             counts[word][label] += 1
     totals = sum(counts.values())
-    predicted = [int(np.argmax(sum(np.log(counts[word] / totals) for word in words if word in counts))) for _, words in test]
+    predicted = [int(np.argmax(sum(np.log(counts[word] / totals) for word in words if word in counts)))
+                 for _, words in test]
     accuracy = np.mean([prediction == label for prediction, (label, _) in zip(predicted, test)])
     assert 0.75 < accuracy < 0.95
 
 
 def test_sentences_of_a_story_share_words(train_and_test):
-    """What next-sentence prediction learns from: a story's sentences have more words in common than two stories' have."""
+    """What next-sentence prediction learns from: sentences of one story have more words in common than of two."""
     stories = [[set(sentence.lower().split()) for sentence in row[2].split(". ")] for row in train_and_test[0]]
     pairs = [(story[0], story[1], other[-1]) for story, other in zip(stories, stories[1:]) if len(story) > 1]
     own, others = (np.mean([len((first & second) - {"the", "and"}) for first, second in
@@ -95,8 +97,8 @@ def test_the_vocabulary_is_berts_and_covers_the_sample(train_and_test):
 
 def test_a_vocabulary_that_the_stories_cannot_fill_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="20 stories give .* tokens; ask for fewer tokens or for more stories"):
-        call(monkeypatch, DATA / "make_sample.py", "--num_train", 20, "--num_test", 4, "--output_dir", tmp_path / "sample",
-             "--vocab_file", tmp_path / "vocab.txt")
+        call(monkeypatch, DATA / "make_sample.py", "--num_train", 20, "--num_test", 4,
+             "--output_dir", tmp_path / "sample", "--vocab_file", tmp_path / "vocab.txt")
     assert not (tmp_path / "sample").exists()
 
 
@@ -110,8 +112,8 @@ def test_make_tiny_bert_writes_googles_folder_the_same_each_time(tmp_path, monke
     for name in ("bert_config.json", "vocab.txt"):
         assert (first / name).read_bytes() == (DATA / "tiny_bert" / name).read_bytes()
     config = BertConfig.from_json_file(str(first / "bert_config.json"))
-    values, same, different = (fitting_values(config, read_checkpoint(str(folder / "bert_model.ckpt")), "") for folder in
-                               (first, again, other))
+    values, same, different = (fitting_values(config, read_checkpoint(str(folder / "bert_model.ckpt")), "")
+                               for folder in (first, again, other))
     assert values.keys() == variable_shapes(config).keys()
     assert all(np.array_equal(values[name], same[name]) for name in values)
     kernel = "bert/encoder/layer_0/attention/self/query/kernel"
@@ -123,5 +125,6 @@ def test_make_tiny_bert_writes_googles_folder_the_same_each_time(tmp_path, monke
 def test_make_tiny_bert_refuses_a_vocabulary_of_another_size(tmp_path, monkeypatch):
     (tmp_path / "vocab.txt").write_text("[PAD]\n")
     with pytest.raises(UserError, match="has 1 tokens, the model's vocab_size is 2000"):
-        call(monkeypatch, DATA / "make_tiny_bert.py", "--output_dir", tmp_path / "out", "--vocab_file", tmp_path / "vocab.txt")
+        call(monkeypatch, DATA / "make_tiny_bert.py", "--output_dir", tmp_path / "out",
+             "--vocab_file", tmp_path / "vocab.txt")
     assert not (tmp_path / "out").exists()
