@@ -286,7 +286,8 @@ def convert(args):
         print(f"note: transformers finds weights in a folder under the name {' or '.join(WEIGHT_FILES)} only")
     print("next: python run_classifier_single_layer.py --task_name ag --do_train --do_eval --do_lower_case "
           f"--data_dir ./AG_data --vocab_file {os.path.join(folder, 'vocab.txt')} "
-          f"--bert_config_file {args.bert_config_file} --init_checkpoint {args.pytorch_dump_path} --max_seq_length 128 --output_dir ./ag")
+          f"--bert_config_file {args.bert_config_file} --init_checkpoint {args.pytorch_dump_path} "
+          "--max_seq_length 128 --output_dir ./ag")
 
 
 def reverse(args):
