@@ -10,8 +10,9 @@ if [ ! -x "$VENV/bin/python" ]; then
 fi
 PYTHON=$VENV/bin/python
 wanted=$(cat requirements.txt "$1" | cksum)
-if [ "$(cat "$VENV/.installed" 2>/dev/null)" != "$wanted" ]; then
+stamp=$VENV/installed-${1//\//-}
+if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "setup: installing $1"
     "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$1"
-    echo "$wanted" > "$VENV/.installed"
+    echo "$wanted" > "$stamp"
 fi
