@@ -544,8 +544,7 @@ def metrics_log(folder, progress):
     Lines of updates and evaluations that are still to come, of a run that was stopped later than it was saved, are
     dropped.
     """
-    # tensorboard takes TensorFlow for its files where it is installed, unless this module exists: seconds and memory
-    sys.modules.setdefault("tensorboard.compat.notf", type(sys)("notf"))
+    keep_tensorflow_out()
     from torch.utils.tensorboard import SummaryWriter
     path = os.path.join(folder, "metrics.jsonl")
     kept = []
@@ -565,6 +564,18 @@ def metrics_log(folder, progress):
                 if name != "epoch":
                     board.add_scalar(f"{kind}/{name}", value, step)
         yield log
+
+
+def keep_tensorflow_out():
+    """Lets tensorboard choose its own file functions now: later it would import TensorFlow for them where that is
+    installed, which takes seconds and memory. A module `notf` is its switch."""
+    switch = "tensorboard.compat.notf"
+    sys.modules[switch] = type(sys)(switch)
+    try:
+        from tensorboard.compat import tf
+        tf.io  # any attribute: the choice is made at the first one, and kept
+    finally:
+        del sys.modules[switch]
 
 
 def is_done(line, progress):
