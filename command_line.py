@@ -3,6 +3,7 @@ import argparse
 import contextlib
 import errno
 import os
+import subprocess
 import sys
 
 
@@ -41,8 +42,9 @@ def number(kind, minimum=None, maximum=None, above=None, below=None):
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"'{text}' is not {'a whole number' if kind is int else 'a number'}")
-        for bound, holds, words in ((minimum, lambda b: value >= b, "at least"), (maximum, lambda b: value <= b, "at most"),
-                                    (above, lambda b: value > b, "above"), (below, lambda b: value < b, "below")):
+        for bound, holds, words in (
+                (minimum, lambda b: value >= b, "at least"), (maximum, lambda b: value <= b, "at most"),
+                (above, lambda b: value > b, "above"), (below, lambda b: value < b, "below")):
             if bound is not None and not holds(bound):  # NaN fails every comparison
                 raise argparse.ArgumentTypeError(f"{text} is not {words} {bound}")
         return value
@@ -96,6 +98,16 @@ def atomic_write(path, mode="w"):
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def source_commit():
+    """The git commit of this code, for the record of a run; None where it is no clone or there is no git."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=os.path.dirname(os.path.abspath(__file__)),
+                               capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return found.stdout.strip() or None
 
 
 def run(main):

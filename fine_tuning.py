@@ -21,7 +21,6 @@ import platform
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -36,7 +35,7 @@ import batching
 import modeling
 import optimization
 import tasks
-from command_line import UserError, atomic_write
+from command_line import UserError, atomic_write, source_commit
 from configuration import BertConfig
 from fine_tuning_flags import MODEL_FLAGS, NOT_RECIPE, parse
 from processes import StopRequest, World, join, launch
@@ -529,11 +528,9 @@ def remove_run(folder):
 
 def environment(world):
     """Versions, device and commit, for the record."""
-    code = os.path.dirname(os.path.abspath(__file__))
-    commit = subprocess.run(["git", "-C", code, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.machine() + " CPU"
     return {"versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-            "device": device, "processes": world.size, "threads": torch.get_num_threads(), "commit": commit or None,
+            "device": device, "processes": world.size, "threads": torch.get_num_threads(), "commit": source_commit(),
             "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
 
 

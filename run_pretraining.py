@@ -32,10 +32,10 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 
-from command_line import ArgumentParser, UserError, add_boolean, atomic_write, decode_lines, number, require_file, run
+from command_line import (ArgumentParser, UserError, add_boolean, atomic_write, decode_lines, number, require_file, run,
+                          source_commit)
 from configuration import BertConfig
 
 GELUS = {"erf": "gelu", "tanh": "gelu_new"}  # --gelu -> hidden_act
@@ -239,7 +239,7 @@ class RunFolder:
         os.makedirs(self.flags.output_dir, exist_ok=True)
         if not os.path.exists(self.path):
             described = {"script": os.path.basename(__file__), "recipe": self.full_recipe(records),
-                         "flags": vars(self.flags), "devices": devices, "versions": versions(), "commit": commit(),
+                         "flags": vars(self.flags), "devices": devices, "versions": versions(), "commit": source_commit(),
                          "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds")}
             with atomic_write(self.path) as file:
                 json.dump(described, file, indent=2)
@@ -258,16 +258,6 @@ def versions():
     import numpy
     import tensorflow
     return {"python": platform.python_version(), "tensorflow": tensorflow.__version__, "numpy": numpy.__version__}
-
-
-def commit():
-    """The git commit of this code, None where it is no clone."""
-    try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=os.path.dirname(os.path.abspath(__file__)),
-                               capture_output=True, text=True)
-    except FileNotFoundError:
-        return None
-    return found.stdout.strip() or None
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ left alone. Nothing stands under its final name before it is whole and its sha25
 the folder `.downloads` beside them. A connection that breaks is taken up where it broke, in the same call or the next.
 An unpacked archive without published checksums of its files gets a list of them, SHA256SUMS (`sha256sum -c` reads it).
 """
-import argparse
 import contextlib
 import csv
 import dataclasses

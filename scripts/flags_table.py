@@ -9,14 +9,17 @@ import sys
 import unittest.mock
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SCRIPTS = ("generate_corpus_agnews", "create_pretraining_data", "run_pretraining", "convert_tf_checkpoint_to_pytorch",
-           "run_classifier_single_layer", "run_classifier_discriminative")
+SCRIPTS = ("download", "generate_corpus_agnews", "create_pretraining_data", "run_pretraining",
+           "convert_tf_checkpoint_to_pytorch", "run_classifier_single_layer", "run_classifier_discriminative")
 PAPER = {
-    "trunc_medium": "5.3.1, Table 2", "max_seq_length": "5.3.1", "layers": "5.3.2, Table 3", "layer_pooling": "5.3.2, Table 3",
-    "learning_rate": "5.3.3, Figure 2; 5.2", "num_train_epochs": "5.2", "train_batch_size": "5.2", "warmup_proportion": "5.2",
+    "trunc_medium": "5.3.1, Table 2", "max_seq_length": "5.3.1", "layers": "5.3.2, Table 3",
+    "layer_pooling": "5.3.2, Table 3",
+    "learning_rate": "5.2; 5.3.3, Figure 2", "num_train_epochs": "5.2", "train_batch_size": "5.2",
+    "warmup_proportion": "5.2",
     "layer_learning_rate": "5.3.4, Table 4", "layer_learning_rate_decay": "5.3.4, Table 4", "discr": "5.3.4",
     "embeddings_learning_rate": "5.3.4", "num_datas": "5.6, Figure 4", "num_train_steps": "5.4.1, Figure 3",
-    "num_warmup_steps": "5.2", "input_file": "5.4", "init_checkpoint": "5.4", "frozen_bert": "5.4.3", "spacy_model": "5.2",
+    "num_warmup_steps": "5.2", "input_file": "5.4", "init_checkpoint": "5.4", "frozen_bert": "5.4.3",
+    "spacy_model": "5.2",
 }
 
 
@@ -42,7 +45,7 @@ def rows(parser):
     """(flags, help, paper's section) of each flag of a parser, in order."""
     for action in parser._actions:
         if action.dest != "help":
-            flags = ", ".join(f"`{flag}`" for flag in action.option_strings)
+            flags = ", ".join(f"`{flag}`" for flag in action.option_strings or [action.metavar])
             yield flags, re.sub(r"\s+", " ", action.help).replace("|", "\\|"), PAPER.get(action.dest, "")
 
 
@@ -53,11 +56,12 @@ def table(heading, entries):
 
 def tables():
     """The Markdown of all tables; the flags that both fine-tuning scripts have stand once."""
-    sys.path.insert(0, ROOT)
+    sys.path[:0] = [ROOT, os.path.join(ROOT, "data")]
     parsers = {script: list(rows(parser_of(script))) for script in SCRIPTS}
     single, discriminative = SCRIPTS[-2:]
     parsers[discriminative] = [row for row in parsers[discriminative] if row not in parsers[single]]
-    headings = {single: f"{single}.py and {discriminative}.py", discriminative: f"{discriminative}.py alone"}
+    headings = {"download": "data/download.py", single: f"{single}.py and {discriminative}.py",
+                discriminative: f"{discriminative}.py alone"}
     return "\n".join(table(headings.get(script, f"{script}.py"), entries) for script, entries in parsers.items())
 
 

@@ -7,7 +7,7 @@ import sys
 
 def accuracies(folder):
     """(seeds, best and last test accuracies) of a fine-tuning folder with one seed or several."""
-    paths = sorted(glob.glob(os.path.join(folder, "results.json")) + glob.glob(os.path.join(folder, "seed_*", "results.json")))
+    paths = [path for where in ("", "seed_*") for path in sorted(glob.glob(os.path.join(folder, where, "results.json")))]
     results = []
     for path in paths:
         with open(path, encoding="utf-8") as file:
