@@ -10,7 +10,7 @@ NO_DECAY = re.compile(r"(^|\.)(bias|LayerNorm\.\w+)$")
 
 
 def slanted_triangular(progress, warmup):
-    """The rate's factor at `progress` (updates done / all updates), with `warmup` a proportion (paper, section 5.1).
+    """The rate's factor at `progress` (updates done / all updates), with `warmup` a proportion (paper, section 5.2).
 
     Rises linearly to 1 during warm-up, then is 1 - progress, the authors' curve: it steps from 1 to 1 - warmup. Past
     the end it is 0, where the authors' goes negative.
