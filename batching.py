@@ -1,9 +1,10 @@
-"""Texts -> WordPiece ids -> truncated sequences -> packed batches.
+"""Texts -> WordPiece ids -> truncated, or cut into fractions -> packed batches.
 
 Text is tokenised once, into one flat array of ids with offsets; truncation is slicing; a batch is the real tokens of
-its sequences in one row, without padding.
+its sequences in one row, without padding. A document is one sequence, or, hierarchically, as many as it has fractions.
 """
 import dataclasses
+import math
 
 import numpy as np
 import torch
@@ -46,45 +47,74 @@ def head_and_tail(budget, trunc_medium):
     return head, budget - head
 
 
-def truncate(ids, max_seq_length, trunc_medium):
-    """The ids of one text as they are, or those of its head and tail where it is over max_seq_length - 2."""
-    budget = max_seq_length - 2
+def truncate(ids, budget, trunc_medium):
+    """The ids of one text as they are, or those of its head and tail where it has more than `budget`."""
     if len(ids) <= budget:
         return ids
     head, tail = head_and_tail(budget, trunc_medium)
     return np.concatenate([ids[:head], ids[len(ids) - tail:]])
 
 
-def make_sequences(tokenized, max_seq_length, trunc_medium):
-    """The model's input of every text, `[CLS] text [SEP]`: (ids int32, offsets int64 [N + 1]) as one flat array."""
-    head_and_tail(max_seq_length - 2, trunc_medium)  # a wrong value is refused even where every text fits
-    lengths = np.minimum(np.diff(tokenized.offsets), max_seq_length - 2) + 2
+def make_sequences(tokenized, max_seq_length, trunc_medium, max_fractions=1):
+    """The model's input: each text in sequences `[CLS] text [SEP]` of at most max_seq_length tokens.
+
+    max_fractions: the most sequences of a text, beyond which it is truncated. 1: one sequence a text; more: the text is
+    cut into fractions of max_seq_length - 2 tokens, the last one what remains (paper, section 5.3.1); math.inf: as many
+    as it takes. Returns (ids int32, one flat array; offsets int64 [sequences + 1] of each sequence in it;
+    document_offsets int64 [texts + 1] of each text among the sequences).
+    """
+    room = max_seq_length - 2
+    budget = max_fractions * room
+    if budget < math.inf:
+        head_and_tail(budget, trunc_medium)  # a wrong value is refused even where every text fits
+    sizes = np.minimum(np.diff(tokenized.offsets), budget).astype(np.int64)
+    fractions = np.maximum(1, -(-sizes // room))  # an empty text is one sequence, too
+    document_offsets = np.concatenate([[0], np.cumsum(fractions)])
+    lengths = np.full(document_offsets[-1], max_seq_length)
+    lengths[document_offsets[1:] - 1] = sizes - (fractions - 1) * room + 2
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     ids = np.empty(offsets[-1], np.int32)
     ids[offsets[:-1]] = tokenized.cls_id
     ids[offsets[1:] - 1] = tokenized.sep_id
     for index in range(len(tokenized)):
-        ids[offsets[index] + 1:offsets[index + 1] - 1] = truncate(tokenized[index], max_seq_length, trunc_medium)
-    return ids, offsets
+        text = truncate(tokenized[index], budget, trunc_medium)
+        for start, sequence in zip(range(0, len(text), room), range(*document_offsets[index:index + 2])):
+            ids[offsets[sequence] + 1:offsets[sequence + 1] - 1] = text[start:start + room]
+    return ids, offsets, document_offsets
 
 
 class Dataset:
-    """N sequences and their labels, ready to be packed.
+    """N documents and their labels, ready to be packed.
 
-    ids int32 [sum of lengths], offsets int64 [N + 1], labels int64 [N] (zeros where there are none).
+    ids int32 [sum of lengths], offsets int64 [sequences + 1], document_offsets int64 [N + 1]: as `make_sequences` gives
+    them; labels int64 [N] (zeros where there are none); lengths: int64 [N], tokens of each document's sequences.
     """
 
-    def __init__(self, ids, offsets, labels):
-        self.ids, self.offsets, self.labels = ids, offsets, np.asarray(labels, np.int64)
-        self.lengths = np.diff(offsets)
+    def __init__(self, ids, offsets, document_offsets, labels):
+        self.ids, self.offsets, self.document_offsets = ids, offsets, document_offsets
+        self.labels = np.asarray(labels, np.int64)
+        self.lengths = np.diff(offsets[document_offsets])
 
     def __len__(self):
         return len(self.labels)
 
+    def sequences(self, index):
+        """The sequences of a document, a list of arrays of ids."""
+        bounds = self.offsets[self.document_offsets[index]:self.document_offsets[index + 1] + 1]
+        return [self.ids[start:end] for start, end in zip(bounds, bounds[1:])]
+
+    def subset(self, indices):
+        """The part of the data with these indices, in their order."""
+        documents = [self.sequences(index) for index in indices]
+        sequences = [sequence for document in documents for sequence in document]
+        return Dataset(np.concatenate(sequences), np.cumsum([0, *map(len, sequences)]),
+                       np.cumsum([0, *map(len, documents)]), self.labels[indices])
+
     def batch(self, indices):
-        """The packed batch of the sequences with these indices, in this order."""
-        sequences = [self.ids[self.offsets[i]:self.offsets[i + 1]] for i in indices]
-        return pack(sequences, labels=self.labels[indices])
+        """The packed batch of the documents with these indices, in this order."""
+        documents = [self.sequences(index) for index in indices]
+        return pack([sequence for document in documents for sequence in document], labels=self.labels[indices],
+                    fractions=[len(document) for document in documents])
 
 
 @dataclasses.dataclass
@@ -92,8 +122,8 @@ class PackedBatch:
     """Several sequences in one row of T tokens.
 
     input_ids, position_ids, segment_ids, sequence_ids (which sequence a token is of): int64 [T]; cu_seqlens: int64
-    [sequences + 1], where each starts; labels: int64 [sequences]; lengths: list of int, on the host, so that nothing
-    waits for the device.
+    [sequences + 1], where each starts; labels: int64 [documents]. On the host, so that nothing waits for the device:
+    lengths, a list of int, tokens of each sequence; fractions, a list of int, sequences of each document.
     """
     input_ids: torch.Tensor
     position_ids: torch.Tensor
@@ -102,6 +132,7 @@ class PackedBatch:
     cu_seqlens: torch.Tensor
     labels: torch.Tensor
     lengths: list
+    fractions: list
 
     def to(self, device):
         """The batch on `device`; the copy to a GPU does not block."""
@@ -114,8 +145,10 @@ class PackedBatch:
         return PackedBatch(**moved)
 
 
-def pack(sequences, segments=None, labels=None):
-    """Packs sequences (arrays of ids, [CLS] and [SEP] included), their segment ids (zeros by default) and labels."""
+def pack(sequences, segments=None, labels=None, fractions=None):
+    """Packs sequences (arrays of ids, [CLS] and [SEP] included), their segment ids and labels (zeros by default).
+    fractions: how many sequences each document has, one by default."""
+    fractions = fractions or [1] * len(sequences)
     lengths = np.array([len(sequence) for sequence in sequences])
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
     total = int(cu_seqlens[-1])
@@ -126,7 +159,7 @@ def pack(sequences, segments=None, labels=None):
         segment_ids=np.zeros(total) if segments is None else np.concatenate(segments),
         sequence_ids=sequence_ids,
         cu_seqlens=cu_seqlens,
-        labels=np.zeros(len(sequences)) if labels is None else labels,
+        labels=np.zeros(len(fractions)) if labels is None else labels,
     )
     return PackedBatch(**{name: torch.from_numpy(np.asarray(array, np.int64)) for name, array in arrays.items()},
-                       lengths=lengths.tolist())
+                       lengths=lengths.tolist(), fractions=fractions)

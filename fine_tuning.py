@@ -10,6 +10,9 @@ an undisturbed run. What a run writes into its folder:
     best/, last/           the model of the best and of the last epoch: load again here and in transformers
     checkpoint.pt          what a stopped run goes on from; removed at the end
     results.json           the figures of the finished run
+
+A run on several tasks writes the files of one task (eval_results_epN.txt, results_epN.txt, best/, last/) into a folder by
+the task's name.
 """
 import contextlib
 import dataclasses
@@ -37,7 +40,7 @@ import optimization
 import tasks
 from command_line import UserError, atomic_write, source_commit
 from configuration import BertConfig
-from fine_tuning_flags import MODEL_FLAGS, NOT_RECIPE, parse
+from fine_tuning_flags import FEATURE_FLAGS, MODEL_FLAGS, NOT_RECIPE, parse
 from processes import StopRequest, World, join, launch
 from tokenization import FullTokenizer
 
@@ -50,17 +53,16 @@ class Setup:
     args: object
     config: BertConfig
     tokenizer: FullTokenizer
-    task: tasks.Task
+    tasks: list
+    data_dirs: list
     world: World
     rates: tuple
 
 
 def read_setup(args, given, world, rates_of):
-    """Reads the configuration, vocabulary and task that the flags name, or those stored in --init_checkpoint."""
+    """Reads the configuration, vocabulary and tasks that the flags name, or those stored in --init_checkpoint."""
     folder = args.init_checkpoint if args.init_checkpoint and os.path.isdir(args.init_checkpoint) else None
-    task = None
-    if not args.do_train:
-        task = restore_flags(args, given, folder)
+    restored = None if args.do_train else restore_flags(args, given, folder)
     for flag, names in (("bert_config_file", ("config.json", "bert_config.json")), ("vocab_file", ("vocab.txt",))):
         if getattr(args, flag) is None:
             found = [os.path.join(folder, name) for name in names if os.path.exists(os.path.join(folder, name))] \
@@ -70,13 +72,24 @@ def read_setup(args, given, world, rates_of):
             setattr(args, flag, found[0])
     config = BertConfig.from_json_file(args.bert_config_file)
     config.check_max_seq_length(args.max_seq_length)
-    modeling.check_features(config, args.layers, args.layer_pooling, args.pooling_type)
-    batching.head_and_tail(args.max_seq_length - 2, args.trunc_medium)
+    if args.layers is None:
+        args.layers = [config.num_hidden_layers - 1] if args.hierarchical or args.classifier != "linear" else [-2]
+    modeling.check_features(config, args.layers, args.layer_pooling, args.pooling_type, args.classifier)
+    batching.head_and_tail((args.max_fractions or 1) * (args.max_seq_length - 2), args.trunc_medium)
+    if (args.frozen_layers or 0) > config.num_hidden_layers:
+        raise UserError(f"--frozen_layers {args.frozen_layers}: this model has {config.num_hidden_layers} layers")
     tokenizer = FullTokenizer(args.vocab_file, do_lower_case=args.do_lower_case)
     config.check_vocab(len(tokenizer.vocab), args.vocab_file)
-    if task is None and args.task_name == "csv":
-        task = tasks.csv_task(args.data_dir, args.label_column, args.text_columns, args.sep)
-    return Setup(args, config, tokenizer, task or tasks.TASKS[args.task_name], world, rates_of(config, args))
+    return Setup(args, config, tokenizer, *read_tasks(args, restored), world, rates_of(config, args))
+
+
+def read_tasks(args, restored):
+    """(the tasks of the command, the data directory of each). restored: the task stored with a model, or None."""
+    if isinstance(args.task_name, list):
+        return [tasks.TASKS[name] for name in args.task_name], tasks.data_folders(args.task_name, args.data_dir)
+    if restored is None and args.task_name == "csv":
+        restored = tasks.csv_task(args.data_dir, args.label_column, args.text_columns, args.sep)
+    return [restored or tasks.TASKS[args.task_name]], [args.data_dir]
 
 
 def restore_flags(args, given, folder):
@@ -99,47 +112,65 @@ def restore_flags(args, given, folder):
 
 
 def make_model(setup, where):
-    """The classifier on the device, with the weights of `where` (or random ones if None), and what was loaded."""
-    args = setup.args
-    model = modeling.BertForSequenceClassification(setup.config, len(setup.task.labels), args.layers, args.layer_pooling,
-                                                   args.pooling_type)
-    loaded = modeling.load_weights(model, where) if where else ([], [], sorted(model.state_dict()))
+    """The modeling.MultiTaskModel on the device, with the weights of `where` (or random ones if None), and what was
+    loaded for each task."""
+    args, classifiers, loaded, bert = setup.args, [], [], None
+    for task in setup.tasks:
+        classifier = modeling.BertForSequenceClassification(
+            setup.config, len(task.labels), bert=bert, **{flag: getattr(args, flag) for flag in FEATURE_FLAGS})
+        loaded.append(modeling.load_weights(classifier, where) if where else ([], [], sorted(classifier.state_dict())))
+        classifiers.append(classifier)
+        bert = classifier.bert
     if args.frozen_bert:
-        model.bert.requires_grad_(False)
-    model.bert.encoder.gradient_checkpointing = args.gradient_checkpointing
+        bert.freeze(setup.config.num_hidden_layers)
+        bert.pooler.requires_grad_(False)
+    elif args.frozen_layers:
+        bert.freeze(args.frozen_layers)
+    bert.encoder.gradient_checkpointing = args.gradient_checkpointing
     if args.compile:
-        for layer in model.bert.encoder.layer:
+        for layer in bert.encoder.layer:
             layer.compile(dynamic=True)
-    return model.to(setup.world.device), loaded
+    return modeling.MultiTaskModel(classifiers).to(setup.world.device), loaded
 
 
-def report_weights(setup, where, matched, ignored, missing):
-    """Prints which weights came from the checkpoint and which did not."""
+def report_weights(setup, where, loaded):
+    """Prints which weights of each task's classifier came from the checkpoint and which did not."""
     if not where:
         setup.world.print("no --init_checkpoint: all weights are random")
         return
-    setup.world.print(f"{where}: {len(matched)} weights taken; {len(ignored)} in the file are not used"
-                      f"{': ' + ', '.join(ignored) if ignored else ''}; {len(missing)} drawn anew"
-                      f"{': ' + ', '.join(missing) if missing else ''}")
+    for task, (matched, ignored, missing) in zip(setup.tasks, loaded):
+        setup.world.print(f"{of_task(setup, task)}{where}: {len(matched)} weights taken; {len(ignored)} in the file are "
+                          f"not used{': ' + ', '.join(ignored) if ignored else ''}; {len(missing)} drawn anew"
+                          f"{': ' + ', '.join(missing) if missing else ''}")
 
 
-def save_model(model, setup, folder):
+def of_task(setup, task):
+    """What a line of the log about a task begins with: its name where there are several."""
+    return f"{task.name}: " if len(setup.tasks) > 1 else ""
+
+
+def task_folder(setup, folder, task):
+    """Where a run in `folder` writes what belongs to one task."""
+    return os.path.join(folder, task.name) if len(setup.tasks) > 1 else folder
+
+
+def save_model(classifier, setup, task, folder):
     """Writes a folder that loads here and in transformers. The weights come last, in one rename."""
     os.makedirs(folder, exist_ok=True)
-    labels = setup.task.labels
-    hugging_face_head = setup.args.layers == [-2]
+    args, labels = setup.args, task.labels
+    hugging_face_head = args.layers == [-2] and not args.hierarchical
     setup.config.write(os.path.join(folder, "config.json"), model_type="bert",
                        architectures=["BertForSequenceClassification" if hugging_face_head else "BertModel"],
                        id2label={str(index): label for index, label in enumerate(labels)},
                        label2id={label: index for index, label in enumerate(labels)})
     write_json(os.path.join(folder, "classifier.json"),
-               {"task": setup.task.to_dict()} | {flag: getattr(setup.args, flag) for flag in MODEL_FLAGS})
+               {"task": task.to_dict()} | {flag: getattr(args, flag) for flag in MODEL_FLAGS})
     write_json(os.path.join(folder, "tokenizer_config.json"),
-               {"tokenizer_class": "BertTokenizer", "do_lower_case": setup.args.do_lower_case,
-                "model_max_length": setup.args.max_seq_length})
-    with open(setup.args.vocab_file, "rb") as vocab, atomic_write(os.path.join(folder, "vocab.txt"), "wb") as copy:
+               {"tokenizer_class": "BertTokenizer", "do_lower_case": args.do_lower_case,
+                "model_max_length": args.max_seq_length})
+    with open(args.vocab_file, "rb") as vocab, atomic_write(os.path.join(folder, "vocab.txt"), "wb") as copy:
         shutil.copyfileobj(vocab, copy)
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    state = {name: value.detach().cpu().contiguous() for name, value in classifier.state_dict().items()}
     with atomic_write(os.path.join(folder, "model.safetensors"), "wb") as file:
         file.write(safetensors.torch.save(state, metadata={"format": "pt"}))
 
@@ -161,66 +192,98 @@ def write_json(path, value):
 
 # Data
 
-def make_dataset(setup, texts, labels):
-    """Texts and class indices as a batching.Dataset."""
+def max_fractions(args):
+    """How many sequences a text may have."""
+    return (args.max_fractions or math.inf) if args.hierarchical else 1
+
+
+def make_dataset(setup, texts, labels, name):
+    """Texts and class indices as a batching.Dataset. name: what the log calls them."""
+    args = setup.args
     tokenized = batching.tokenize(setup.tokenizer, texts)
-    sequences = batching.make_sequences(tokenized, setup.args.max_seq_length, setup.args.trunc_medium)
-    return batching.Dataset(*sequences, labels)
+    most = max_fractions(args)
+    dataset = batching.Dataset(*batching.make_sequences(tokenized, args.max_seq_length, args.trunc_medium, most), labels)
+    cut = (np.diff(tokenized.offsets) > most * (args.max_seq_length - 2)).sum()
+    fractions = f" in {np.diff(dataset.document_offsets).mean():.2f} fractions" if args.hierarchical else ""
+    setup.world.print(f"{name}: {len(dataset):,} texts, {dataset.lengths.mean():.1f} tokens on average{fractions}, "
+                      f"{cut:,} ({cut / len(dataset):.1%}) are cut")
+    return dataset
 
 
-def read_dataset(setup, split, num=None, seed=0):
-    """The split `train` or `test` of the task, or a stratified part of it, as a batching.Dataset."""
-    dataset = make_dataset(setup, *tasks.read_examples(setup.task, setup.args.data_dir, split))
-    return subset(dataset, tasks.subsample(dataset.labels, num, seed)) if num else dataset
-
-
-def subset(dataset, indices):
-    """The part of a dataset with these indices, in their order."""
-    lengths = dataset.lengths[indices]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    ids = np.concatenate([dataset.ids[dataset.offsets[i]:dataset.offsets[i + 1]] for i in indices])
-    return batching.Dataset(ids, offsets, dataset.labels[indices])
+def read_dataset(setup, index, split, num=None):
+    """The split `train` or `test` of the task of that index, or a stratified part of it, as a batching.Dataset."""
+    task = setup.tasks[index]
+    texts, labels = tasks.read_examples(task, setup.data_dirs[index], split)
+    if num:
+        chosen = tasks.subsample(labels, num, seed=0)
+        texts, labels = [texts[i] for i in chosen], labels[chosen]
+    return make_dataset(setup, texts, labels, f"{of_task(setup, task)}{split} data")
 
 
 def divide(setup, train, test, seed):
-    """The data of one seed's run: (training set, the set evaluated each epoch, the set tested at the end), the last
-    two None where there is none."""
+    """The data of one seed's run on a task: (training set, the set evaluated each epoch, the set tested at the end), the
+    last two None where there is none."""
     args = setup.args
     if args.num_datas:
-        train = subset(train, tasks.subsample(train.labels, args.num_datas, seed))
+        train = train.subset(tasks.subsample(train.labels, args.num_datas, seed))
     if not args.dev_fraction:
         return train, test, None
     kept, held_out = tasks.split_train_dev(train.labels, args.dev_fraction, seed)
-    return subset(train, kept), subset(train, held_out), test
+    return train.subset(kept), train.subset(held_out), test
 
 
-def show_examples(setup, dataset, texts_label):
-    """Prints three full examples, as the model sees them."""
+def show_examples(setup, task, dataset):
+    """Prints three full training examples, as the model sees them."""
     inverse = setup.tokenizer.inv_vocab
     for index in range(min(3, len(dataset))):
-        ids = dataset.ids[dataset.offsets[index]:dataset.offsets[index + 1]].tolist()
-        setup.world.print(f"{texts_label} example {index}: label {setup.task.labels[dataset.labels[index]]} "
-                          f"(class {dataset.labels[index]})\n  tokens: {' '.join(inverse[i] for i in ids)}\n"
-                          f"  input_ids: {' '.join(map(str, ids))}")
+        setup.world.print(f"{of_task(setup, task)}training example {index}: label {task.labels[dataset.labels[index]]} "
+                          f"(class {dataset.labels[index]})")
+        for sequence in dataset.sequences(index):
+            setup.world.print(f"  tokens: {' '.join(inverse[i] for i in sequence)}\n"
+                              f"  input_ids: {' '.join(map(str, sequence))}")
+
+
+def plan_epoch(sizes, batch_size, alpha, seed, epoch):
+    """The updates of an epoch: a list of (task's index, indices of its examples), each of one batch of one task.
+
+    sizes: training examples of each task; their batches make up an epoch. A task is drawn for each update by its size
+    to the power `alpha`, and takes the next batch of its own passes, each over a fresh permutation of its examples: with
+    one task, an epoch is a pass.
+    """
+    batches = [math.ceil(size / batch_size) for size in sizes]
+    chances = np.array(sizes, float) ** alpha
+    draws = [np.random.default_rng([seed, earlier, 1]).choice(len(sizes), sum(batches), p=chances / chances.sum())
+             for earlier in range(epoch + 1)]
+    taken = np.bincount(np.concatenate([[], *draws[:-1]]).astype(int), minlength=len(sizes))
+    updates, orders = [], {}
+    for task in draws[-1]:
+        pass_, batch = divmod(int(taken[task]), batches[task])
+        if (task, pass_) not in orders:
+            orders[task, pass_] = np.random.default_rng([seed, pass_]).permutation(sizes[task])
+        updates.append((int(task), orders[task, pass_][batch * batch_size:(batch + 1) * batch_size]))
+        taken[task] += 1
+    return updates
 
 
 # Training
 
 @dataclasses.dataclass
 class Progress:
-    """Where a run stands: epoch and update are the next ones; `losses` and `seconds` belong to the epoch under way."""
+    """Where a run stands: epoch and update are the next ones; `loss_sum` belongs to the epoch under way; `evaluations`
+    holds a list for each task's name, an entry for each epoch."""
     epoch: int = 0
     update: int = 0
     global_step: int = 0
     loss_sum: float = 0.0
     train_seconds: float = 0.0
-    evaluations: list = dataclasses.field(default_factory=list)
+    evaluations: dict = dataclasses.field(default_factory=dict)
 
 
 def fine_tune(setup, seed, folder, recipe, is_new, data):
-    """One run: fine-tunes with one seed into `folder`, or goes on with it. Returns the figures of results.json."""
+    """One run: fine-tunes with one seed into `folder`, or goes on with it. data: what `divide` gives, for each task.
+    Returns the figures of results.json."""
     args, world = setup.args, setup.world
-    train, evaluated, tested = data
+    train = [parts[0] for parts in data]
     torch.manual_seed(seed)
     model, loaded = make_model(setup, args.init_checkpoint)
     if is_new and world.main:  # not before: a run whose weights are refused leaves nothing behind
@@ -228,24 +291,25 @@ def fine_tune(setup, seed, folder, recipe, is_new, data):
         write_json(os.path.join(folder, "run.json"),
                    {"recipe": recipe, "flags": vars(args), "command": sys.argv} | environment(world))
     world.gather(None)
-    updates_per_epoch = math.ceil(len(train) / args.train_batch_size)
+    updates_per_epoch = sum(math.ceil(len(dataset) / args.train_batch_size) for dataset in train)
     t_total = max(1, round(updates_per_epoch * args.num_train_epochs))
     groups = optimization.parameter_groups(model, args.learning_rate, *setup.rates, weight_decay=args.weight_decay)
     optimizer = optimization.BertAdam(groups, lr=args.learning_rate, warmup=args.warmup_proportion, t_total=t_total,
                                       clip_grad=args.clip_grad, bias_correction=args.bias_correction)
     progress = resume(setup, folder, model, optimizer, seed)
     if progress.global_step == 0:
-        report_weights(setup, args.init_checkpoint, *loaded)
+        report_weights(setup, args.init_checkpoint, loaded)
         world.print(optimization.describe_groups(groups))
-        show_examples(setup, train, "training")
-    world.print(f"seed {seed}: {len(train):,} training examples, {train.lengths.mean():.1f} tokens on average; {t_total} "
-                f"updates of {args.train_batch_size} examples over {world.size} process(es) x "
-                f"{args.gradient_accumulation_steps} accumulation step(s) on {world.device.type}; "
-                f"the rate rises for {round(t_total * args.warmup_proportion)} updates, then falls to 0")
+        for task, dataset in zip(setup.tasks, train):
+            show_examples(setup, task, dataset)
+    world.print(f"seed {seed}: {sum(map(len, train)):,} training examples; {t_total} updates of {args.train_batch_size} "
+                f"examples over {world.size} process(es) x {args.gradient_accumulation_steps} accumulation step(s) on "
+                f"{world.device.type}; the rate rises for {round(t_total * args.warmup_proportion)} updates, then falls "
+                "to 0")
     parallel = model
     if world.size > 1:
         parallel = DistributedDataParallel(model, device_ids=[world.device.index] if world.device.type == "cuda" else None,
-                                           gradient_as_bucket_view=True)
+                                           gradient_as_bucket_view=True, find_unused_parameters=len(setup.tasks) > 1)
     with metrics_log(folder, progress) if world.main else contextlib.nullcontext() as log:
         # an epoch under way (progress.update) is also finished where the run stopped after its very last update
         while (progress.global_step < t_total or progress.update) and not out_of_patience(progress, args.patience):
@@ -253,10 +317,10 @@ def fine_tune(setup, seed, folder, recipe, is_new, data):
             with StopRequest(world) as stop:
                 train_epoch(setup, parallel, optimizer, train, seed, progress, last_update, folder, log, stop)
             progress.epoch, progress.update = progress.epoch + 1, 0
-            finish_epoch(setup, model, evaluated, progress, folder, log)
+            finish_epoch(setup, model, data, progress, folder, log)
             progress.loss_sum = 0.0
             save_checkpoint(setup, folder, model, optimizer, progress)
-    result = summarize(setup, seed, model, tested, progress, folder)
+    result = summarize(setup, seed, model, data, progress, folder)
     if world.main:
         write_json(os.path.join(folder, "results.json"), result)
         os.unlink(os.path.join(folder, "checkpoint.pt"))
@@ -265,9 +329,10 @@ def fine_tune(setup, seed, folder, recipe, is_new, data):
 
 
 def train_epoch(setup, model, optimizer, train, seed, progress, last_update, folder, log, stop):
-    """The updates of one epoch from progress.update on, each on one batch of a fresh permutation of the data."""
+    """The updates of one epoch from progress.update on. train: a batching.Dataset for each task."""
     args, world = setup.args, setup.world
-    order = np.random.default_rng([seed, progress.epoch]).permutation(len(train))
+    updates = plan_epoch([len(dataset) for dataset in train], args.train_batch_size,
+                         getattr(args, "task_sampling_alpha", 1.0), seed, progress.epoch)
     model.train()
     pending, started = [], time.monotonic()  # (loss, gradient norm) of the updates since the last look at them
     bar = tqdm(total=last_update, initial=progress.update, unit="update", desc=f"epoch {progress.epoch + 1}",
@@ -292,10 +357,9 @@ def train_epoch(setup, model, optimizer, train, seed, progress, last_update, fol
             log(progress.global_step, "train", loss=sum(losses) / len(losses), gradient_norm=sum(norms) / len(norms),
                 learning_rate=args.learning_rate * rate, epoch=progress.epoch + 1)
 
-    while progress.update < last_update:
-        batch = order[progress.update * args.train_batch_size:(progress.update + 1) * args.train_batch_size]
+    for task, indices in updates[progress.update:last_update]:
         rate = optimizer.factor()
-        loss = backward(setup, model, train, batch)
+        loss = backward(setup, model, task, train[task], indices)
         optimizer.step()
         pending.append((loss, optimizer.grad_norm))
         optimizer.zero_grad()
@@ -321,9 +385,9 @@ def unwrap(model):
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def backward(setup, model, dataset, indices):
-    """Adds the gradient of the mean loss over the examples `indices` (of all processes). Returns this process's part
-    of that loss, a scalar tensor on the device.
+def backward(setup, model, task, dataset, indices):
+    """Adds the gradient of the mean loss over the examples `indices` (of all processes) of a task's data. Returns this
+    process's part of that loss, a scalar tensor on the device.
 
     A process takes every size-th example, in as many parts as there are accumulation steps. One that has none left
     computes one with weight 0, because every process must take part in the sum of the gradients.
@@ -338,7 +402,7 @@ def backward(setup, model, dataset, indices):
         synchronise = world.size == 1 or number_ == len(parts)
         with contextlib.nullcontext() if synchronise else model.no_sync():
             with autocast(setup):
-                logits = model(batch)
+                logits = model(batch, task)
             loss = weight * F.cross_entropy(logits, batch.labels, reduction="sum")
             (loss * world.size).backward()  # DistributedDataParallel divides the sum by the number of processes
         total += loss.detach()
@@ -349,38 +413,49 @@ def autocast(setup):
     return torch.autocast(setup.world.device.type, torch.bfloat16, enabled=setup.args.bf16)
 
 
-def finish_epoch(setup, model, dataset, progress, folder, log):
-    """Evaluates after an epoch and keeps the model, as the last one and, if it is, as the best one."""
-    args, world = setup.args, setup.world
-    evaluation = {"epoch": progress.epoch, "global_step": progress.global_step,
-                  "loss": progress.loss_sum / updates_in_epoch(progress)}
-    if dataset is not None:
-        started = time.monotonic()
-        measured, predictions = evaluate(setup, model, dataset)
-        evaluation |= measured | {"seconds": round(time.monotonic() - started, 2)}
-    best = dataset is not None and all(evaluation["eval_accuracy"] > earlier["eval_accuracy"]
-                                       for earlier in progress.evaluations)
-    progress.evaluations.append(evaluation)
-    if not world.main:
-        return
-    if dataset is not None:
-        write_evaluation(folder, f"_ep{progress.epoch}", evaluation, predictions)
-        log(progress.global_step, "eval", **{key: evaluation[key] for key in ("eval_accuracy", "eval_loss", "epoch")})
-        print(f"epoch {progress.epoch}: accuracy {evaluation['eval_accuracy']:.4%}, loss {evaluation['eval_loss']:.4f} on "
-              f"the {'held-out' if args.dev_fraction else 'test'} data", flush=True)
-    save_model(model, setup, os.path.join(folder, "last"))
-    if best:
-        save_model(model, setup, os.path.join(folder, "best"))
+def finish_epoch(setup, model, data, progress, folder, log):
+    """Evaluates each task after an epoch and keeps its model, as the last one and, if it is, as the best one."""
+    loss = progress.loss_sum / updates_in_epoch(progress)
+    for task, classifier, (_, evaluated, _) in zip(setup.tasks, model.classifiers, data):
+        evaluation = {"epoch": progress.epoch, "global_step": progress.global_step, "loss": loss}
+        earlier = progress.evaluations.setdefault(task.name, [])
+        where, best = task_folder(setup, folder, task), False
+        if evaluated is not None:
+            evaluation |= evaluate_epoch(setup, task, classifier, evaluated, evaluation, where, log)
+            best = all(evaluation["eval_accuracy"] > before["eval_accuracy"] for before in earlier)
+        earlier.append(evaluation)
+        if setup.world.main:
+            save_model(classifier, setup, task, os.path.join(where, "last"))
+            if best:
+                save_model(classifier, setup, task, os.path.join(where, "best"))
+
+
+def evaluate_epoch(setup, task, classifier, dataset, evaluation, folder, log):
+    """Evaluates a task after an epoch, and writes the authors' two files. Returns the figures."""
+    started = time.monotonic()
+    measured, predictions = evaluate(setup, classifier, dataset)
+    measured |= {"seconds": round(time.monotonic() - started, 2)}
+    if setup.world.main:
+        epoch = evaluation["epoch"]
+        write_evaluation(folder, f"_ep{epoch}", evaluation | measured, predictions)
+        log(evaluation["global_step"], f"eval/{task.name}" if len(setup.tasks) > 1 else "eval", epoch=epoch,
+            eval_accuracy=measured["eval_accuracy"], eval_loss=measured["eval_loss"])
+        print(f"{of_task(setup, task)}epoch {epoch}: accuracy {measured['eval_accuracy']:.4%}, loss "
+              f"{measured['eval_loss']:.4f} on the {'held-out' if setup.args.dev_fraction else 'test'} data", flush=True)
+    return measured
 
 
 def updates_in_epoch(progress):
-    return progress.global_step - (progress.evaluations[-1]["global_step"] if progress.evaluations else 0)
+    """How many updates the epoch had that has just ended."""
+    return progress.global_step - max((evaluations[-1]["global_step"] for evaluations in progress.evaluations.values()),
+                                      default=0)
 
 
 def out_of_patience(progress, patience):
+    """Whether no task got better in the last `patience` epochs."""
     if not patience or not progress.evaluations:
         return False
-    return progress.epoch - best_of(progress.evaluations)["epoch"] >= patience
+    return progress.epoch - max(best_of(each)["epoch"] for each in progress.evaluations.values()) >= patience
 
 
 def best_of(evaluations):
@@ -389,14 +464,14 @@ def best_of(evaluations):
 
 
 def logits_of(setup, model, dataset):
-    """The model's logits, float32 [N, labels] in the dataset's order. Each example is computed once, by one process."""
+    """A task's logits, float32 [N, labels] in the dataset's order. Each example is computed once, by one process."""
     args, world = setup.args, setup.world
     model.eval()
     by_length = np.argsort(dataset.lengths, kind="stable")
     batches = np.split(by_length, range(args.eval_batch_size, len(by_length), args.eval_batch_size))
     own = batches[world.rank::world.size]
     bar = tqdm(own, unit="batch", desc="evaluation", disable=not world.main, mininterval=1, leave=False)
-    logits = np.empty((len(dataset), len(setup.task.labels)), np.float32)
+    logits = np.empty((len(dataset), model.classifier.out_features), np.float32)
     with torch.inference_mode(), autocast(setup):
         computed = [model(dataset.batch(batch).to(world.device)).cpu().numpy() for batch in bar]
     seen = 0
@@ -474,11 +549,12 @@ def is_of_a_run(name):
     return name in RUN_FILES + RUN_FOLDERS or name.startswith(("eval_results_ep", "results_ep"))
 
 
-def recipe_of(args, seed, train, test):
-    """What decides the result of a run: two with an equal recipe are the same."""
-    return ({key: value for key, value in vars(args).items() if key not in NOT_RECIPE} | {"seed": seed}
-            | {f"{name} data [examples, tokens]": [len(dataset), int(dataset.offsets[-1])]
-               for name, dataset in (("training", train), ("test", test)) if dataset is not None})
+def recipe_of(setup, seed, train, test):
+    """What decides the result of a run: two with an equal recipe are the same. train, test: the data of each task."""
+    sizes = {f"{of_task(setup, task)}{name} data [examples, tokens]": [len(dataset), int(dataset.offsets[-1])]
+             for name, datasets in (("training", train), ("test", test))
+             for task, dataset in zip(setup.tasks, datasets) if dataset is not None}
+    return {key: value for key, value in vars(setup.args).items() if key not in NOT_RECIPE} | {"seed": seed} | sizes
 
 
 def look_at_folder(setup, folder, recipe):
@@ -524,6 +600,10 @@ def remove_run(folder):
             shutil.rmtree(path)
         elif is_of_a_run(name):
             os.unlink(path)
+        elif name in tasks.TASKS:
+            remove_run(path)
+            if os.path.isdir(path) and not os.listdir(path):
+                os.rmdir(path)
 
 
 def environment(world):
@@ -580,20 +660,27 @@ def is_done(line, progress):
     return line["global_step"] <= progress.global_step and (line["kind"] == "train" or line["epoch"] <= progress.epoch)
 
 
-def summarize(setup, seed, model, tested, progress, folder):
-    """The figures of a finished run; with --dev_fraction, the best model's on the test set, measured now and once."""
-    evaluations, world = progress.evaluations, setup.world
-    result = {"seed": seed, "epochs": evaluations, "train_seconds": round(progress.train_seconds, 2),
-              "peak_memory_mib": round(peak_memory(world.device))}
-    if "eval_accuracy" in evaluations[-1]:
-        result |= {"best": best_of(evaluations), "last": evaluations[-1]}
-    if tested is not None:
-        modeling.load_weights(model, os.path.join(folder, "best"))
-        measured, predictions = evaluate(setup, model, tested)
-        result["test"] = measured | {"epoch": result["best"]["epoch"], "global_step": result["best"]["global_step"]}
-        if world.main:
-            write_evaluation(folder, "", result["test"], predictions)
-    return result
+def summarize(setup, seed, model, data, progress, folder):
+    """The figures of a finished run; with --dev_fraction, each task's best model on its test set, measured now and once.
+
+    {seed, train_seconds, peak_memory_mib, and epochs, best, last, test of the task}; of several tasks, these four stand
+    in `tasks` under the task's name.
+    """
+    figures = {}
+    for task, classifier, (_, _, tested) in zip(setup.tasks, model.classifiers, data):
+        evaluations, where = progress.evaluations[task.name], task_folder(setup, folder, task)
+        figures[task.name] = own = {"epochs": evaluations}
+        if "eval_accuracy" in evaluations[-1]:
+            own |= {"best": best_of(evaluations), "last": evaluations[-1]}
+        if tested is not None:
+            modeling.load_weights(classifier, os.path.join(where, "best"))
+            measured, predictions = evaluate(setup, classifier, tested)
+            own["test"] = measured | {key: own["best"][key] for key in ("epoch", "global_step")}
+            if setup.world.main:
+                write_evaluation(where, "", own["test"], predictions)
+    return {"seed": seed, "train_seconds": round(progress.train_seconds, 2),
+            "peak_memory_mib": round(peak_memory(setup.world.device))} | (
+                {"tasks": figures} if len(setup.tasks) > 1 else own)
 
 
 def peak_memory(device):
@@ -606,9 +693,14 @@ def peak_memory(device):
 
 def describe_result(result):
     """A run's figures in one line."""
-    words = [f"{name} {result[name]['eval_accuracy']:.4%} (epoch {result[name]['epoch']})"
-             for name in ("best", "last", "test") if name in result]
+    words = [f"{task}{name} {figures[name]['eval_accuracy']:.4%} (epoch {figures[name]['epoch']})"
+             for task, figures in figures_of(result) for name in ("best", "last", "test") if name in figures]
     return ", ".join(words + [f"{result['train_seconds']:.0f} s of training, {result['peak_memory_mib']:,} MiB"])
+
+
+def figures_of(result):
+    """[("", the figures)] of a run on one task, [("NAME: ", its figures), ...] of one on several."""
+    return [(f"{name}: ", figures) for name, figures in result["tasks"].items()] if "tasks" in result else [("", result)]
 
 
 # A command
@@ -638,57 +730,60 @@ def seed_folder(args, seed):
 
 
 def train_seeds(setup):
-    """Runs every seed and sums them up. Returns the folder of the model to go on with: the best of the first seed."""
+    """The runs of all seeds, one after the other. Returns the folder of the model to go on with: the best of the first
+    seed (and, of several tasks, of the first)."""
     args, world = setup.args, setup.world
-    train = read_dataset(setup, "train")
-    test = read_dataset(setup, "test", args.num_test_datas) if args.do_eval else None
-    if test is not None and not args.dev_fraction:
+    indices = range(len(setup.tasks))
+    train = [read_dataset(setup, index, "train") for index in indices]
+    test = [read_dataset(setup, index, "test", args.num_test_datas) if args.do_eval else None for index in indices]
+    if args.do_eval and not args.dev_fraction:
         world.print("the test set is evaluated after each epoch and chooses the best one, as in the paper; "
                     "--dev_fraction 0.1 chooses on held-out training data and tests once")
-    for dataset, name in ((train, "training"), (test, "test")):
-        if dataset is not None:
-            report_lengths(setup, dataset, name)
     # every folder is looked at before the first run, not hours later
     runs = [(seed, folder, recipe, *look_at_folder(setup, folder, recipe)) for seed, folder, recipe in
-            ((seed, seed_folder(args, seed), recipe_of(args, seed, train, test)) for seed in args.seed)]
+            ((seed, seed_folder(args, seed), recipe_of(setup, seed, train, test)) for seed in args.seed)]
     results = []
     for seed, folder, recipe, is_new, finished in runs:
         if finished:
             world.print(f"{folder}: this run is finished: {describe_result(finished)}")
-        results.append(finished or fine_tune(setup, seed, folder, recipe, is_new, divide(setup, train, test, seed)))
-    folder = seed_folder(args, args.seed[0])
-    folder = os.path.join(folder, "best" if "best" in results[0] else "last")
+        results.append(finished or fine_tune(setup, seed, folder, recipe, is_new,
+                                             [divide(setup, *datasets, seed) for datasets in zip(train, test)]))
+    folder = task_folder(setup, seed_folder(args, args.seed[0]), setup.tasks[0])
+    folder = os.path.join(folder, "best" if args.do_eval or args.dev_fraction else "last")
     if world.main:
         if len(args.seed) > 1:
             sum_up(args, results)
-        print(f"wrote {args.output_dir}; next, predict with it:\n  python {os.path.basename(sys.argv[0])} --do_predict "
+        print(f"wrote {args.output_dir}; next, predict with it:\n  python {predicting_script()} --do_predict "
               f"--predict_file FILE --init_checkpoint {folder} --output_dir {args.output_dir}")
     return folder
 
 
-def report_lengths(setup, dataset, name):
-    cut = (dataset.lengths == setup.args.max_seq_length).mean()
-    setup.world.print(f"{name} data: {len(dataset):,} examples, {dataset.lengths.mean():.1f} tokens on average, "
-                      f"{cut:.1%} fill all {setup.args.max_seq_length}")
+def predicting_script():
+    """The script to predict with: this one, unless it learns several tasks."""
+    name = os.path.basename(sys.argv[0])
+    return "run_classifier_single_layer.py" if name == "run_classifier_multitask.py" else name
 
 
 def sum_up(args, results):
     """Writes and prints the mean and the standard deviation (n - 1) over the seeds, of best, last and test."""
     summary = {"seeds": args.seed}
-    for name in ("best", "last", "test"):
-        if name in results[0]:
-            values = np.array([result[name]["eval_accuracy"] for result in results])
-            summary[name] = {"mean": values.mean(), "std": values.std(ddof=1), "values": values.tolist()}
-            print(f"{name} accuracy over {len(values)} seeds: {values.mean():.4%} (std {values.std(ddof=1):.4%})")
+    for position, (task, figures) in enumerate(figures_of(results[0])):
+        own = summary.setdefault("tasks", {}).setdefault(task.removesuffix(": "), {}) if task else summary
+        for name in ("best", "last", "test"):
+            if name in figures:
+                values = np.array([figures_of(result)[position][1][name]["eval_accuracy"] for result in results])
+                own[name] = {"mean": values.mean(), "std": values.std(ddof=1), "values": values.tolist()}
+                print(f"{task}{name} accuracy over {len(values)} seeds: {values.mean():.4%} "
+                      f"(std {values.std(ddof=1):.4%})")
     write_json(os.path.join(args.output_dir, "summary.json"), summary)
 
 
 def evaluate_saved(setup, folder):
     """Evaluates a fine-tuned model on the test set."""
     args, world = setup.args, setup.world
-    test = read_dataset(setup, "test", args.num_test_datas)
-    model, _ = make_model(setup, folder)
-    measured, predictions = evaluate(setup, model, test)
+    test = read_dataset(setup, 0, "test", args.num_test_datas)
+    classifier = make_model(setup, folder)[0].classifiers[0]
+    measured, predictions = evaluate(setup, classifier, test)
     if world.main:
         write_evaluation(args.output_dir, "", measured, predictions)
         print(f"{folder}: accuracy {measured['eval_accuracy']:.4%}, loss {measured['eval_loss']:.4f} on {len(test):,} test "
@@ -697,14 +792,14 @@ def evaluate_saved(setup, folder):
 
 def predict(setup, folder):
     """Writes predictions.tsv: a header, then the label and each class's probability for each text of --predict_file."""
-    args, world = setup.args, setup.world
-    texts = tasks.read_texts(setup.task, args.predict_file)
-    model, _ = make_model(setup, folder)
-    dataset = make_dataset(setup, texts, np.zeros(len(texts)))
-    probabilities = torch.from_numpy(logits_of(setup, model, dataset)).softmax(dim=1).numpy()
+    args, world, task = setup.args, setup.world, setup.tasks[0]
+    texts = tasks.read_texts(task, args.predict_file)
+    classifier = make_model(setup, folder)[0].classifiers[0]
+    dataset = make_dataset(setup, texts, np.zeros(len(texts)), args.predict_file)
+    probabilities = torch.from_numpy(logits_of(setup, classifier, dataset)).softmax(dim=1).numpy()
     if not world.main:
         return
-    labels, path = setup.task.labels, os.path.join(args.output_dir, "predictions.tsv")
+    labels, path = task.labels, os.path.join(args.output_dir, "predictions.tsv")
     with atomic_write(path) as file:
         file.write("\t".join(["label", *labels]) + "\n")
         for row in probabilities:

@@ -5,19 +5,14 @@ import tasks
 from command_line import ArgumentParser, UserError, add_boolean, number
 
 
-def make_parser(description):
+def make_parser(description, several_tasks=False):
     """The parser of the flags that all fine-tuning scripts have, with their groups as attributes of the same names."""
     parser = ArgumentParser(description)
     group = parser.data = parser.add_argument_group("data")
-    group.add_argument("--task_name", type=str.lower, choices=[*tasks.TASKS, "csv"],
-                       help="The data set; csv is a file of your own, with --label_column and --text_columns.")
-    group.add_argument("--data_dir", help="The folder with the task's train and test files.")
-    group.add_argument("--label_column", default="label",
-                       help="For csv: name of the label's column, or its number from 0 where the file has no header "
-                            "(default: label).")
-    group.add_argument("--text_columns", nargs="+", default=["text"],
-                       help="For csv: names or numbers of the text's columns, joined by a space (default: text).")
-    group.add_argument("--sep", default=",", help="For csv: the character between columns, or tab (default: a comma).")
+    if several_tasks:
+        add_several_tasks(parser, group)
+    else:
+        add_one_task(group)
     group.add_argument("--num_datas", type=number(float, above=0),
                        help="Train on this many examples, or on this fraction if below 1: stratified, drawn by --seed, a "
                             "smaller part is contained in a larger one (default: all; paper, section 5.6).")
@@ -26,9 +21,6 @@ def make_parser(description):
     group.add_argument("--dev_fraction", type=number(float, minimum=0, below=1), default=0.0,
                        help="Hold this fraction of the training data out, choose the best epoch on it and test once. "
                             "Default 0: the test set is evaluated each epoch and chooses the best, as in the paper.")
-    group.add_argument("--predict_file",
-                       help="For --do_predict: a text a line; or rows as the task has them, with or without the label, "
-                            "if the name ends in .csv or .tsv.")
 
     group = parser.model = parser.add_argument_group("model")
     group.add_argument("--bert_config_file", help="The model's shape (default: the one in the folder --init_checkpoint).")
@@ -42,19 +34,44 @@ def make_parser(description):
     group.add_argument("--trunc_medium", type=int, default=-2,
                        help="What is kept of a longer text: -2 the head, -1 the tail, 0 half and half, k > 0 the first k "
                             "tokens and the rest from the tail (default: -2; paper, section 5.3.1).")
-    group.add_argument("--layers", type=int, nargs="+", default=[-2],
+    group.add_argument("--layers", type=int, nargs="+",
                        help="The layers that are the classifier's features, from 0: -2 the pooled output, -1 all, else "
-                            "those listed (default: -2; paper, Table 3).")
+                            "those listed (default: -2, and the last layer with --hierarchical or --classifier "
+                            "bilstm_attention; paper, Table 3).")
     group.add_argument("--layer_pooling", choices=["concat", "mean", "max"], default="concat",
                        help="How several layers are joined (default: concat; paper, Table 3).")
     group.add_argument("--pooling_type", choices=["cls", "mean", "max"], default="cls",
                        help="What stands for the sequence in a layer: [CLS], or mean or max over its tokens (default: cls).")
-    add_boolean(group, "--frozen_bert", False, "Train the classifier alone (default: off).")
+    group.add_argument("--hierarchical", choices=["mean", "max", "self_attention"],
+                       help="Cut a text into fractions of --max_seq_length, read each by itself, and join their features so "
+                            "(default: off, a text is one sequence; paper, section 5.3.1).")
+    group.add_argument("--max_fractions", type=number(int, minimum=2),
+                       help="For --hierarchical: the most fractions of a text; of a longer one --trunc_medium says what is "
+                            "kept (default: as many as it has).")
+    group.add_argument("--classifier", choices=["linear", "bilstm_attention"], default="linear",
+                       help="One linear layer, or a biLSTM over the tokens' states with structured self-attention before "
+                            "it, BERT-Feat's with --frozen_bert (default: linear; paper, section 5.4.3).")
+    group.add_argument("--lstm_hidden_size", type=number(int, minimum=1), default=300,
+                       help="For bilstm_attention: the LSTM's units in each direction (default: 300).")
+    group.add_argument("--attention_size", type=number(int, minimum=1), default=350,
+                       help="For bilstm_attention and --hierarchical self_attention: the attention's hidden units "
+                            "(default: 350).")
+    group.add_argument("--attention_hops", type=number(int, minimum=1), default=30,
+                       help="For bilstm_attention: how many weighted sums of a text's tokens there are (default: 30).")
 
     group = parser.recipe = parser.add_argument_group("recipe", "what changes the result")
     add_boolean(group, "--do_train", False, "Fine-tune.")
-    add_boolean(group, "--do_eval", False, "Evaluate on the test set: after each epoch of --do_train, or a saved model.")
-    add_boolean(group, "--do_predict", False, "Write predictions.tsv for --predict_file.")
+    if several_tasks:
+        add_boolean(group, "--do_eval", False, "Evaluate on each task's test set after each epoch.")
+    else:
+        add_boolean(group, "--do_eval", False,
+                    "Evaluate on the test set: after each epoch of --do_train, or a saved model.")
+        add_boolean(group, "--do_predict", False, "Write predictions.tsv for --predict_file.")
+    add_boolean(group, "--frozen_bert", False,
+                "Train the classifier alone: BERT stays fixed and runs without dropout (default: off).")
+    group.add_argument("--frozen_layers", type=number(int, minimum=1),
+                       help="Keep the embeddings and so many of the lowest layers fixed and without dropout (default: "
+                            "none).")
     group.add_argument("--train_batch_size", type=number(int, minimum=1), default=32,
                        help="Examples of one update, over all devices and accumulation steps (default: 32; paper: 24).")
     group.add_argument("--learning_rate", type=number(float, minimum=0), default=5e-5,
@@ -100,7 +117,36 @@ def make_parser(description):
     return parser
 
 
-MODEL_FLAGS = ("do_lower_case", "max_seq_length", "trunc_medium", "layers", "layer_pooling", "pooling_type")
+def add_one_task(group):
+    group.add_argument("--task_name", type=str.lower, choices=[*tasks.TASKS, "csv"],
+                       help="The data set; csv is a file of your own, with --label_column and --text_columns.")
+    group.add_argument("--data_dir", help="The folder with the task's train and test files.")
+    group.add_argument("--label_column", default="label",
+                       help="For csv: name of the label's column, or its number from 0 where the file has no header "
+                            "(default: label).")
+    group.add_argument("--text_columns", nargs="+", default=["text"],
+                       help="For csv: names or numbers of the text's columns, joined by a space (default: text).")
+    group.add_argument("--sep", default=",", help="For csv: the character between columns, or tab (default: a comma).")
+    group.add_argument("--predict_file",
+                       help="For --do_predict: a text a line; or rows as the task has them, with or without the label, "
+                            "if the name ends in .csv or .tsv.")
+
+
+def add_several_tasks(parser, group):
+    group.add_argument("--task_name", type=str.lower, choices=list(tasks.TASKS), nargs="+",
+                       help="The data sets that are learnt together.")
+    group.add_argument("--data_dir", nargs="+",
+                       help="The folder of each task's train and test files, in their order; or one folder that has a "
+                            "folder by the name of each task.")
+    group.add_argument("--task_sampling_alpha", type=number(float, minimum=0), default=1.0,
+                       help="An update's task is drawn by its number of training examples to this power: 1 in "
+                            "proportion, 0 evenly (default: 1.0).")
+    parser.set_defaults(do_predict=False, predict_file=None)
+
+
+FEATURE_FLAGS = ("layers", "layer_pooling", "pooling_type", "hierarchical", "classifier", "lstm_hidden_size",
+                 "attention_size", "attention_hops")
+MODEL_FLAGS = ("do_lower_case", "max_seq_length", "trunc_medium", "max_fractions", *FEATURE_FLAGS)
 TASK_FLAGS = ("task_name", "label_column", "text_columns", "sep")
 NOT_RECIPE = {"do_train", "do_predict", "predict_file", "eval_batch_size", "gradient_accumulation_steps", "bf16",
               "compile", "gradient_checkpointing", "no_cuda", "num_processes", "local_rank", "output_dir",
@@ -121,6 +167,12 @@ def parse(parser, argv=None):
         raise UserError("--predict_file is read only with --do_predict")
     if args.patience and not args.dev_fraction:
         raise UserError("--patience needs data to watch: add for example --dev_fraction 0.1")
+    if isinstance(args.task_name, list):
+        if len(set(args.task_name)) < len(args.task_name):
+            raise UserError("--task_name names a task twice")
+        if not args.do_train:
+            raise UserError("this script trains: add --do_train; to evaluate or predict, call "
+                            "run_classifier_single_layer.py with --init_checkpoint OUTPUT_DIR/TASK/best")
     if not args.do_train and not args.init_checkpoint:
         raise UserError("without --do_train, --init_checkpoint must name the folder of a fine-tuned model")
     if not args.do_train and len(args.seed) > 1:
@@ -134,4 +186,19 @@ def parse(parser, argv=None):
         raise UserError(f"--{sorted(given & set(TASK_FLAGS[1:]))[0]} belongs to --task_name csv, not to {args.task_name}")
     if len(set(args.seed)) < len(args.seed):
         raise UserError("--seed names a seed twice")
+    check_combinations(args, given)
     return args, given
+
+
+def check_combinations(args, given):
+    """Raises UserError where a flag that was given has nothing to act on."""
+    if args.max_fractions and not args.hierarchical:
+        raise UserError("--max_fractions belongs to --hierarchical, which is not given")
+    if args.hierarchical and "trunc_medium" in given and not args.max_fractions:
+        raise UserError("--trunc_medium has nothing to cut with --hierarchical: add --max_fractions or leave it out")
+    if args.frozen_bert and args.frozen_layers:
+        raise UserError("--frozen_bert keeps every layer fixed: leave --frozen_layers out")
+    for flag in ("lstm_hidden_size", "attention_size", "attention_hops"):
+        if flag in given and args.do_train and args.classifier != "bilstm_attention" \
+                and not (flag == "attention_size" and args.hierarchical == "self_attention"):
+            raise UserError(f"--{flag} belongs to --classifier bilstm_attention, which is not given")

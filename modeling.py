@@ -174,6 +174,19 @@ class BertModel(nn.Module):
         self.embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
         self.pooler = BertPooler(config)
+        self.frozen = []
+
+    def freeze(self, num_layers):
+        """Fixes the embeddings and the lowest `num_layers` layers, which also run without dropout from now on."""
+        self.frozen = [self.embeddings, *self.encoder.layer[:num_layers]]
+        for part in self.frozen:
+            part.requires_grad_(False).eval()
+
+    def train(self, mode=True):
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     def forward(self, batch, num_layers=None):
         """Runs the lowest `num_layers` layers (all by default).
@@ -193,42 +206,105 @@ def initialize(module, config):
             nn.init.zeros_(part.bias)
 
 
+class StructuredSelfAttention(nn.Module):
+    """Sums of rows weighted by softmax(w2 tanh(w1 row)), one for each hop (Lin et al. 2017, without its penalty)."""
+
+    def __init__(self, size, attention_size, hops=1):
+        super().__init__()
+        self.w1 = nn.Linear(size, attention_size, bias=False)
+        self.w2 = nn.Linear(attention_size, hops, bias=False)
+
+    def forward(self, rows):
+        """[rows, size] -> [hops * size]."""
+        return (self.w2(torch.tanh(self.w1(rows))).softmax(dim=0).T @ rows).flatten()
+
+
+class BiLSTMAttention(nn.Module):
+    """A bidirectional LSTM over the tokens of each sequence, joined by structured self-attention."""
+
+    def __init__(self, size, lstm_hidden_size, attention_size, hops):
+        super().__init__()
+        self.lstm = nn.LSTM(size, lstm_hidden_size, bidirectional=True)
+        self.attention = StructuredSelfAttention(2 * lstm_hidden_size, attention_size, hops)
+
+    def forward(self, states, lengths):
+        """[T, size] -> [sequences, hops * 2 * lstm_hidden_size]. lengths: list of int."""
+        outputs, _ = self.lstm(nn.utils.rnn.pack_sequence(states.split(lengths), enforce_sorted=False))
+        return torch.stack([self.attention(output) for output in nn.utils.rnn.unpack_sequence(outputs)])
+
+
 class BertForSequenceClassification(nn.Module):
-    """BERT and one linear layer over features of chosen layers (paper, sections 5.3.2 and Table 3).
+    """BERT and a classifier over features of chosen layers (paper, section 5.3).
 
     layers: [-2] the pooled output (tanh of a dense layer on the last [CLS]); [-1] all layers; else the layers listed,
-    in that order. layer_pooling: how several layers are joined: `concat`, `mean` or `max`. pooling_type: what stands
-    for the sequence in a layer: `cls`, or `mean` or `max` over its real tokens. Layers above the highest chosen one
-    are not run; they and an unused pooler keep their weights and are frozen.
+    in that order (section 5.3.2). layer_pooling: how several layers are joined: `concat`, `mean` or `max`.
+    pooling_type: what stands for the sequence in a layer: `cls`, or `mean` or `max` over its real tokens.
+    classifier: `linear`, one layer over these; or `bilstm_attention`, a biLSTM over the tokens' states before it
+    (BERT-Feat, section 5.4.3), of lstm_hidden_size units each way, attention_size and attention_hops.
+    hierarchical: how the features of a document's fractions are joined: `mean`, `max`, `self_attention` (of
+    attention_size), or None: a document is one sequence (section 5.3.1).
+    bert: the BertModel of another classifier, which this one then shares.
+
+    Layers above the highest chosen one are not run; they and an unused pooler keep their weights and are frozen.
     """
 
-    def __init__(self, config, num_labels, layers=(-2,), layer_pooling="concat", pooling_type="cls"):
+    def __init__(self, config, num_labels, layers=(-2,), layer_pooling="concat", pooling_type="cls", hierarchical=None,
+                 classifier="linear", lstm_hidden_size=300, attention_size=350, attention_hops=30, bert=None):
         super().__init__()
-        check_features(config, layers, layer_pooling, pooling_type)
-        self.config = config
+        check_features(config, layers, layer_pooling, pooling_type, classifier)
         self.use_pooler = list(layers) == [-2]
         self.layers = list(range(config.num_hidden_layers)) if list(layers) == [-1] else list(layers)
         self.layer_pooling = layer_pooling
         self.pooling_type = pooling_type
+        self.hierarchical = hierarchical
         self.num_layers = config.num_hidden_layers if self.use_pooler else max(self.layers) + 1
-        self.bert = BertModel(config)
+        self.bert = bert or BertModel(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        width = len(self.layers) if layer_pooling == "concat" else 1
-        self.classifier = nn.Linear(width * config.hidden_size, num_labels)
-        initialize(self, config)
+        width = config.hidden_size * (len(self.layers) if layer_pooling == "concat" else 1)
+        if classifier == "bilstm_attention":
+            self.bilstm_attention = BiLSTMAttention(width, lstm_hidden_size, attention_size, attention_hops)
+            width = 2 * lstm_hidden_size * attention_hops
+        if hierarchical == "self_attention":
+            self.fraction_attention = StructuredSelfAttention(width, attention_size)
+        self.classifier = nn.Linear(width, num_labels)
+        for part in self.children():
+            if part is not bert:
+                initialize(part, config)
         self.bert.encoder.layer[self.num_layers:].requires_grad_(False)
         self.bert.pooler.requires_grad_(self.use_pooler)
 
     def forward(self, batch):
-        """Logits [sequences, labels], float32."""
+        """Logits [documents, labels], float32."""
         return self.classifier(self.dropout(self.features(batch))).float()
 
     def features(self, batch):
-        """What the classifier sees of each sequence: [sequences, hidden], or concatenated [sequences, layers * hidden]."""
+        """What the linear layer sees of each document: [documents, width]."""
+        sequences = self.sequence_features(batch)
+        if self.hierarchical is None:
+            return sequences
+        return torch.stack([self.combine(fractions) for fractions in sequences.split(batch.fractions)])
+
+    def combine(self, fractions):
+        """[fractions, width] of one document -> [width]."""
+        if self.hierarchical == "mean":
+            return fractions.mean(dim=0)
+        if self.hierarchical == "max":
+            return fractions.amax(dim=0)
+        return self.fraction_attention(fractions)
+
+    def sequence_features(self, batch):
+        """[sequences, width]."""
         _, outputs = self.bert(batch, self.num_layers)
         if self.use_pooler:
             return self.bert.pooler(outputs[-1][batch.cu_seqlens[:-1]])
-        states = torch.stack([self.pool(outputs[layer], batch) for layer in self.layers], dim=1)
+        chosen = [outputs[layer] for layer in self.layers]
+        if hasattr(self, "bilstm_attention"):
+            return self.bilstm_attention(self.join(chosen), batch.lengths)
+        return self.join([self.pool(hidden, batch) for hidden in chosen])
+
+    def join(self, states):
+        """A list of [rows, hidden], one for each layer -> [rows, hidden], or concatenated [rows, layers * hidden]."""
+        states = torch.stack(states, dim=1)
         if self.layer_pooling == "mean":
             return states.mean(dim=1)
         if self.layer_pooling == "max":
@@ -242,7 +318,19 @@ class BertForSequenceClassification(nn.Module):
         return torch.segment_reduce(hidden.float(), self.pooling_type, lengths=batch.cu_seqlens.diff(), axis=0)
 
 
-def check_features(config, layers, layer_pooling, pooling_type):
+class MultiTaskModel(nn.Module):
+    """Classifiers of several tasks (or of one) that share one encoder (paper, section 5.5)."""
+
+    def __init__(self, classifiers):
+        super().__init__()
+        self.classifiers = nn.ModuleList(classifiers)
+
+    def forward(self, batch, task):
+        """Logits [documents, labels of the task]. task: the index of its classifier."""
+        return self.classifiers[task](batch)
+
+
+def check_features(config, layers, layer_pooling, pooling_type, classifier="linear"):
     """Raises UserError where the flags of the same names ask for features that the model does not have."""
     layers, top = list(layers), config.num_hidden_layers - 1
     if any(layer < 0 for layer in layers) and len(layers) > 1:
@@ -252,6 +340,13 @@ def check_features(config, layers, layer_pooling, pooling_type):
                         "-1 means all, -2 the pooled output")
     if len(set(layers)) < len(layers):
         raise UserError(f"--layers {' '.join(map(str, layers))}: a layer is named twice")
+    if classifier == "bilstm_attention":
+        if layers == [-2]:
+            raise UserError("--classifier bilstm_attention reads the tokens' states of chosen layers, the pooled output "
+                            f"(--layers -2) has none: add for example --layers {top}")
+        if pooling_type != "cls":
+            raise UserError(f"--pooling_type {pooling_type} is not used with --classifier bilstm_attention, which sees "
+                            "every token: leave it out")
     if layers == [-2] and pooling_type != "cls":
         raise UserError(f"--pooling_type {pooling_type} pools the tokens of chosen layers, the pooled output "
                         f"(--layers -2) has none: add for example --layers {top}")
@@ -372,13 +467,13 @@ def with_our_names(state):
 def load_weights(model, path, flag="--init_checkpoint"):
     """Loads the weights at `path` into a model of this file, where names match.
 
-    Returns three lists of names: matched, ignored (only in the file, or a classifier of another shape), missing (not
+    Returns three lists of names: matched, ignored (only in the file, or above BERT and of another shape), missing (not
     taken from the file: they keep the values they were drawn with). Raises UserError where a weight of the encoder is
     missing or has another shape.
     """
     state = read_weights(path, model.bert.config, flag)
     own = model.state_dict()
-    other_head = [name for name in own if name.startswith("classifier.") and name in state
+    other_head = [name for name in own if not name.startswith(("bert.", "cls.")) and name in state
                   and state[name].shape != own[name].shape]
     state = {name: value for name, value in state.items() if name not in other_head}
     matched = sorted(own.keys() & state.keys())

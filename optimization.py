@@ -6,7 +6,7 @@ import torch
 
 from command_line import UserError
 
-NO_DECAY = re.compile(r"(^|\.)(bias|LayerNorm\.\w+)$")
+NO_DECAY = re.compile(r"(^|\.)(bias\w*|LayerNorm\.\w+)$")
 
 
 def slanted_triangular(progress, warmup):
@@ -113,12 +113,12 @@ def parameter_groups(model, learning_rate, rates=None, embeddings_rate=None, wei
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        layer = re.match(r"bert\.encoder\.layer\.(\d+)\.", name)
+        layer = re.search(r"\bbert\.encoder\.layer\.(\d+)\.", name)
         part, rate = "all", learning_rate
         if rates is not None:
             if layer:
                 part, rate = f"layer {layer[1]}", rates[int(layer[1])]
-            elif name.startswith("bert.embeddings."):
+            elif re.search(r"\bbert\.embeddings\.", name):
                 part, rate = "embeddings", learning_rate if embeddings_rate is None else embeddings_rate
             else:
                 part, rate = "pooler, classifier", learning_rate

@@ -18,9 +18,10 @@ from fine_tuning_flags import make_parser
 from optimization import layer_rates
 
 
-def add_flags(group):
-    """The flags that this script adds to those of all fine-tuning scripts."""
-    add_boolean(group, "--discr", True, "A rate for each layer; off: --learning_rate everywhere (default: on).")
+def add_flags(group, discr):
+    """The flags of a rate for each layer. discr: whether there is one by default."""
+    add_boolean(group, "--discr", discr, "A rate for each layer; off: --learning_rate everywhere (default: "
+                                         f"{'on' if discr else 'off'}).")
     group.add_argument("--layer_learning_rate", type=number(float, minimum=0), nargs="+", default=[2e-5],
                        help="The top layer's rate, or one for each layer, the lowest first (default: 2e-5).")
     group.add_argument("--layer_learning_rate_decay", type=number(float, above=0, maximum=1), default=0.95,
@@ -48,7 +49,7 @@ def rates_of(config, args):
 
 def main():
     parser = make_parser(__doc__)
-    add_flags(parser.recipe)
+    add_flags(parser.recipe, discr=True)
     fine_tuning.run(parser, rates_of)
 
 

@@ -88,6 +88,19 @@ TASKS = {task.name: task for task in (
 )}
 
 
+def data_folders(names, folders):
+    """The data directory of each task of `names`, from the values of --data_dir: one for each, in their order, or one
+    that holds a folder by the name of each. Raises UserError where there are fewer or more.
+    """
+    if len(folders) == len(names) > 1:
+        return folders
+    if len(folders) > 1:
+        raise UserError(f"--data_dir: {len(folders)} folders for {len(names)} tasks ({' '.join(names)}); give one for each "
+                        "task, in their order, or one that holds a folder by the name of each")
+    own = [os.path.join(folders[0], name) for name in names]
+    return own if len(names) > 1 or os.path.isdir(own[0]) else folders
+
+
 def csv_task(data_dir, label_column, text_columns, sep=","):
     """The Task of a file of your own: data_dir/train.csv and test.csv. Its labels are those of train.csv, sorted.
 
