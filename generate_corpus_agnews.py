@@ -15,104 +15,28 @@ Writes, in the authors' format, a document's title as its first sentence and the
     AGnews_corpus_train.txt    the training documents, as the paper describes
     AGnews_corpus_test.txt     the test documents
 
-and prints the authors' statistics: the most and the average number of sentences of a description. Documents stream
-through spaCy in batches: memory does not grow with the corpus, but for the words that spaCy keeps (its memory zones
-would free them and take two to three times as long).
+and prints the authors' statistics: the most and the average number of sentences of a description. Other data sets:
+generate_corpus.py.
 """
 import collections
 import contextlib
 import functools
 import itertools
 import os
-from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 
 from tqdm import tqdm
 
-from command_line import ArgumentParser, UserError, atomic_write, number, run
+import sentences
+from command_line import ArgumentParser, atomic_write, run
 from tasks import TASKS, read_documents
-
-LINE_ENDS = str.maketrans("\r\n", "  ")  # the two that would end a line of the corpus; U+0085 or U+2028 stay
-SPLITTING_PIPES = {"parser", "senter", "sentencizer"}
-NEEDED_PIPES = SPLITTING_PIPES | {"tok2vec", "transformer"}
-MAX_CHARACTERS = 1 << 24  # of a document; spaCy's own limit of a million protects parsers of models from long texts
-
-
-@functools.cache
-def load_splitter(spacy_model):
-    """A spaCy pipeline that sets sentence boundaries: the trained model of that name or folder, reduced to what that
-    takes, or with None the rule-based sentencizer for English. Raises UserError where it cannot be loaded.
-    """
-    import spacy  # takes seconds (it imports torch where that is installed), so only in a process that splits
-
-    if spacy_model is None:
-        nlp = spacy.blank("en")
-        nlp.add_pipe("sentencizer")
-    else:
-        try:
-            nlp = spacy.load(spacy_model)
-        except (OSError, ImportError, ValueError) as error:
-            mend = (f"it does not load: {error}" if os.path.exists(spacy_model) else
-                    f"it is not installed; python -m spacy download {spacy_model}")
-            raise UserError(f"--spacy_model {spacy_model}: {mend}") from None
-        nlp.select_pipes(enable=[name for name in nlp.pipe_names if name in NEEDED_PIPES])
-        if SPLITTING_PIPES.isdisjoint(nlp.pipe_names):
-            raise UserError(f"--spacy_model {spacy_model}: it splits no sentences, having no component "
-                            + ", ".join(sorted(SPLITTING_PIPES)))
-    nlp.max_length = max(nlp.max_length, MAX_CHARACTERS)
-    return nlp
-
-
-def split_batch(spacy_model, batch):
-    """Splits a batch (split, list of [title, description]): (split, list of (title, sentences of the description)).
-
-    A line end inside a text becomes a space, because in the corpus it would end the sentence, or the document; for the
-    same reason blank sentences are left out.
-    """
-    split, documents = batch
-    parsed = load_splitter(spacy_model).pipe(description.translate(LINE_ENDS) for _, description in documents)
-    return split, [(title.translate(LINE_ENDS), [sentence.text for sentence in document.sents if sentence.text.strip()])
-                   for (title, _), document in zip(documents, parsed)]
 
 
 def read_batches(data_dir, batch_size):
-    """Yields ("test", list of [title, description]), at most batch_size of them, and then the same for "train"."""
+    """Yields ("test", list of (title, [description])), at most batch_size of them, and then the same for "train"."""
     for split in ("test", "train"):
-        documents = (fields for _, _, fields in read_documents(TASKS["ag"], data_dir, split))
+        documents = ((title, [text]) for _, _, (title, text) in read_documents(TASKS["ag"], data_dir, split))
         for batch in iter(lambda: list(itertools.islice(documents, batch_size)), []):
             yield split, batch
-
-
-def map_in_order(function, items, num_processes):
-    """Yields function(item) for each item in order, in processes of their own where num_processes is above 1.
-
-    Items are read as processes get free, so that memory does not grow with their number. (spaCy's own
-    `pipe(n_process=...)` sends whole documents between processes, slower than one process splits them, and hangs where
-    reading the items fails.)
-    """
-    if num_processes == 1:
-        yield from map(function, items)
-        return
-    with ProcessPoolExecutor(num_processes) as pool:
-        pending = collections.deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) > 2 * num_processes:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        except BrokenProcessPool:
-            raise UserError(f"--num_processes {num_processes}: a process was killed, perhaps for want of memory; "
-                            "use fewer") from None
-
-
-def write_document(file, title, sentences):
-    """Writes a document and an empty line. Returns 1, or 0 for one without any text, which is left out."""
-    lines = [title, *sentences] if title.strip() else sentences
-    if not lines:
-        return 0
-    file.write("\n".join(lines) + "\n\n")
-    return 1
 
 
 def parse_arguments():
@@ -122,23 +46,16 @@ def parse_arguments():
                       help="The folder of train.csv and test.csv: label 1 to 4, title, description, no header; "
                       "default: the current folder.")
     recipe = parser.add_argument_group("recipe (changes the corpus)")
-    recipe.add_argument("--spacy_model", metavar="NAME",
-                        help="A trained spaCy model that splits sentences, by name or folder, as en_core_web_md; "
-                        "default: none, sentences end at punctuation (spaCy's sentencizer).")
     speed = parser.add_argument_group("speed (does not change the corpus)")
-    speed.add_argument("--batch_size", type=number(int, minimum=1), default=1000, metavar="DOCUMENTS",
-                       help="How many documents a process splits at a time; default 1000.")
-    speed.add_argument("--num_processes", type=number(int, minimum=1), metavar="PROCESSES",
-                       help="How many processes split sentences; default: one a CPU core with --spacy_model, else 1, "
-                       "because in the seconds that a process takes to start the rules split 30,000 documents.")
+    sentences.add_flags(recipe, speed, "one a CPU core with --spacy_model, else 1, because in the seconds that a process "
+                        "takes to start the rules split 30,000 documents")
     output = parser.add_argument_group("output")
     output.add_argument("--output_dir", default=".", metavar="FOLDER",
                         help="The folder of the three corpus files; it is made where it does not exist; default: the "
                         "current folder.")
     args = parser.parse_args()
     if args.num_processes is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        args.num_processes = cores if args.spacy_model else 1
+        args.num_processes = sentences.cores() if args.spacy_model else 1
     return args
 
 
@@ -150,12 +67,13 @@ def main():
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(atomic_write(path)) for name, path in paths.items()}
         bar = stack.enter_context(tqdm(desc="split", unit=" documents", disable=None))
-        for split, documents in map_in_order(functools.partial(split_batch, args.spacy_model),
-                                             read_batches(args.data_dir, args.batch_size), args.num_processes):
-            for title, sentences in documents:
+        for split, documents in sentences.split_documents(read_batches(args.data_dir, args.batch_size),
+                                                          functools.partial(sentences.split_english, args.spacy_model),
+                                                          args.num_processes):
+            for title, description in documents:
                 for name in ("", f"_{split}"):
-                    written[name] += write_document(files[name], title, sentences)
-                sentences_per_document[split][len(sentences)] += 1
+                    written[name] += sentences.write_document(files[name], title, description)
+                sentences_per_document[split][len(description)] += 1
             bar.update(len(documents))
     for split, counts in sentences_per_document.items():
         print(f"{split}_max= {max(counts)}")

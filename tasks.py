@@ -45,6 +45,8 @@ class Task:
     joiner          what stands between the columns in the joined text
     numbered        a label may also be given as its number from 1
     original        "aclImdb" or "label": another format that the task's authors publish, read where train.csv is absent
+    titled          the first text column is a title: one sentence of a corpus
+    language        "en" or "zh"
     """
     name: str
     domain: str
@@ -55,6 +57,8 @@ class Task:
     joiner: str = " "
     numbered: bool = False
     original: str | None = None
+    titled: bool = False
+    language: str = "en"
 
     def text(self, fields):
         """The document as one string, for the classifier: its fields (list of str) joined."""
@@ -80,11 +84,11 @@ TASKS = {task.name: task for task in (
     Task("yelp_p", "sentiment", numbers(2)),
     Task("yelp_f", "sentiment", numbers(5)),
     Task("trec", "question", ("LOC", "NUM", "HUM", "ENTY", "ABBR", "DESC"), sep="\t", original="label"),
-    Task("yahoo", "question", numbers(10), text_columns=(1, 2, 3)),
-    Task("ag", "topic", numbers(4), text_columns=(1, 2), joiner=" - "),
-    Task("dbpedia", "topic", numbers(14), text_columns=(1, 2)),
+    Task("yahoo", "question", numbers(10), text_columns=(1, 2, 3), titled=True),
+    Task("ag", "topic", numbers(4), text_columns=(1, 2), joiner=" - ", titled=True),
+    Task("dbpedia", "topic", numbers(14), text_columns=(1, 2), titled=True),
     Task("sogou", "topic", ("sports", "house", "business", "entertainment", "women", "technology"),
-         text_columns=(1, 2), sep=None, numbered=True),
+         text_columns=(1, 2), sep=None, numbered=True, titled=True, language="zh"),
 )}
 
 
@@ -101,15 +105,14 @@ def data_folders(names, folders):
     return own if len(names) > 1 or os.path.isdir(own[0]) else folders
 
 
-def csv_task(data_dir, label_column, text_columns, sep=","):
-    """The Task of a file of your own: data_dir/train.csv and test.csv. Its labels are those of train.csv, sorted.
+def own_task(label_column, text_columns, sep=",", language="en"):
+    """The Task of a file of your own, without its labels yet.
 
-    label_column (str) and text_columns (list of str) are names of a header's columns; or all are numbers from 0, and
-    the files have no header. `sep` is one character; a tab may be written `\\t` or `tab` and means a file without
-    quoting. Labels sort as numbers where all are whole numbers. Reads train.csv once; raises UserError where it
-    cannot be read, lacks a column or has fewer than two labels.
+    label_column (str, or None where only the texts matter) and text_columns (list of str) are names of a header's
+    columns; or all are numbers from 0, and the files have no header. `sep` is one character; a tab may be written `\\t`
+    or `tab` and means a file without quoting.
     """
-    columns = [str(column) for column in (label_column, *text_columns)]
+    columns = [str(column) for column in (label_column, *text_columns) if column is not None]
     if not text_columns:
         raise UserError("--text_columns: name at least one column")
     if len(set(columns)) < len(columns):
@@ -119,7 +122,17 @@ def csv_task(data_dir, label_column, text_columns, sep=","):
     sep = {"\\t": "\t", "tab": "\t"}.get(sep, sep)
     if len(sep) != 1 or sep in '"\r\n':
         raise UserError(f"--sep: {sep!r} separates nothing; give one character, or tab")
-    task = Task("csv", "own", (), text_columns=tuple(columns[1:]), label_column=columns[0], sep=sep)
+    return Task("csv", "own", (), text_columns=tuple(columns[-len(text_columns):]), label_column=columns[0], sep=sep,
+                language=language)
+
+
+def csv_task(data_dir, label_column, text_columns, sep=","):
+    """The Task of a file of your own: data_dir/train.csv and test.csv. Its labels are those of train.csv, sorted.
+
+    The flags are those of `own_task`. Labels sort as numbers where all are whole numbers. Reads train.csv once; raises
+    UserError where it cannot be read, lacks a column or has fewer than two labels.
+    """
+    task = own_task(label_column, text_columns, sep)
     train, reader = find_source(task, data_dir, "train")
     labels = {label for _, label, _ in reader(task, train)}
     if len(labels) < 2:
@@ -152,6 +165,16 @@ def read_documents(task, data_dir, split):
             raise UserError(f"{path}:{line_number}: label {quoted(label)} is none of the labels of the task "
                             f"{task.name}: {shortened(', '.join(task.labels), 200)}{hint}")
         yield line_number, index[label], fields
+
+
+def read_fields(task, data_dir, split):
+    """Yields the text fields (list of str) of each document of a split. A task without labels (`own_task`) needs none in
+    its files."""
+    if task.labels:
+        yield from (fields for _, _, fields in read_documents(task, data_dir, split))
+    else:
+        path, _ = find_source(task, data_dir, split)
+        yield from (fields for _, fields in read_columns(task, path, "--data_dir", task.text_columns, task.sep))
 
 
 def read_examples(task, data_dir, split):

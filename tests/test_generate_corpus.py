@@ -7,10 +7,11 @@ import sys
 import pytest
 
 import generate_corpus_agnews
+import sentences
 from benchmarks.compare_corpus import compare
 from command_line import UserError
 from create_pretraining_data import read_corpus
-from generate_corpus_agnews import map_in_order
+from sentences import map_in_order
 from tokenization import FullTokenizer
 
 TEST = '''"3","Stocks rise","Oil fell. Traders cheered! Is it over?"
@@ -158,7 +159,7 @@ def test_bad_files_are_refused_and_nothing_is_written(ag, tmp_path, monkeypatch,
         (ag / name).unlink()
     else:
         (ag / name).write_bytes(content)
-    monkeypatch.setattr(generate_corpus_agnews, "load_splitter", lambda spacy_model: FakeSplitter())
+    monkeypatch.setattr(sentences, "load_splitter", lambda spacy_model, generation: FakeSplitter())
     with pytest.raises(UserError) as error:
         call(monkeypatch, "--data_dir", ag, "--output_dir", tmp_path / "out", "--num_processes", num_processes)
     assert words in str(error.value)
