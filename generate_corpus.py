@@ -15,7 +15,6 @@ A title is a document's first sentence. English sentences end where spaCy's rule
 of one that is a test text of another is left out and counted: the reviews of Yelp P. and Yelp F. overlap.
 """
 import collections
-import contextlib
 import functools
 import hashlib
 import itertools

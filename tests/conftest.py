@@ -1,4 +1,5 @@
 """What the tests share: the project's folder on the path, real data and goldens, and a way to call a script."""
+import multiprocessing
 import os
 import pathlib
 import subprocess
@@ -47,3 +48,51 @@ def refused(script):
         last_line = done.stderr.strip().splitlines()[-1]
         assert "error:" in last_line and words in last_line, done.stderr
     return check
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A folder with a data set of 61 + 37 rows of the sample, and a random BERT of 2 layers without dropout."""
+    import runs
+    folder = tmp_path_factory.mktemp("tiny")
+    for split, rows in (("train", runs.NUM_TRAIN), ("test", runs.NUM_TEST)):
+        lines = (ROOT / "data" / "sample" / f"{split}.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+        (folder / f"{split}.csv").write_text("".join(lines[:rows]), encoding="utf-8")
+    vocab = (ROOT / "data" / "tiny_bert" / "vocab.txt").read_text(encoding="utf-8")
+    (folder / "vocab.txt").write_text(vocab, encoding="utf-8")
+    runs.make_bert(folder, vocab.count("\n"))
+    return folder
+
+
+@pytest.fixture
+def refused_here(capsys):
+    """A function that asserts that a script refuses its flags in one line with the words given."""
+    import runs
+
+    def check(script, *flags, words):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            runs.call(script, *flags)
+        errors = capsys.readouterr().err.strip().splitlines()
+        assert caught.value.code not in (0, None)
+        assert "error:" in errors[-1] and words in errors[-1], errors
+        return errors
+    return check
+
+
+@pytest.fixture(scope="session")
+def start():
+    """A function that starts a script in a process: start(script, flags, log file, event, environment) -> process."""
+    import runs
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([runs.SINGLE, "tensorboard"])
+    path = os.environ.get("PYTHONPATH")
+    # for the fork server's imports
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *filter(None, [path])])
+
+    def begin(script, flags, log, event=None, environment=None):
+        process = context.Process(target=runs.in_a_process, args=(script, flags, str(log), event, environment or {}))
+        process.start()
+        return process
+    yield begin
+    os.environ.pop("PYTHONPATH") if path is None else os.environ.update(PYTHONPATH=path)

@@ -32,7 +32,7 @@ def test_truncation_equals_its_definition(max_seq_length, trunc_medium):
     budget = max_seq_length - 2
     trunc_medium = budget if trunc_medium == "budget" else trunc_medium
     texts = [list(range(1, length + 1)) for length in (0, 1, budget - 1, budget, budget + 1, budget + 2, 3 * budget)]
-    ids, offsets = batching.make_sequences(flat(texts), max_seq_length, trunc_medium)
+    ids, offsets, _ = batching.make_sequences(flat(texts), max_seq_length, trunc_medium)
     assert offsets.tolist() == np.cumsum([0] + [min(len(text), budget) + 2 for text in texts]).tolist()
     for text, start, end in zip(texts, offsets, offsets[1:]):
         assert ids[start:end].tolist() == [CLS, *truncated_by_definition(text, budget, trunc_medium), SEP]
@@ -43,7 +43,7 @@ def test_paper_settings_at_512():
     long = list(range(1000))
     for trunc_medium, expected in ((-2, long[:510]), (-1, long[-510:]), (128, long[:128] + long[-382:]),
                                    (0, long[:255] + long[-255:])):
-        ids, _ = batching.make_sequences(flat([long]), 512, trunc_medium)
+        ids, *_ = batching.make_sequences(flat([long]), 512, trunc_medium)
         assert ids[1:-1].tolist() == expected
 
 
@@ -96,3 +96,32 @@ def test_tokenize_keeps_texts_apart(tmp_path):
     tokenized = batching.tokenize(FullTokenizer(tmp_path / "vocab.txt", True), ["Hello worlds", "", "[SEP] hello"])
     assert [ids.tolist() for ids in tokenized] == [[5, 6, 7], [], [1, 1, 1, 5]]
     assert (tokenized.cls_id, tokenized.sep_id) == (2, 3)
+
+
+@pytest.mark.parametrize("max_fractions, kept", [(float("inf"), 23), (4, 20), (3, 15)])
+@pytest.mark.parametrize("trunc_medium", [-2, -1, 3])
+def test_fractions_hold_the_text_in_order(max_fractions, kept, trunc_medium):
+    """Of 5 tokens at most; where the text is longer than all that are allowed, it is truncated first."""
+    texts = [[], [9] * 5, list(range(1, 24)), [7] * 6]
+    ids, offsets, document_offsets = batching.make_sequences(flat(texts), 7, trunc_medium, max_fractions)
+    sequences = [ids[start:end].tolist() for start, end in zip(offsets, offsets[1:])]
+    assert all(sequence[0] == CLS and sequence[-1] == SEP for sequence in sequences)
+    contents = [sum((sequence[1:-1] for sequence in sequences[start:end]), [])
+                for start, end in zip(document_offsets, document_offsets[1:])]
+    assert contents == [[], [9] * 5, truncated_by_definition(texts[2], kept, trunc_medium) if kept < 23 else texts[2],
+                        [7] * 6]
+    assert np.diff(document_offsets).tolist() == [1, 1, -(-kept // 5), 2]
+    assert all(len(sequence) == 7 for sequence in sequences[2:document_offsets[3] - 1])
+
+
+def test_a_batch_of_fractions_and_a_subset_keep_documents_together():
+    texts = [[1] * 3, [2] * 12, [], [4] * 6]
+    dataset = batching.Dataset(*batching.make_sequences(flat(texts), 7, -2, float("inf")), labels=[0, 1, 2, 3])
+    assert dataset.lengths.tolist() == [5, 18, 2, 10]
+    batch = dataset.batch(np.array([3, 1]))
+    assert batch.fractions == [2, 3] and batch.lengths == [7, 3, 7, 7, 4] and batch.labels.tolist() == [3, 1]
+    assert batch.input_ids.tolist() == [CLS, *[4] * 5, SEP, CLS, 4, SEP] + 2 * [CLS, *[2] * 5, SEP] + [CLS, 2, 2, SEP]
+    assert batch.position_ids.tolist() == [*range(7), *range(3), *range(7), *range(7), *range(4)]
+    part = dataset.subset(np.array([1, 3]))
+    again = part.batch(np.array([1, 0]))
+    assert torch.equal(again.input_ids, batch.input_ids) and again.fractions == batch.fractions

@@ -1,4 +1,5 @@
-"""The corpus of AG's News: the authors' format, the same from any number of processes, and close to the authors' file."""
+"""Corpora. AG's News: the authors' format, the same from any number of processes, close to the authors' file. Any tasks:
+titles, languages, joins, what is left out."""
 import contextlib
 import io
 import os
@@ -6,6 +7,7 @@ import sys
 
 import pytest
 
+import generate_corpus
 import generate_corpus_agnews
 import sentences
 from benchmarks.compare_corpus import compare
@@ -56,10 +58,10 @@ def ag(tmp_path):
     return folder
 
 
-def call(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["generate_corpus_agnews.py", *map(str, arguments)])
+def call(monkeypatch, *arguments, script=generate_corpus_agnews):
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        generate_corpus_agnews.main()
+        script.main()
     return printed.getvalue()
 
 
@@ -187,3 +189,125 @@ def test_a_model_that_is_missing_or_splits_nothing_is_refused(ag, tmp_path, monk
     with pytest.raises(UserError, match="does not load"):
         call(monkeypatch, "--data_dir", ag, "--output_dir", tmp_path / "out", "--spacy_model", ag)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+# generate_corpus.py
+
+ROWS = {  # a row or two of each task as its authors publish it, and its documents in a corpus
+    "imdb": ('0\t"Bad. Very bad.<br />\x85Really."\n1\tGood!\n', '"Bad.\nVery bad.<br />\x85Really."\n\nGood!\n\n'),
+    "yelp_p": ('"1","So ""so"". Never again."\n', 'So "so".\nNever again.\n\n'),
+    "yelp_f": ('"5","Five stars. Truly."\n', 'Five stars.\nTruly.\n\n'),
+    "trec": ('HUM\tWho wrote it ?\n', 'Who wrote it ?\n\n'),
+    "yahoo": ('"7","why? why not?","","Because. \\n So."\n', 'why? why not?\nBecause.\n\\n So.\n\n'),
+    "ag": ('"3","Stocks. Up","Oil fell. Traders cheered!"\n', 'Stocks. Up\nOil fell.\nTraders cheered!\n\n'),
+    "dbpedia": ('1,"Acme"," Acme is a firm. It is old."\n', 'Acme\n Acme is a firm.\nIt is old.\n\n'),
+    "sogou": ('sports\t冠军。了\t他赢了。真的吗？真的！！！好\n', '冠军。了\n他赢了。\n真的吗？\n真的！！！\n好\n\n'),
+}
+
+
+@pytest.fixture
+def data_sets(tmp_path):
+    """A folder with a folder of each task: its rows in train.csv, other ones in test.csv."""
+    for name, (rows, _) in ROWS.items():
+        folder = tmp_path / "data_sets" / name
+        folder.mkdir(parents=True)
+        (folder / "train.csv").write_text(rows, encoding="utf-8", newline="")
+        (folder / "test.csv").write_text(rows.replace("a", "e"), encoding="utf-8", newline="")
+    return tmp_path / "data_sets"
+
+
+def corpus_of(monkeypatch, tmp_path, *arguments):
+    """What generate_corpus.py writes with these flags, and what it prints."""
+    path = tmp_path / "out" / "corpus.txt"
+    printed = call(monkeypatch, *arguments, "--output_file", path, "--num_processes", 1, script=generate_corpus)
+    return path.read_bytes().decode(), printed
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_each_task_s_documents(data_sets, tmp_path, monkeypatch, name):
+    corpus, printed = corpus_of(monkeypatch, tmp_path, "--task_name", name, "--data_dir", data_sets / name)
+    assert corpus == ROWS[name][1]
+    assert f"{name}: {corpus.count(chr(10) * 2)} documents, {sum(map(bool, corpus.split(chr(10))))} sentences" in printed
+
+
+@pytest.mark.parametrize("given, names", (
+    (["sentiment"], ["imdb", "yelp_p", "yelp_f"]), (["question"], ["trec", "yahoo"]), (["topic"], ["ag", "dbpedia"]),
+    (["all"], ["imdb", "yelp_p", "yelp_f", "trec", "yahoo", "ag", "dbpedia"]), (["dbpedia", "topic"], ["dbpedia", "ag"])))
+def test_domains_stand_for_their_tasks(data_sets, tmp_path, monkeypatch, given, names):
+    corpus, _ = corpus_of(monkeypatch, tmp_path, "--task_name", *given, "--data_dir", data_sets)
+    assert corpus == "".join(ROWS[name][1] for name in names)
+
+
+def test_a_folder_for_each_task_and_both_splits(data_sets, tmp_path, monkeypatch):
+    corpus, _ = corpus_of(monkeypatch, tmp_path, "--task_name", "trec", "ag", "--data_dir", data_sets / "trec",
+                          data_sets / "ag", "--splits", "train", "test")
+    assert corpus == ("Who wrote it ?\n\nWho wrote it ?\n\n" + ROWS["ag"][1]
+                      + ROWS["ag"][1].replace("a", "e"))
+
+
+def test_test_texts_of_one_task_are_left_out_of_the_others_training_texts(data_sets, tmp_path, monkeypatch):
+    for name, split, rows in (("yelp_p", "train", ("both", "mine", "p only")), ("yelp_p", "test", ("mine", "in f")),
+                              ("yelp_f", "train", ("in f", "both", "f only")), ("yelp_f", "test", ("both",))):
+        (data_sets / name / f"{split}.csv").write_text("".join(f'"1","{row}"\n' for row in rows))
+    arguments = "--data_dir", data_sets, "--task_name"
+    corpus, printed = corpus_of(monkeypatch, tmp_path, *arguments, "yelp_p", "yelp_f")
+    assert corpus.split() == "mine p only both f only".split()  # a task's own test texts do not matter
+    assert "yelp_p: 2 documents, 2 sentences; 1 training texts left out" in printed
+    assert "yelp_f: 2 documents, 2 sentences; 1 training texts left out" in printed
+    alone, printed = corpus_of(monkeypatch, tmp_path, *arguments, "yelp_p")
+    assert alone.split() == "both mine p only".split() and "left out" not in printed
+
+
+@pytest.mark.parametrize("columns", (["title", "body"], ["0", "2"]))
+def test_a_file_of_ones_own_needs_no_label(tmp_path, monkeypatch, columns):
+    header = "title;extra;body\n" if columns[0] == "title" else ""
+    (tmp_path / "train.csv").write_text(header + "One. Two;x;Three? Four.\n")
+    corpus, _ = corpus_of(monkeypatch, tmp_path, "--task_name", "csv", "--text_columns", *columns, "--sep", ";",
+                          "--data_dir", tmp_path)
+    assert corpus == "One.\nTwo\nThree?\nFour.\n\n"
+
+
+def test_a_file_of_ones_own_may_be_chinese(tmp_path, monkeypatch):
+    (tmp_path / "train.csv").write_text("text\n好。不好。\n", encoding="utf-8")
+    assert corpus_of(monkeypatch, tmp_path, "--task_name", "csv", "--language", "zh", "--data_dir",
+                     tmp_path)[0] == "好。\n不好。\n\n"
+
+
+def test_processes_and_reloading_do_not_change_a_corpus(data_sets, tmp_path, monkeypatch):
+    plain, _ = corpus_of(monkeypatch, tmp_path, "--task_name", "all", "--data_dir", data_sets)
+    monkeypatch.setattr(sentences, "RELOAD_AFTER", 2)
+    call(monkeypatch, "--task_name", "all", "--data_dir", data_sets, "--num_processes", 2, "--batch_size", 1,
+         "--output_file", tmp_path / "other.txt", script=generate_corpus)
+    assert (tmp_path / "other.txt").read_bytes().decode() == plain
+
+
+def test_spacy_is_loaded_anew_after_so_many_documents(monkeypatch):
+    monkeypatch.setattr(sentences, "RELOAD_AFTER", 3)
+    batches = list(sentences.with_generation([("a", [1, 2]), ("a", [3, 4]), ("b", [5, 6]), ("b", [7])]))
+    assert [generation for _, generation, _ in batches] == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("arguments, words", (
+    (["--task_name", "ag", "sogou"], "sogou is Chinese"),
+    (["--task_name", "sogou", "--spacy_model", "en"], "--spacy_model splits English"),
+    (["--task_name", "ag", "csv"], "csv stands alone"),
+    (["--task_name", "ag", "--sep", ";"], "--sep belongs to --task_name csv"),
+    (["--task_name", "ag", "trec", "imdb", "--data_dir", "a", "b"], "2 folders for 3 tasks"),
+    (["--task_name", "ag", "--data_dir", "absent"], "there is no folder absent"),
+    (["--task_name", "csv", "--text_columns", "absent"], "no column is named 'absent'"),
+))
+def test_wrong_tasks_are_refused_and_nothing_is_written(data_sets, tmp_path, monkeypatch, arguments, words):
+    (data_sets / "train.csv").write_text("text\nOne.\n")
+    with pytest.raises(UserError) as error:
+        call(monkeypatch, "--data_dir", data_sets, *arguments, "--output_file", tmp_path / "out" / "corpus.txt",
+             script=generate_corpus)
+    assert words in str(error.value)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_corpus_without_a_sentence_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "train.csv").write_text("0\t \n1\t\n")
+    with pytest.raises(UserError, match="none of the texts"):
+        call(monkeypatch, "--task_name", "imdb", "--data_dir", tmp_path, "--output_file", tmp_path / "corpus.txt",
+             "--num_processes", 1, script=generate_corpus)
+    assert not (tmp_path / "corpus.txt").exists()

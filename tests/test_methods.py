@@ -1,0 +1,318 @@
+"""Hierarchical fractions, BERT-Feat's biLSTM, frozen layers, several tasks: the paper's methods beyond one sequence."""
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import batching
+import fine_tuning
+from configuration import BertConfig
+from modeling import BertForSequenceClassification, BiLSTMAttention, StructuredSelfAttention
+from runs import (NUM_TEST, NUM_TRAIN, ROOT, SINGLE, assert_equal_weights, call, losses_of, make_bert, model_flags,
+                  predictions_of, read_json, read_metrics, start_together, train_flags, wait, weights)
+
+MULTITASK = "run_classifier_multitask"
+COMBINERS = ("mean", "max", "self_attention")
+
+
+@pytest.fixture(scope="module")
+def config():
+    return BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32,
+                      max_position_embeddings=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+                      initializer_range=0.3)
+
+
+def dataset_of(lengths, max_seq_length=12, max_fractions=math.inf):
+    """Texts of these many random ids."""
+    generator = np.random.default_rng(0)
+    ids = generator.integers(5, 50, sum(lengths)).astype(np.int32)
+    tokenized = batching.TokenizedTexts(ids, np.cumsum([0, *lengths]), 2, 3)
+    return batching.Dataset(*batching.make_sequences(tokenized, max_seq_length, -2, max_fractions),
+                            labels=generator.integers(0, 3, len(lengths)))
+
+
+def classifier(config, **features):
+    torch.manual_seed(1)
+    return BertForSequenceClassification(config, 3, **features)
+
+
+# Hierarchical (paper, section 5.3.1)
+
+@pytest.mark.parametrize("combiner", COMBINERS)
+def test_one_fraction_equals_the_plain_model_on_the_last_cls_to_1e_5(config, combiner):
+    batch = dataset_of([10, 1, 0, 7]).batch(np.arange(4))
+    plain, hierarchical = classifier(config, layers=[2]), classifier(config, layers=[2], hierarchical=combiner)
+    hierarchical.load_state_dict(plain.state_dict(), strict=False)
+    torch.testing.assert_close(hierarchical(batch), plain(batch), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("combiner", COMBINERS)
+@pytest.mark.parametrize("features", ({"layers": [2]}, {"layers": [-2]}, {"layers": [0, 2], "pooling_type": "mean"},
+                                      {"layers": [1], "classifier": "bilstm_attention", "lstm_hidden_size": 4}))
+def test_fractions_are_read_by_themselves_and_combined(config, combiner, features):
+    """The features of a document are what its fractions' own features, each computed alone, combine to."""
+    dataset = dataset_of([25, 3, 10, 11])
+    model = classifier(config, hierarchical=combiner, **features)
+    together = model.features(dataset.batch(np.arange(4)))
+    for index in range(4):
+        alone = torch.cat([model.sequence_features(batching.pack([sequence])) for sequence in dataset.sequences(index)])
+        assert len(alone) == [3, 1, 1, 2][index]
+        expected = {"mean": alone.mean(0), "max": alone.max(0).values}.get(combiner)
+        if combiner == "self_attention":
+            scores = torch.tanh(alone @ model.fraction_attention.w1.weight.T) @ model.fraction_attention.w2.weight.T
+            expected = (torch.softmax(scores, 0) * alone).sum(0)
+        torch.testing.assert_close(together[index], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("combiner", COMBINERS)
+def test_fractions_in_another_batch_order_give_the_same(config, combiner):
+    dataset = dataset_of([25, 3, 10, 40, 11])
+    model = classifier(config, layers=[2], hierarchical=combiner)
+    order = np.array([3, 0, 4, 2, 1])
+    torch.testing.assert_close(model(dataset.batch(order)), model(dataset.batch(np.arange(5)))[order], rtol=1e-5,
+                               atol=1e-5)
+
+
+@pytest.mark.parametrize("combiner", COMBINERS)
+def test_a_gradient_reaches_bert_through_each_combiner(config, combiner):
+    batch = dataset_of([25, 3, 40]).batch(np.arange(3))
+    model = classifier(config, layers=[2], hierarchical=combiner)
+    nn.functional.cross_entropy(model(batch), batch.labels).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not name.endswith("key.bias"):  # softmax does not see a key's bias
+            assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_a_hierarchical_run_reads_whole_texts_and_says_so(tiny, tmp_path, capsys):
+    """Longer than the model has positions; predicted from the saved folder, whose flags are not repeated."""
+    long = tmp_path / "long"
+    long.mkdir()
+    for split in ("train", "test"):
+        rows = (tiny / f"{split}.csv").read_text(encoding="utf-8").splitlines()
+        (long / f"{split}.csv").write_text("\n".join(row[:-1] + f" {row[10:-1]}" * 3 + '"' for row in rows) + "\n")
+    flags = [*train_flags(tiny, tmp_path / "run"), "--data_dir", long, "--hierarchical", "self_attention",
+             "--num_train_epochs", 1]
+    call(SINGLE, *flags)
+    out = capsys.readouterr().out
+    assert "fractions, 0 (0.0%) are cut" in out
+    assert read_json(tmp_path / "run" / "best" / "classifier.json")["layers"] == [1]  # the last of two
+    call(SINGLE, "--do_predict", "--predict_file", long / "test.csv", "--init_checkpoint", tmp_path / "run" / "best",
+         "--output_dir", tmp_path / "out", "--no_cuda")
+    labels = [row.split("\t")[0] for row in (tmp_path / "out" / "predictions.tsv").read_text().splitlines()[1:]]
+    assert [int(label) - 1 for label in labels] == predictions_of(tmp_path / "run" / "results_ep1.txt")
+    call(SINGLE, *flags, "--max_fractions", 2, "--trunc_medium", -1, "--output_dir", tmp_path / "cut")
+    assert "in 2.00 fractions" in (cut := capsys.readouterr().out) and f"{NUM_TRAIN} (100.0%) are cut" in cut
+
+
+# BERT-Feat (paper, section 5.4.3)
+
+def test_structured_self_attention_is_its_formula():
+    """Lin et al. 2017: A = softmax(W2 tanh(W1 H^T)) over the tokens, M = A H."""
+    attention, rows = StructuredSelfAttention(6, 5, hops=3), torch.randn(4, 6)
+    a = torch.softmax(attention.w2.weight @ torch.tanh(attention.w1.weight @ rows.T), dim=1)
+    torch.testing.assert_close(attention(rows), (a @ rows).flatten(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_bilstm_reads_each_sequence_by_itself_both_ways():
+    """Packed sequences of any order and length equal torch's LSTM on each alone."""
+    torch.manual_seed(0)
+    module, lengths = BiLSTMAttention(6, 4, 5, hops=2), [3, 7, 2]
+    states = torch.randn(sum(lengths), 6)
+    expected = [module.attention(module.lstm(part[:, None])[0][:, 0]) for part in states.split(lengths)]
+    torch.testing.assert_close(module(states, lengths), torch.stack(expected), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer_pooling, width", (("concat", 32), ("mean", 16), ("max", 16)))
+def test_the_bilstm_s_input_is_the_chosen_layers_token_states(config, layer_pooling, width):
+    model = classifier(config, layers=[0, 2], layer_pooling=layer_pooling, classifier="bilstm_attention",
+                       lstm_hidden_size=4, attention_hops=2)
+    assert model.bilstm_attention.lstm.input_size == width and model.classifier.in_features == 2 * 4 * 2
+    batch = dataset_of([10, 4]).batch(np.arange(2))
+    _, outputs = model.bert(batch)
+    states = torch.stack([outputs[0], outputs[2]])
+    joined = {"concat": torch.cat([outputs[0], outputs[2]], 1), "mean": states.mean(0), "max": states.amax(0)}
+    torch.testing.assert_close(model.features(batch), model.bilstm_attention(joined[layer_pooling], batch.lengths))
+
+
+def test_bert_feat_leaves_bert_bit_equal_and_learns(tiny, tmp_path, capsys):
+    make_bert(tmp_path, len((tiny / "vocab.txt").read_text().splitlines()), dropout=0.2)
+    call(SINGLE, *train_flags(tiny, tmp_path / "run"), "--bert_config_file", tmp_path / "bert_config.json",
+         "--frozen_bert", "--classifier", "bilstm_attention", "--lstm_hidden_size", 16, "--attention_size", 16,
+         "--attention_hops", 2, "--learning_rate", 1e-2, "--num_train_epochs", 8)
+    trained, initial = weights(tmp_path / "run" / "last"), torch.load(tiny / "pytorch_model.bin")
+    assert trained["bilstm_attention.lstm.weight_ih_l0"].shape == (64, 32)
+    for name, value in trained.items():
+        if name.startswith("bert."):
+            assert torch.equal(value, initial[name]), name
+    losses = [epoch["loss"] for epoch in read_json(tmp_path / "run" / "results.json")["epochs"]]
+    assert losses[-1] < 0.5 * losses[0]
+    # biases of the LSTM are not decayed
+    table = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("all")]
+    assert [(line[-4], line[-1]) for line in table] == [("7", "0.01"), ("5", "0")]
+
+
+def test_a_frozen_part_runs_without_dropout(config):
+    config = BertConfig(**{**config.to_dict(), "hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5})
+    model, batch = classifier(config), dataset_of([10, 4]).batch(np.arange(2))
+    model.bert.freeze(2)
+    model.train()
+    (first, again) = (model.bert(batch)[1] for _ in range(2))
+    assert torch.equal(first[1], again[1]) and not torch.equal(first[2], again[2])
+
+
+@pytest.mark.parametrize("script", (SINGLE, "run_classifier_discriminative"))
+def test_frozen_layers_are_the_lowest_and_the_embeddings(tiny, tmp_path, script):
+    call(script, *train_flags(tiny, tmp_path / "run"), "--frozen_layers", 1, "--num_train_epochs", 1)
+    trained, initial = weights(tmp_path / "run" / "last"), torch.load(tiny / "pytorch_model.bin")
+    equal = {name for name, value in trained.items() if name in initial and torch.equal(value, initial[name])}
+    fixed = {name for name in trained if name.startswith(("bert.embeddings", "bert.encoder.layer.0."))}
+    assert equal == fixed
+
+
+# Several tasks (paper, section 5.5)
+
+@pytest.fixture(scope="module")
+def data_sets(tiny, tmp_path_factory):
+    """A folder of two tasks: ag, the tiny data, and yelp_p, 30 + 20 rows of it with two labels."""
+    folder = tmp_path_factory.mktemp("data_sets")
+    for split, count in (("train", 30), ("test", 20)):
+        for name in ("ag", "yelp_p"):
+            (folder / name).mkdir(exist_ok=True)
+        rows = (tiny / f"{split}.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+        (folder / "ag" / f"{split}.csv").write_text("".join(rows))
+        (folder / "yelp_p" / f"{split}.csv").write_text("".join(
+            f'"{1 + int(row[1]) % 2}",{row.split(",", 2)[2]}' for row in rows[-count:]))
+    return folder
+
+
+def multitask_flags(tiny, data_sets, output_dir):
+    return [*train_flags(tiny, output_dir), "--task_name", "ag", "yelp_p", "--data_dir", data_sets]
+
+
+@pytest.fixture(scope="module")
+def multitask(tiny, data_sets, tmp_path_factory):
+    """The folder of a finished run on ag and yelp_p."""
+    folder = tmp_path_factory.mktemp("multitask") / "run"
+    call(MULTITASK, *multitask_flags(tiny, data_sets, folder))
+    return folder
+
+
+def test_one_task_equals_the_single_task_run(tiny, tmp_path):
+    call(MULTITASK, *train_flags(tiny, tmp_path / "multi"))
+    call(SINGLE, *train_flags(tiny, tmp_path / "single"))
+    assert losses_of(tmp_path / "multi") == losses_of(tmp_path / "single")
+    assert_equal_weights(tmp_path / "multi" / "last", tmp_path / "single" / "last")
+    assert predictions_of(tmp_path / "multi" / "results_ep3.txt") == predictions_of(tmp_path / "single" / "results_ep3.txt")
+
+
+def test_a_multitask_run_keeps_each_task_s_model_on_one_encoder(multitask):
+    results = read_json(multitask / "results.json")
+    assert set(results["tasks"]) == {"ag", "yelp_p"}
+    assert len(read_metrics(multitask, "train")) == 3 * (8 + 4)  # epochs x batches of both tasks
+    for name, count, labels in (("ag", NUM_TEST, 4), ("yelp_p", 20, 2)):
+        assert len(results["tasks"][name]["epochs"]) == 3
+        assert len(predictions_of(multitask / name / "results_ep3.txt")) == count
+        assert len(read_metrics(multitask, f"eval/{name}")) == 3
+        assert weights(multitask / name / "last")["classifier.weight"].shape == (labels, 32)
+        assert (multitask / name / "best" / "classifier.json").exists()
+    ag, yelp_p = (weights(multitask / name / "last") for name in ("ag", "yelp_p"))
+    for name in ag:
+        assert name.startswith("classifier.") or torch.equal(ag[name], yelp_p[name]), name
+
+
+def test_single_task_fine_tuning_goes_on_from_a_multitask_run(multitask, data_sets, tmp_path, capsys):
+    """At rate 0 it predicts what the multi-task run predicted: encoder and head are taken."""
+    call(SINGLE, "--task_name", "yelp_p", "--do_train", "--do_eval", "--do_lower_case", "--no_cuda", "--data_dir",
+         data_sets / "yelp_p", "--init_checkpoint", multitask / "yelp_p" / "last", "--max_seq_length", 32,
+         "--learning_rate", 0, "--num_train_epochs", 1, "--output_dir", tmp_path / "run")
+    assert predictions_of(tmp_path / "run" / "results_ep1.txt") == predictions_of(multitask / "yelp_p" / "results_ep3.txt")
+    assert "; 0 drawn anew" in capsys.readouterr().out
+
+
+def test_several_seeds_of_several_tasks_are_summed_up(tiny, data_sets, tmp_path):
+    call(MULTITASK, *multitask_flags(tiny, data_sets, tmp_path / "run"), "--seed", 1, 2, "--dev_fraction", 0.2,
+         "--num_train_epochs", 1)
+    summary = read_json(tmp_path / "run" / "summary.json")["tasks"]
+    for name in ("ag", "yelp_p"):
+        results = [read_json(tmp_path / "run" / f"seed_{seed}" / "results.json")["tasks"][name] for seed in (1, 2)]
+        assert summary[name]["test"]["values"] == [result["test"]["eval_accuracy"] for result in results]
+        assert (tmp_path / "run" / "seed_1" / name / "results.txt").exists()
+
+
+def test_layer_wise_rates_of_several_tasks(tiny, data_sets, tmp_path, capsys):
+    call(MULTITASK, *multitask_flags(tiny, data_sets, tmp_path / "run"), "--discr", "--layer_learning_rate", 1e-3,
+         "--layer_learning_rate_decay", 0.5, "--num_train_epochs", 1)
+    table = {line[:44].strip(): line.split()[-4:-1] for line in capsys.readouterr().out.splitlines()
+             if line[:5] in ("layer", "poole", "embed")}
+    assert table["layer 0"][-1] == "0.0005" and table["layer 1"][-1] == "0.001"
+    assert table["pooler, classifier"][0] == "3"  # the pooler's matrix and those of two classifiers
+
+
+def test_tasks_are_drawn_by_size_to_the_power_alpha():
+    """Each example once a pass, in fresh orders; shares of updates to 3 standard deviations."""
+    sizes, batch_size = [600, 150], 1
+    for alpha, share in ((1.0, 0.8), (0.5, 2 / 3), (0.0, 0.5)):
+        draws = [task for epoch in range(4) for task, _ in fine_tuning.plan_epoch(sizes, batch_size, alpha, 7, epoch)]
+        assert len(draws) == 4 * 750
+        assert abs(draws.count(0) / len(draws) - share) < 3 * math.sqrt(share * (1 - share) / len(draws))
+    updates = [update for epoch in range(3) for update in fine_tuning.plan_epoch([50, 23], 4, 0.5, 7, epoch)]
+    for task, size in ((0, 50), (1, 23)):
+        taken = np.concatenate([indices for drawn, indices in updates if drawn == task])
+        passes = [taken[start:start + size] for start in range(0, len(taken) - size + 1, size)]
+        assert len(passes) >= 2 and all(sorted(each) == list(range(size)) for each in passes)
+        assert not np.array_equal(passes[0], passes[1])
+
+
+def test_two_processes_learn_several_tasks_as_one(tiny, data_sets, multitask, tmp_path, start):
+    flags = multitask_flags(tiny, data_sets, tmp_path / "run")
+    codes = wait(*start_together(start, 2, MULTITASK, flags, tmp_path / "log"))
+    assert codes == [0, 0], (tmp_path / "log.0").read_text() + (tmp_path / "log.1").read_text()
+    np.testing.assert_allclose(losses_of(tmp_path / "run"), losses_of(multitask), rtol=1e-5)
+    for name in ("ag", "yelp_p"):
+        assert_equal_weights(tmp_path / "run" / name / "last", multitask / name / "last", 1e-5)
+
+
+def test_a_killed_multitask_run_ends_as_if_it_had_not_been(tiny, data_sets, multitask, tmp_path, start):
+    flags = multitask_flags(tiny, data_sets, tmp_path / "run")
+    for number in (5, 9, 14):
+        assert wait(start(MULTITASK, flags, tmp_path / "log.txt", ("update", number, "after", 9))) == [-9]
+    assert wait(start(MULTITASK, flags, tmp_path / "log.txt")) == [0], (tmp_path / "log.txt").read_text()
+    assert "going on after update" in (tmp_path / "log.txt").read_text()
+    np.testing.assert_allclose(losses_of(tmp_path / "run"), losses_of(multitask), rtol=1e-6)  # another number of threads
+    for name in ("ag", "yelp_p"):
+        assert_equal_weights(tmp_path / "run" / name / "last", multitask / name / "last", 1e-6)
+
+
+def test_overwriting_a_multitask_run_leaves_other_files(tiny, data_sets, tmp_path):
+    flags = [*multitask_flags(tiny, data_sets, tmp_path / "run"), "--num_train_epochs", 1]
+    call(MULTITASK, *flags)
+    (tmp_path / "run" / "ag" / "notes.txt").write_text("mine")
+    call(MULTITASK, *flags, "--task_name", "yelp_p", "--data_dir", data_sets / "yelp_p", "--overwrite_output_dir")
+    assert [path.name for path in (tmp_path / "run" / "ag").iterdir()] == ["notes.txt"]
+    assert not (tmp_path / "run" / "yelp_p").exists() and (tmp_path / "run" / "best").exists()
+
+
+# Refused
+
+@pytest.mark.parametrize("script, flags, words", (
+    (SINGLE, ["--max_fractions", 3], "--max_fractions belongs to --hierarchical"),
+    (SINGLE, ["--hierarchical", "mean", "--trunc_medium", -1], "--trunc_medium has nothing to cut"),
+    (SINGLE, ["--hierarchical", "mean", "--max_fractions", 2, "--trunc_medium", 61], "--trunc_medium 61 keeps more"),
+    (SINGLE, ["--classifier", "bilstm_attention", "--layers", -2], "--classifier bilstm_attention reads the tokens'"),
+    (SINGLE, ["--classifier", "bilstm_attention", "--pooling_type", "mean"], "--pooling_type mean is not used"),
+    (SINGLE, ["--lstm_hidden_size", 8], "--lstm_hidden_size belongs to --classifier bilstm_attention"),
+    (SINGLE, ["--attention_size", 8, "--hierarchical", "max"], "--attention_size belongs to"),
+    (SINGLE, ["--frozen_layers", 3], "--frozen_layers 3: this model has 2 layers"),
+    (SINGLE, ["--frozen_layers", 1, "--frozen_bert"], "leave --frozen_layers out"),
+    (MULTITASK, ["--task_name", "ag", "ag"], "--task_name names a task twice"),
+    (MULTITASK, ["--task_name", "ag", "trec", "imdb", "--data_dir", "a", "b"], "2 folders for 3 tasks"),
+    (MULTITASK, ["--task_name", "ag", "yelp_p", "--data_dir", "absent"], "there is no folder absent/ag"),
+    (MULTITASK, ["--do_train=False"], "this script trains"),
+    (MULTITASK, ["--do_predict"], "unrecognized arguments: --do_predict"),
+    (MULTITASK, ["--task_sampling_alpha", -1], "at least 0"),
+))
+def test_wrong_flags_are_refused_before_anything_is_written(tiny, tmp_path, refused_here, script, flags, words):
+    refused_here(script, *train_flags(tiny, tmp_path / "run"), *flags, words=words)
+    assert not (tmp_path / "run").exists()
