@@ -9,8 +9,9 @@ import sys
 import unittest.mock
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SCRIPTS = ("download", "generate_corpus_agnews", "create_pretraining_data", "run_pretraining",
-           "convert_tf_checkpoint_to_pytorch", "run_classifier_single_layer", "run_classifier_discriminative")
+SCRIPTS = ("download", "generate_corpus_agnews", "generate_corpus", "create_pretraining_data", "run_pretraining",
+           "convert_tf_checkpoint_to_pytorch", "run_classifier_single_layer", "run_classifier_discriminative",
+           "run_classifier_multitask")
 PAPER = {
     "trunc_medium": "5.3.1, Table 2", "max_seq_length": "5.3.1", "layers": "5.3.2, Table 3",
     "layer_pooling": "5.3.2, Table 3",
@@ -18,8 +19,9 @@ PAPER = {
     "warmup_proportion": "5.2",
     "layer_learning_rate": "5.3.4, Table 4", "layer_learning_rate_decay": "5.3.4, Table 4", "discr": "5.3.4",
     "embeddings_learning_rate": "5.3.4", "num_datas": "5.6, Figure 4", "num_train_steps": "5.4.1, Figure 3",
-    "num_warmup_steps": "5.2", "input_file": "5.4", "init_checkpoint": "5.4", "frozen_bert": "5.4.3",
-    "spacy_model": "5.2",
+    "num_warmup_steps": "5.2", "input_file": "5.4", "init_checkpoint": "5.4", "frozen_bert": "5.4.3, Table 6",
+    "spacy_model": "5.2", "language": "5.2", "hierarchical": "5.3.1, Table 2", "max_fractions": "5.3.1",
+    "classifier": "5.4.3, Table 6", "task_sampling_alpha": "5.5, Table 7",
 }
 
 
@@ -55,13 +57,14 @@ def table(heading, entries):
 
 
 def tables():
-    """The Markdown of all tables; the flags that both fine-tuning scripts have stand once."""
+    """The Markdown of all tables; flags that a fine-tuning script shares with an earlier one stand there once."""
     sys.path[:0] = [ROOT, os.path.join(ROOT, "data")]
     parsers = {script: list(rows(parser_of(script))) for script in SCRIPTS}
-    single, discriminative = SCRIPTS[-2:]
+    single, discriminative, multitask = SCRIPTS[-3:]
+    parsers[multitask] = [row for row in parsers[multitask] if row not in parsers[single] + parsers[discriminative]]
     parsers[discriminative] = [row for row in parsers[discriminative] if row not in parsers[single]]
     headings = {"download": "data/download.py", single: f"{single}.py and {discriminative}.py",
-                discriminative: f"{discriminative}.py alone"}
+                discriminative: f"{discriminative}.py alone", multitask: f"{multitask}.py alone; all else as above"}
     return "\n".join(table(headings.get(script, f"{script}.py"), entries) for script, entries in parsers.items())
 
 

@@ -10,8 +10,8 @@ import batching
 import fine_tuning
 from configuration import BertConfig
 from modeling import BertForSequenceClassification, BiLSTMAttention, StructuredSelfAttention
-from runs import (NUM_TEST, NUM_TRAIN, ROOT, SINGLE, assert_equal_weights, call, losses_of, make_bert, model_flags,
-                  predictions_of, read_json, read_metrics, start_together, train_flags, wait, weights)
+from runs import (NUM_TEST, NUM_TRAIN, SINGLE, assert_equal_weights, call, losses_of, make_bert, predictions_of, read_json,
+                  read_metrics, start_together, train_flags, wait, weights)
 
 MULTITASK = "run_classifier_multitask"
 COMBINERS = ("mean", "max", "self_attention")

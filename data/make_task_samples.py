@@ -1,0 +1,50 @@
+"""Writes the sample in the format of each of the paper's eight data sets, to try scripts of all of them on.
+
+    python data/make_task_samples.py --output_dir tmp/data
+
+Each task's folder gets train.csv and test.csv with the first rows of data/sample, in that task's columns, and as many
+labels as it has. Where a task has no more labels than the sample's four topics, a label stands for one or two topics; of
+more, each topic has several labels in turn.
+"""
+import csv
+import os
+import sys
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(FOLDER))  # the scripts of the pipeline are no installed package
+from command_line import ArgumentParser, atomic_write, number, run  # noqa: E402
+from tasks import TASKS, read_documents  # noqa: E402
+
+
+def rows_of(task, documents):
+    """The rows of a task's file: lists of label and texts."""
+    for position, (_, topic, (title, text)) in enumerate(documents):
+        labels = len(task.labels)
+        label = task.labels[(topic + 4 * position) % labels if labels > 4 else topic % labels]
+        texts = {1: [f"{title}. {text}"], 2: [title, text], 3: [title, "", text]}[len(task.text_columns)]
+        yield [label, *texts]
+
+
+def write_rows(path, task, rows):
+    with atomic_write(path) as file:
+        if task.sep == ",":
+            csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(rows)
+        else:
+            file.writelines("\t".join(row) + "\n" for row in rows)
+
+
+def main():
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--num_train", type=number(int, minimum=1), default=64, help="Training rows of each (default: 64).")
+    parser.add_argument("--num_test", type=number(int, minimum=1), default=32, help="Test rows of each (default: 32).")
+    parser.add_argument("--output_dir", required=True, help="The folder of the tasks' folders.")
+    args = parser.parse_args()
+    for split, count in (("train", args.num_train), ("test", args.num_test)):
+        documents = list(read_documents(TASKS["ag"], os.path.join(FOLDER, "sample"), split))[:count]
+        for task in TASKS.values():
+            write_rows(os.path.join(args.output_dir, task.name, f"{split}.csv"), task, rows_of(task, documents))
+    print(f"wrote {args.output_dir}: {', '.join(TASKS)}, {args.num_train} + {args.num_test} rows each")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Exp-I, Table 3: which layers the classifier sees: each alone, the first 4, the last 4, all. IMDb, head+tail.
+# Variables and what may be typed again: scripts/experiment.sh. ENDS=2 takes the first and last 2, for a smaller BERT.
+# 19 settings x SEEDS fine-tunings of BERT-base.
+# LAYERS is how many the BERT has; default: what its configuration says.
+source "$(dirname "$0")/experiment.sh"
+ENDS=${ENDS:-4}
+
+layers() {  # layers NAME [flags]
+    spawn fine_tune "layers/$1/imdb" imdb base run_classifier_single_layer.py --learning_rate 2e-5 \
+        --trunc_medium "$HEAD" "${@:2}"
+}
+
+num_layers() {
+    cat "$BERT"/{config,bert_config}.json 2> /dev/null | sed -n 's/.*"num_hidden_layers": *\([0-9]*\).*/\1/p' | head -n 1
+}
+
+LAYERS=${LAYERS:-$(num_layers)}
+top=$((${LAYERS:?BERT=$BERT has no configuration, give LAYERS} - 1))
+for layer in $(seq 0 $top); do
+    layers "layer_$layer" --layers "$layer"
+done
+for pooling in concat mean max; do
+    layers "first_4_$pooling" --layers $(seq 0 $((ENDS - 1))) --layer_pooling $pooling
+    layers "last_4_$pooling" --layers $(seq $((top - ENDS + 1)) $top) --layer_pooling $pooling
+done
+layers all_concat --layers -1
+finish table3

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Exp-IV, Figure 4: error by the part of IMDb's training data, with and without further pre-training on all its texts.
+# Variables and what may be typed again: scripts/experiment.sh.
+# One further pre-training, 2 x 8 x SEEDS fine-tunings of BERT-base.
+source "$(dirname "$0")/experiment.sh"
+FRACTIONS=${FRACTIONS:-0.004 0.01 0.02 0.05 0.1 0.2 0.5}
+
+curve() {  # curve NAME MODEL
+    for fraction in $FRACTIONS; do
+        fit "few_shot/$1/$fraction/imdb" imdb "$2" --num_datas "$fraction"
+    done
+    fit "$1/imdb" imdb "$2"  # all of it
+}
+
+further() {
+    pretrain imdb base imdb
+    curve imdb imdb
+}
+
+spawn curve none base
+spawn further
+finish figure4

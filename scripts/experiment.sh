@@ -1,0 +1,120 @@
+# What the experiments share: settings and the steps of the pipeline. Sourced by exp*.sh, with these variables:
+#
+#     DATA      folder with a folder of each data set, as data/download.py makes them    (default: downloads)
+#     BERT      folder of BERT-base, Google's checkpoint or PyTorch weights    (default: downloads/uncased_L-12_H-768_A-12)
+#     OUT       folder of all runs, which the experiments share                          (default: experiments)
+#     SEEDS     seeds of each fine-tuning                                                (default: 42 43 44)
+#     GPUS      GPUs to use, as 0,1,2,3                                                  (default: all)
+#     JOBS      runs at a time, where one does not fill the machine                      (default: 1)
+#     DRY_RUN=1 prints the commands and runs none
+#     SMOKE=1   runs all of it on the sample and a tiny BERT: that it works, not what it finds
+#
+# A run has a folder and a log beside it. Typed again, a command skips the runs that are done and goes on with the one
+# that was interrupted.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+OUT=${OUT:-experiments}
+if [ -n "${SMOKE:-}" ]; then
+    DATA=${DATA:-$OUT/data} BERT=${BERT:-$OUT/tiny_bert} BERT_LARGE=${BERT_LARGE:-$BERT} BERT_CHINESE=${BERT_CHINESE:-$BERT}
+    SEEDS=${SEEDS:-1 2} LENGTH=${LENGTH:-32} HEAD=${HEAD:-8} EPOCHS=${EPOCHS:-1} ENDS=${ENDS:-2} JOBS=${JOBS:-2}
+    PRETRAINING_LENGTH=${PRETRAINING_LENGTH:-32} STEPS=${STEPS:-8} POINTS=${POINTS:-2} FRACTIONS=${FRACTIONS:-0.25 0.5}
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TF_CPP_MIN_LOG_LEVEL=2
+fi
+DATA=${DATA:-downloads} BERT=${BERT:-downloads/uncased_L-12_H-768_A-12} SEEDS=${SEEDS:-42 43 44} JOBS=${JOBS:-1}
+LENGTH=${LENGTH:-512} EPOCHS=${EPOCHS:-4} STEPS=${STEPS:-100000}
+HEAD=${HEAD:-128}                                  # head+tail: the first 128 tokens, the rest from the tail
+PRETRAINING_LENGTH=${PRETRAINING_LENGTH:-128}
+POINTS=${POINTS:-10}                               # checkpoints of a further pre-training
+export CUDA_VISIBLE_DEVICES=${GPUS:-${CUDA_VISIBLE_DEVICES-0,1,2,3,4,5,6,7}}
+
+run() {  # run NAME SCRIPT [flags]: one command, its output in $OUT/NAME.log; $OUT/NAME.done holds it when it is done
+    local name=$1
+    shift
+    if [ -n "${DRY_RUN:-}" ]; then
+        echo "python $*"
+        return
+    fi
+    [ "$(cat "$OUT/$name.done" 2> /dev/null)" != "$*" ] || return 0
+    echo "$name"
+    mkdir -p "$(dirname "$OUT/$name")"
+    if ! "$PYTHON" "$@" >> "$OUT/$name.log" 2>&1; then
+        echo "$name failed; the end of $OUT/$name.log:" >&2
+        tail -n 3 "$OUT/$name.log" >&2
+        return 1
+    fi
+    echo "$*" > "$OUT/$name.done"
+}
+
+spawn() {  # spawn FUNCTION [arguments]: in the background, where JOBS allows several at a time
+    if [ "$JOBS" -gt 1 ] && [ -z "${DRY_RUN:-}" ]; then
+        while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n; done
+        "$@" &
+    else
+        "$@"
+    fi
+}
+
+finish() {  # waits for what was spawned, and writes the tables and figures
+    while [ -n "$(jobs -rp)" ]; do wait -n; done
+    [ -n "${DRY_RUN:-}" ] || "$PYTHON" scripts/collect_results.py --runs "$OUT" --output_dir "$OUT/results" --only "$@"
+}
+
+prepare() {  # prepare NAME FOLDER: the BERT in FOLDER for both frameworks, as $OUT/models/NAME
+    local model=$OUT/models/$1
+    if [ -e "$2/model.safetensors" ] || [ -e "$2/pytorch_model.bin" ]; then
+        run "models/$1" convert_tf_checkpoint_to_pytorch.py --reverse --pytorch_dump_path "$2" \
+            --bert_config_file "$2/config.json" --tf_checkpoint_path "$model/bert_model.ckpt"
+    else
+        run "models/$1" convert_tf_checkpoint_to_pytorch.py --tf_checkpoint_path "$2/bert_model.ckpt" \
+            --bert_config_file "$2/bert_config.json" --pytorch_dump_path "$model/pytorch_model.bin"
+    fi
+    [ -n "${DRY_RUN:-}" ] || for file in "$2"/{bert_config.json,config.json,vocab.txt,bert_model.ckpt.*,model.safetensors,pytorch_model.bin}; do
+        [ ! -e "$file" ] || [ -e "$model/${file##*/}" ] || ln -s "$(realpath "$file")" "$model/"
+    done
+}
+
+pretrain() {  # pretrain NAME MODEL TASKS [flags]: further pre-trains MODEL on the training texts of TASKS (section 5.2)
+    local name=pretrained/$1 folder=$OUT/pretrained/$1 model=$OUT/models/$2 tasks=$3 keep=1
+    [ "$1" != imdb ] || keep=0  # Figure 3 needs all its checkpoints
+    shift 3
+    run "$name/corpus" generate_corpus.py --task_name $tasks --data_dir "$DATA" --output_file "$folder/corpus.txt"
+    run "$name/tfrecord" create_pretraining_data.py --input_file="$folder/corpus.txt" \
+        --output_file="$folder/corpus.tfrecord" --vocab_file="$model/vocab.txt" --do_lower_case=True \
+        --max_seq_length="$PRETRAINING_LENGTH" --max_predictions_per_seq=20 --masked_lm_prob=0.15 --random_seed=12345 \
+        --dupe_factor=5
+    run "$name/checkpoints" run_pretraining.py --input_file="$folder/corpus.tfrecord" --output_dir="$folder/checkpoints" \
+        --do_train=True --do_eval=True --bert_config_file="$model/config.json" \
+        --init_checkpoint="$model/bert_model.ckpt" --train_batch_size=32 --max_seq_length="$PRETRAINING_LENGTH" \
+        --max_predictions_per_seq=20 --num_train_steps="$STEPS" --num_warmup_steps=$((STEPS / 10)) \
+        --save_checkpoints_steps=$((STEPS / POINTS)) --keep_checkpoint_max=$keep --learning_rate=5e-5 "$@"
+    convert "$1" "$STEPS" "$1"
+}
+
+convert() {  # convert NAME STEP AS: the checkpoint of pretrained/NAME after STEP updates, as $OUT/models/AS
+    local checkpoints=$OUT/pretrained/$1/checkpoints
+    run "models/$3" convert_tf_checkpoint_to_pytorch.py --tf_checkpoint_path "$checkpoints/model.ckpt-$2" \
+        --bert_config_file "$checkpoints/bert_config.json" --pytorch_dump_path "$OUT/models/$3/pytorch_model.bin"
+}
+
+fine_tune() {  # fine_tune RUN TASK MODEL SCRIPT [flags]: into $OUT/RUN, once for each of SEEDS (section 5.2)
+    local name=$1 task=$2 model=$OUT/models/$3 script=$4 folder=$OUT/$1
+    [[ "$SEEDS" == *" "* ]] || folder=$folder/seed_$SEEDS  # where several seeds would put it
+    shift 4
+    run "$name" "$script" --task_name "$task" --do_train --do_eval --do_lower_case --data_dir "$DATA/$task" \
+        --vocab_file "$model/vocab.txt" --bert_config_file "$model/config.json" --init_checkpoint "$model" \
+        --max_seq_length "$LENGTH" --train_batch_size 24 --num_train_epochs "$EPOCHS" --warmup_proportion 0.1 \
+        --seed $SEEDS --output_dir "$folder" "$@"
+}
+
+FIT="--trunc_medium $HEAD --learning_rate 2e-5 --layer_learning_rate 2e-5 --layer_learning_rate_decay 0.95"
+
+fit() {  # fit RUN TASK MODEL [flags]: BERT-FiT, the best of Exp-I: head+tail, a rate for each layer
+    fine_tune "$1" "$2" "$3" run_classifier_discriminative.py $FIT "${@:4}"
+}
+
+[ -n "${DRY_RUN:-}" ] || source scripts/setup.sh requirements.txt
+if [ -n "${SMOKE:-}" ]; then
+    run tiny_bert data/make_tiny_bert.py --output_dir "$OUT/tiny_bert"
+    run data data/make_task_samples.py --output_dir "$OUT/data"
+fi
+prepare base "$BERT"
