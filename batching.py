@@ -110,6 +110,18 @@ class Dataset:
         return Dataset(np.concatenate(sequences), np.cumsum([0, *map(len, sequences)]),
                        np.cumsum([0, *map(len, documents)]), self.labels[indices])
 
+    def batches_by_length(self, num_sequences):
+        """The indices of all documents in batches of like length, the shortest first: a list of arrays, each of as many
+        documents as have at most `num_sequences` sequences together, but at least one."""
+        order = np.argsort(self.lengths, kind="stable")
+        starts, total = [], 0
+        for position, fractions in enumerate(np.diff(self.document_offsets)[order]):
+            if total + fractions > num_sequences and total:
+                starts.append(position)
+                total = 0
+            total += fractions
+        return np.split(order, starts)
+
     def batch(self, indices):
         """The packed batch of the documents with these indices, in this order."""
         documents = [self.sequences(index) for index in indices]

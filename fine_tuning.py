@@ -467,9 +467,7 @@ def logits_of(setup, model, dataset):
     """A task's logits, float32 [N, labels] in the dataset's order. Each example is computed once, by one process."""
     args, world = setup.args, setup.world
     model.eval()
-    by_length = np.argsort(dataset.lengths, kind="stable")
-    batches = np.split(by_length, range(args.eval_batch_size, len(by_length), args.eval_batch_size))
-    own = batches[world.rank::world.size]
+    own = dataset.batches_by_length(args.eval_batch_size)[world.rank::world.size]
     bar = tqdm(own, unit="batch", desc="evaluation", disable=not world.main, mininterval=1, leave=False)
     logits = np.empty((len(dataset), model.classifier.out_features), np.float32)
     with torch.inference_mode(), autocast(setup):

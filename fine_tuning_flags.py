@@ -93,7 +93,7 @@ def make_parser(description, several_tasks=False):
 
     group = parser.speed = parser.add_argument_group("speed", "what changes only time and memory, beyond rounding")
     group.add_argument("--eval_batch_size", type=number(int, minimum=1), default=32,
-                       help="Examples of one batch of evaluation or prediction on each device (default: 32).")
+                       help="Sequences of one batch of evaluation or prediction on each device (default: 32).")
     group.add_argument("--gradient_accumulation_steps", "--accumulate_gradients", type=number(int, minimum=1), default=1,
                        help="Work an update's batch off in so many parts, for less memory (default: 1).")
     add_boolean(group, "--bf16", False, "Compute in bfloat16 where it is safe; weights stay float32 (default: off).")

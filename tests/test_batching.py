@@ -125,3 +125,11 @@ def test_a_batch_of_fractions_and_a_subset_keep_documents_together():
     part = dataset.subset(np.array([1, 3]))
     again = part.batch(np.array([1, 0]))
     assert torch.equal(again.input_ids, batch.input_ids) and again.fractions == batch.fractions
+
+
+@pytest.mark.parametrize("num_sequences, expected", [(3, [[2, 0], [3], [1]]), (1, [[2], [0], [3], [1]]),
+                                                     (100, [[2, 0, 3, 1]])])
+def test_batches_by_length_hold_at_most_so_many_sequences_or_one_document(num_sequences, expected):
+    texts = [[1] * 3, [2] * 32, [], [4] * 6]
+    dataset = batching.Dataset(*batching.make_sequences(flat(texts), 7, -2, float("inf")), labels=[0, 1, 2, 3])
+    assert [batch.tolist() for batch in dataset.batches_by_length(num_sequences)] == expected
