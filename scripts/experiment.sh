@@ -25,7 +25,7 @@ LENGTH=${LENGTH:-512} EPOCHS=${EPOCHS:-4} STEPS=${STEPS:-100000}
 HEAD=${HEAD:-128}                                  # head+tail: the first 128 tokens, the rest from the tail
 PRETRAINING_LENGTH=${PRETRAINING_LENGTH:-128}
 POINTS=${POINTS:-10}                               # checkpoints of a further pre-training
-export CUDA_VISIBLE_DEVICES=${GPUS:-${CUDA_VISIBLE_DEVICES-0,1,2,3,4,5,6,7}}
+[ -z "${GPUS:-}" ] || export CUDA_VISIBLE_DEVICES=$GPUS
 
 run() {  # run NAME SCRIPT [flags]: one command, its output in $OUT/NAME.log; $OUT/NAME.done holds it when it is done
     local name=$1
@@ -45,17 +45,21 @@ run() {  # run NAME SCRIPT [flags]: one command, its output in $OUT/NAME.log; $O
     echo "$*" > "$OUT/$name.done"
 }
 
+spawned=()
 spawn() {  # spawn FUNCTION [arguments]: in the background, where JOBS allows several at a time
-    if [ "$JOBS" -gt 1 ] && [ -z "${DRY_RUN:-}" ]; then
-        while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n; done
-        "$@" &
-    else
+    if [ "$JOBS" -eq 1 ] || [ -n "${DRY_RUN:-}" ]; then
         "$@"
+        return
     fi
+    while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do sleep 0.1; done
+    "$@" &
+    spawned+=($!)
 }
 
-finish() {  # waits for what was spawned, and writes the tables and figures
-    while [ -n "$(jobs -rp)" ]; do wait -n; done
+finish() {  # finish RESULTS...: waits for what was spawned, and writes these tables and figures
+    local pid failed=0
+    for pid in "${spawned[@]}"; do wait "$pid" || failed=1; done
+    [ $failed -eq 0 ] || exit 1
     [ -n "${DRY_RUN:-}" ] || "$PYTHON" scripts/collect_results.py --runs "$OUT" --output_dir "$OUT/results" --only "$@"
 }
 
