@@ -61,6 +61,7 @@ class Setup:
 
 def read_setup(args, given, world, rates_of):
     """Reads the configuration, vocabulary and tasks that the flags name, or those stored in --init_checkpoint."""
+    args.init_checkpoint = of_multitask_run(args.init_checkpoint, args.task_name)
     folder = args.init_checkpoint if args.init_checkpoint and os.path.isdir(args.init_checkpoint) else None
     restored = None if args.do_train else restore_flags(args, given, folder)
     for flag, names in (("bert_config_file", ("config.json", "bert_config.json")), ("vocab_file", ("vocab.txt",))):
@@ -90,6 +91,16 @@ def read_tasks(args, restored):
     if restored is None and args.task_name == "csv":
         restored = tasks.csv_task(args.data_dir, args.label_column, args.text_columns, args.sep)
     return [restored or tasks.TASKS[args.task_name]], [args.data_dir]
+
+
+def of_multitask_run(path, task_name):
+    """The folder of a task's best model (the last, where none was evaluated) if `path` is that of a multi-task run, else
+    `path` as it is."""
+    for name in ("best", "last"):
+        found = os.path.join(path or "", str(task_name), name)
+        if os.path.exists(os.path.join(found, "model.safetensors")):
+            return found
+    return path
 
 
 def restore_flags(args, given, folder):

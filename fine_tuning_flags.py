@@ -27,7 +27,8 @@ def make_parser(description, several_tasks=False):
     group.add_argument("--vocab_file", help="The model's WordPiece vocabulary (default: the one in --init_checkpoint).")
     group.add_argument("--init_checkpoint",
                        help="The weights to start from: a folder, a .bin or .safetensors file, the prefix of a TensorFlow "
-                            "checkpoint; for --do_eval or --do_predict alone: a folder that a run wrote, .../best.")
+                            "checkpoint, the folder of a multi-task run; for --do_eval or --do_predict alone: a folder that a "
+                            "run wrote, .../best.")
     add_boolean(group, "--do_lower_case", False, "Lower-case the text, for uncased models (default: off).")
     group.add_argument("--max_seq_length", type=int, default=128,
                        help="Tokens of a sequence, [CLS] and [SEP] included; longer texts are cut (default: 128).")

@@ -231,6 +231,15 @@ def test_single_task_fine_tuning_goes_on_from_a_multitask_run(multitask, data_se
     assert "; 0 drawn anew" in capsys.readouterr().out
 
 
+def test_a_multitask_run_s_folder_stands_for_the_best_model_of_the_task(multitask, data_sets, tmp_path):
+    for name, folder in (("run", multitask), ("best", multitask / "yelp_p" / "best")):
+        call(SINGLE, "--task_name", "yelp_p", "--do_eval", "--no_cuda", "--data_dir", data_sets / "yelp_p",
+             "--init_checkpoint", folder, "--output_dir", tmp_path / name)
+    best = read_json(multitask / "results.json")["tasks"]["yelp_p"]["best"]["epoch"]
+    expected = predictions_of(multitask / "yelp_p" / f"results_ep{best}.txt")
+    assert predictions_of(tmp_path / "run" / "results.txt") == predictions_of(tmp_path / "best" / "results.txt") == expected
+
+
 def test_several_seeds_of_several_tasks_are_summed_up(tiny, data_sets, tmp_path):
     call(MULTITASK, *multitask_flags(tiny, data_sets, tmp_path / "run"), "--seed", 1, 2, "--dev_fraction", 0.2,
          "--num_train_epochs", 1)
