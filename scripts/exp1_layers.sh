@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Exp-I, Table 3: which layers the classifier sees: each alone, the first 4, the last 4, all. IMDb, head+tail.
 # Variables and what may be typed again: scripts/experiment.sh. ENDS=2 takes the first and last 2, for a smaller BERT.
-# 19 settings x SEEDS fine-tunings of BERT-base.
+# 19 settings x SEEDS fine-tunings of BERT-base: about 1 hour a seed.
 # LAYERS is how many the BERT has; default: what its configuration says.
 source "$(dirname "$0")/experiment.sh"
 ENDS=${ENDS:-4}

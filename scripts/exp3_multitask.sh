@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Exp-III, Table 7: four tasks on one encoder, then each alone at a lower rate; from BERT and from the cross-domain BERT.
 # Variables and what may be typed again: scripts/experiment.sh. Shares its runs with exp2_domains.sh.
-# 2 multi-task and 2 x 4 single-task fine-tunings of BERT-base, each x SEEDS, beside BERT-FiT's and BERT-CDPT-FiT's.
+# 2 multi-task and 2 x 4 single-task fine-tunings of BERT-base, each x SEEDS, beside BERT-FiT's and BERT-CDPT-FiT's:
+# about 6 hours a seed.
 source "$(dirname "$0")/experiment.sh"
 TASKS=${TASKS:-imdb yelp_p ag dbpedia}
 
