@@ -139,8 +139,7 @@ def make_model(setup, where):
         bert.freeze(args.frozen_layers)
     bert.encoder.gradient_checkpointing = args.gradient_checkpointing
     if args.compile:
-        for layer in bert.encoder.layer:
-            layer.compile(dynamic=True)
+        bert.encoder.compile_layers()
     return modeling.MultiTaskModel(classifiers).to(setup.world.device), loaded
 
 

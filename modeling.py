@@ -53,7 +53,6 @@ def attention_padded(query, key, value, batch, dropout):
 ATTENTIONS = {"per_sequence": attention_per_sequence, "padded": attention_padded}
 
 
-@torch.compiler.disable  # the sequences' lengths differ from batch to batch: each would be compiled anew
 def attention(query, key, value, batch, dropout, backend=None):
     """Scaled dot-product attention inside each sequence of a packed batch.
 
@@ -84,6 +83,7 @@ class BertSelfAttention(nn.Module):
         self.heads = config.num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
         self.backend = None
+        self.attention = attention
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
@@ -91,7 +91,8 @@ class BertSelfAttention(nn.Module):
     def forward(self, hidden, batch):
         query, key, value = (project(hidden).unflatten(-1, (self.heads, -1))
                              for project in (self.query, self.key, self.value))
-        return attention(query, key, value, batch, self.dropout if self.training else 0.0, self.backend).flatten(-2)
+        dropout = self.dropout if self.training else 0.0
+        return self.attention(query, key, value, batch, dropout, self.backend).flatten(-2)
 
 
 class BertOutput(nn.Module):
@@ -154,6 +155,14 @@ class BertEncoder(nn.Module):
                 hidden = layer(hidden, batch)
             outputs.append(hidden)
         return outputs
+
+
+    def compile_layers(self):
+        """Compiles each layer by torch.compile, but for attention: the sequences' lengths differ from batch to batch, and
+        each would be compiled anew."""
+        for layer in self.layer:
+            layer.attention.self.attention = torch.compiler.disable(attention)  # not as a decorator: it imports for seconds
+            layer.compile(dynamic=True)
 
 
 class BertPooler(nn.Module):

@@ -95,7 +95,7 @@ pretrain() {  # pretrain NAME MODEL TASKS [flags]: further pre-trains MODEL on t
         --max_predictions_per_seq=20 --num_train_steps="$STEPS" --num_warmup_steps=$((STEPS / 10)) \
         --save_checkpoints_steps=$((STEPS / POINTS)) --keep_checkpoint_max=$keep --learning_rate=5e-5 \
         ${TF_SPEED:-} "$@"
-    convert "$1" "$STEPS" "$1"
+    convert "${name#*/}" "$STEPS" "${name#*/}"
 }
 
 convert() {  # convert NAME STEP AS: the checkpoint of pretrained/NAME after STEP updates, as $OUT/models/AS

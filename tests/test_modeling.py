@@ -264,8 +264,7 @@ def test_compiled_layers_equal_plain_ones_to_1e_5():
     ids, segments = sequences()
     batches = [packed_batch(), pack(ids[:2], segments[:2], labels=[1, 2])]
     plain = [loss_and_gradients(model, batch) for batch in batches]
-    for layer in model.bert.encoder.layer:
-        layer.compile(dynamic=True)
+    model.bert.encoder.compile_layers()
     for batch, (loss, gradients) in zip(batches, plain):
         compiled_loss, compiled_gradients = loss_and_gradients(model, batch)
         assert_close(compiled_loss, loss)
