@@ -7,6 +7,7 @@ labels as it has. Where a task has no more labels than the sample's four topics,
 more, each topic has several labels in turn.
 """
 import csv
+import itertools
 import os
 import sys
 
@@ -18,9 +19,9 @@ from tasks import TASKS, read_documents  # noqa: E402
 
 def rows_of(task, documents):
     """The rows of a task's file: lists of label and texts."""
-    for position, (_, topic, (title, text)) in enumerate(documents):
-        labels = len(task.labels)
-        label = task.labels[(topic + 4 * position) % labels if labels > 4 else topic % labels]
+    labels_of = [itertools.cycle(task.labels[topic % len(task.labels)::4]) for topic in range(4)]
+    for _, topic, (title, text) in documents:
+        label = next(labels_of[topic])
         texts = {1: [f"{title}. {text}"], 2: [title, text], 3: [title, "", text]}[len(task.text_columns)]
         yield [label, *texts]
 

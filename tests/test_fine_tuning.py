@@ -203,7 +203,7 @@ def test_all_of_the_authors_flags_are_known():
     parser = fine_tuning_flags.make_parser("")
     args, _ = fine_tuning_flags.parse(parser, old)
     assert args.layers == [11, 10] and args.trunc_medium == -1 and args.num_train_epochs == 3.0
-    discriminative.add_flags(parser.recipe)
+    discriminative.add_flags(parser.recipe, discr=True)
     old += "--discr --layer_learning_rate 2e-5 --layer_learning_rate_decay 0.95".split()
     args, _ = fine_tuning_flags.parse(parser, old)
     assert (args.discr, args.layer_learning_rate, args.layer_learning_rate_decay) == (True, [2e-5], 0.95)
