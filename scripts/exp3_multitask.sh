@@ -16,14 +16,14 @@ start() {  # start NAME MODEL: multi-task fine-tuning of MODEL, then each task a
             --bert_config_file "$OUT/models/$2/config.json" --init_checkpoint "$OUT/models/$2" \
             --max_seq_length "$LENGTH" --trunc_medium "$HEAD" --train_batch_size 24 --learning_rate 2e-5 \
             --num_train_epochs "$EPOCHS" --warmup_proportion 0.1 --task_sampling_alpha 1.0 --seed "$seed" \
-            --output_dir "$OUT/multitask/$1/together/seed_$seed"
+            --output_dir "$OUT/multitask/$1/together/seed_$seed" ${FLAGS:-}
         for task in $TASKS; do
             run "multitask/$1/$task/seed_$seed" run_classifier_discriminative.py --task_name "$task" --do_train --do_eval \
                 --do_lower_case --data_dir "$DATA/$task" --max_seq_length "$LENGTH" --trunc_medium "$HEAD" \
                 --init_checkpoint "$OUT/multitask/$1/together/seed_$seed/$task/last" --train_batch_size 24 \
                 --learning_rate 1e-5 --layer_learning_rate 1e-5 --layer_learning_rate_decay 0.95 \
                 --num_train_epochs "$EPOCHS" --warmup_proportion 0.1 --seed "$seed" \
-                --output_dir "$OUT/multitask/$1/$task/seed_$seed"
+                --output_dir "$OUT/multitask/$1/$task/seed_$seed" ${FLAGS:-}
         done
     done
 }

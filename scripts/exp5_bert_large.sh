@@ -2,7 +2,7 @@
 # Exp-V, Table 8: BERT-large, with and without further pre-training within the task; BERT-base beside it.
 # Variables and what may be typed again: scripts/experiment.sh. BERT_LARGE is the folder of BERT-large.
 # 5 further pre-trainings of each, 2 x 2 x 5 x SEEDS fine-tunings: about 14 hours, and 14 hours a seed. For a small GPU:
-# SPEED="--bf16 --gradient_checkpointing".
+# FLAGS="--bf16 --gradient_checkpointing".
 source "$(dirname "$0")/experiment.sh"
 TASKS=${TASKS:-imdb yelp_p yelp_f ag dbpedia}
 LARGE_STEPS=${LARGE_STEPS:-$((STEPS + STEPS / 5))}  # 120,000

@@ -5,14 +5,14 @@
 #     OUT       folder of all runs, which the experiments share                          (default: experiments)
 #     SEEDS     seeds of each fine-tuning                                                (default: 42 43 44)
 #     GPUS      GPUs to use, as 0,1,2,3                                                  (default: all)
-#     SPEED     speed flags of fine-tuning, as --bf16 --compile                          (default: none)
-#     TF_SPEED  speed flags of further pre-training, as --bf16 --xla                     (default: none)
+#     FLAGS     further flags of every fine-tuning, as --bf16 --compile                  (default: none)
+#     TF_FLAGS  further flags of every further pre-training, as --bf16 --xla             (default: none)
 #     JOBS      runs at a time, where one does not fill the machine                      (default: 1)
 #     DRY_RUN=1 prints the commands and runs none
 #     SMOKE=1   runs all of it on the sample and a tiny BERT: that it works, not what it finds
 #
 # A run has a folder and a log beside it. Typed again, a command skips the runs that are done and goes on with the one
-# that was interrupted. The hours that the experiments state are for one GPU that does 100 TFLOP/s with SPEED=--bf16, and
+# that was interrupted. The hours that the experiments state are for one GPU that does 100 TFLOP/s with FLAGS=--bf16, and
 # one seed: counted from the models' multiplications and the data sets' tokens, not measured.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -94,7 +94,7 @@ pretrain() {  # pretrain NAME MODEL TASKS [flags]: further pre-trains MODEL on t
         --init_checkpoint="$model/bert_model.ckpt" --train_batch_size=32 --max_seq_length="$PRETRAINING_LENGTH" \
         --max_predictions_per_seq=20 --num_train_steps="$STEPS" --num_warmup_steps=$((STEPS / 10)) \
         --save_checkpoints_steps=$((STEPS / POINTS)) --keep_checkpoint_max=$keep --learning_rate=5e-5 \
-        ${TF_SPEED:-} "$@"
+        ${TF_FLAGS:-} "$@"
     convert "${name#*/}" "$STEPS" "${name#*/}"
 }
 
@@ -111,7 +111,7 @@ fine_tune() {  # fine_tune RUN TASK MODEL SCRIPT [flags]: into $OUT/RUN, once fo
     run "$name" "$script" --task_name "$task" --do_train --do_eval --do_lower_case --data_dir "$DATA/$task" \
         --vocab_file "$model/vocab.txt" --bert_config_file "$model/config.json" --init_checkpoint "$model" \
         --max_seq_length "$LENGTH" --train_batch_size 24 --num_train_epochs "$EPOCHS" --warmup_proportion 0.1 \
-        --seed $SEEDS --output_dir "$folder" ${SPEED:-} "$@"
+        --seed $SEEDS --output_dir "$folder" ${FLAGS:-} "$@"
 }
 
 FIT="--trunc_medium $HEAD --learning_rate 2e-5 --layer_learning_rate 2e-5 --layer_learning_rate_decay 0.95"
