@@ -311,3 +311,15 @@ def test_a_corpus_without_a_sentence_is_refused(tmp_path, monkeypatch):
         call(monkeypatch, "--task_name", "imdb", "--data_dir", tmp_path, "--output_file", tmp_path / "corpus.txt",
              "--num_processes", 1, script=generate_corpus)
     assert not (tmp_path / "corpus.txt").exists()
+
+
+def test_real_chinese_articles_keep_their_text_and_end_sentences_at_the_separators(shared, tmp_path, monkeypatch):
+    corpus, printed = corpus_of(monkeypatch, tmp_path, "--task_name", "csv", "--text_columns", "1", "--sep", "tab",
+                                "--language", "zh", "--splits", "test", "--data_dir", shared / "data" / "zh_news")
+    documents = [document.split("\n") for document in corpus.removesuffix("\n\n").split("\n\n")]
+    with open(shared / "data" / "zh_news" / "test.csv", encoding="utf-8", newline="") as file:
+        texts = [line.rstrip("\r\n").split("\t")[1] for line in file.read().rstrip("\n").split("\n")]
+    assert len(documents) == len(texts) == 490 and "csv: 490 documents" in printed
+    for sentences_, text in zip(documents, texts):
+        assert "".join("".join(sentences_).split()) == "".join(text.split())
+        assert all(sentence[-1] in "。？！" and not set("。？！") & set(sentence.rstrip("。？！")) for sentence in sentences_[:-1])
