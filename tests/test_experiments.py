@@ -32,7 +32,7 @@ def test_every_experiment_runs_on_the_sample_and_fills_its_table(tmp_path):
     """All ten end to end, in one folder, on a BERT of 2 layers: every cell that it has is a figure."""
     out = tmp_path / "out"
     for name, result in SCRIPTS.items():
-        done = experiment(name, out, SMOKE="1", JOBS="1")
+        done = experiment(name, out, SMOKE="1")
         assert done.returncode == 0, f"{name}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
         if result.startswith("figure"):
             assert (out / "results" / f"{result}.png").read_bytes().startswith(b"\x89PNG")
