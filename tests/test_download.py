@@ -1,5 +1,6 @@
 """data/download.py against a server on 127.0.0.1: whole, wrong, cut off, hostile and missing files."""
 import csv
+import gzip
 import hashlib
 import http.server
 import importlib.util
@@ -188,7 +189,8 @@ def make_zip(files):
 
 def make_tgz(files, special=()):
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+    # without the time, which would be part of a test's name, and differ from one of pytest's processes to the next
+    with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as archive:
         for name, content in files.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
