@@ -100,6 +100,25 @@ def atomic_write(path, mode="w"):
             os.unlink(temporary)
 
 
+@contextlib.contextmanager
+def tensorflow_start_up_kept_quiet():
+    """Keeps back what TensorFlow's libraries write to stderr while they load and look for GPUs, which no log level
+    silences. Set TF_CPP_MIN_LOG_LEVEL to see it."""
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+        sys.modules["tensorflow"].config.list_physical_devices()
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
 def source_commit():
     """The git commit of this code, for the record of a run; None where it is no clone or there is no git."""
     try:

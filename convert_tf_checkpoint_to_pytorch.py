@@ -27,7 +27,8 @@ import numpy as np
 import torch
 
 from batching import pack
-from command_line import ArgumentParser, UserError, add_boolean, atomic_write, decode_lines, require_file, run
+from command_line import (ArgumentParser, UserError, add_boolean, atomic_write, decode_lines, require_file, run,
+                          tensorflow_start_up_kept_quiet)
 from configuration import BertConfig
 from modeling import WEIGHT_FILES, BertForPreTraining, read_weights, write_torch
 
@@ -74,7 +75,8 @@ def pytorch_name(name):
 def names_and_shapes(config):
     """Of every tensor of BERT with its pre-training heads: {name in TensorFlow: (name in PyTorch, transposed, shape in
     TensorFlow)}."""
-    from modeling_tf import variable_shapes
+    with tensorflow_start_up_kept_quiet():
+        from modeling_tf import variable_shapes
     return {name: (*pytorch_name(name), shape) for name, shape in variable_shapes(config).items()}
 
 
@@ -83,7 +85,8 @@ def read_tf_checkpoint(prefix, flag="--tf_checkpoint_path"):
 
     Raises UserError, its text starting with `flag`, where there is none or it is damaged.
     """
-    from modeling_tf import read_checkpoint
+    with tensorflow_start_up_kept_quiet():
+        from modeling_tf import read_checkpoint
     return read_checkpoint(prefix, flag)
 
 
@@ -285,9 +288,9 @@ def convert(args):
     if os.path.basename(args.pytorch_dump_path) not in WEIGHT_FILES and not args.safetensors:
         print(f"note: transformers finds weights in a folder under the name {' or '.join(WEIGHT_FILES)} only")
     print("next: python run_classifier_single_layer.py --task_name ag --do_train --do_eval --do_lower_case "
-          f"--data_dir ./AG_data --vocab_file {os.path.join(folder, 'vocab.txt')} "
+          f"--data_dir ./ag --vocab_file {os.path.join(folder, 'vocab.txt')} "
           f"--bert_config_file {args.bert_config_file} --init_checkpoint {args.pytorch_dump_path} "
-          "--max_seq_length 128 --output_dir ./ag")
+          "--max_seq_length 128 --output_dir ./ag_classifier")
 
 
 def reverse(args):

@@ -37,7 +37,8 @@ import shlex
 import numpy as np
 from tqdm import tqdm
 
-from command_line import ArgumentParser, UserError, add_boolean, decode_lines, number, require_file, run
+from command_line import (ArgumentParser, UserError, add_boolean, decode_lines, number, require_file, run,
+                          tensorflow_start_up_kept_quiet)
 from tokenization import FullTokenizer
 
 SPECIAL_TOKENS = 3  # [CLS], [SEP], [SEP]
@@ -297,8 +298,8 @@ def whole_files(paths):
 
 def write_instances(instances, order, recipe, output_files):
     """Writes the instances in the given order as tf.train.Examples, to the files in turn."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no lines about the GPUs of a step that uses none
-    import tensorflow as tf  # seconds and hundreds of MiB, so only when there is something to write
+    with tensorflow_start_up_kept_quiet():
+        import tensorflow as tf  # seconds and hundreds of MiB, so only when there is something to write
 
     def feature(name, values):
         if name == "masked_lm_weights":

@@ -110,6 +110,9 @@ def restore_flags(args, given, folder):
         raise UserError(f"--init_checkpoint: {args.init_checkpoint} is no folder of a fine-tuned model (it has no "
                         "classifier.json); name a run's best or last folder, or add --do_train")
     stored = read_json(path)
+    absent = [key for key in ("task", *MODEL_FLAGS) if key not in stored]
+    if absent:
+        raise UserError(f"{path} lacks {', '.join(absent)}; fine-tune again, or restore it")
     task = tasks.task_from_dict(stored["task"])
     if args.task_name not in (None, task.name):
         raise UserError(f"--task_name {args.task_name}: the model in {folder} was trained for {task.name}; leave the "
@@ -356,8 +359,7 @@ def train_epoch(setup, model, optimizer, train, seed, progress, last_update, fol
         for step, values in enumerate(zip(losses, norms), progress.global_step - len(pending) + 1):
             if not all(map(math.isfinite, values)):
                 raise UserError(f"update {step}: the loss is {values[0]}, the gradient's norm {values[1]}; stopped, "
-                                f"{folder} keeps its last good checkpoint; start again with a lower --learning_rate"
-                                + (" or without --bf16" if args.bf16 else ""))
+                                + mend_of_divergence(args, folder))
         pending.clear()
         progress.loss_sum += sum(losses)
         progress.train_seconds += time.monotonic() - started
@@ -382,13 +384,32 @@ def train_epoch(setup, model, optimizer, train, seed, progress, last_update, fol
         if stopping or save or progress.global_step % args.log_steps == 0:
             take_stock()
         if stopping or save:
+            if not has_finite_output(setup, model, task, train[task], indices):
+                raise UserError(f"update {progress.global_step} left a model whose output is not finite; stopped, "
+                                + mend_of_divergence(args, folder))
             save_checkpoint(setup, folder, unwrap(model), optimizer, progress)
             if stopping:
-                stop.received = False
-                world.print(f"\nstopped by SIGTERM after update {progress.global_step}; the same command goes on "
-                            "from there")
-                sys.exit(128 + signal.SIGTERM)
+                stop.received = 0
+                world.print(f"\nstopped by {signal.Signals(stopping).name} after update {progress.global_step}; the same "
+                            "command goes on from there")
+                sys.exit(128 + stopping)
     bar.close()
+
+
+def mend_of_divergence(args, folder):
+    """The end of the message of a run that diverged."""
+    return (f"{folder} keeps its last good checkpoint; start again with a lower --learning_rate"
+            + (" or without --bf16" if args.bf16 else ""))
+
+
+def has_finite_output(setup, model, task, dataset, indices):
+    """Whether the model's logits for examples of an update are finite after it: a loss tells only of the model before
+    its update."""
+    model.eval()
+    with torch.no_grad(), autocast(setup):
+        logits = unwrap(model)(dataset.batch(indices[:setup.args.eval_batch_size]).to(setup.world.device), task)
+    model.train()
+    return bool(logits.isfinite().all())
 
 
 def unwrap(model):
@@ -589,7 +610,9 @@ def compare_run(folder, recipe):
         if any(map(is_of_a_run, os.listdir(folder))):
             raise UserError(f"--output_dir: {folder} holds files of another run; {mend}")
         return True, None
-    earlier = read_json(os.path.join(folder, "run.json"))["recipe"]
+    earlier = read_json(os.path.join(folder, "run.json")).get("recipe")
+    if earlier is None:
+        raise UserError(f"--output_dir: {folder} holds a run of another script; {mend}")
     for key in recipe | earlier:
         if recipe.get(key) != earlier.get(key):
             raise UserError(f"--output_dir: {folder} holds another run ({key} was {earlier.get(key)}, "
@@ -741,12 +764,15 @@ def train_seeds(setup):
     """The runs of all seeds, one after the other. Returns the folder of the model to go on with: the best of the first
     seed (and, of several tasks, of the first)."""
     args, world = setup.args, setup.world
+    check_start(args)
     indices = range(len(setup.tasks))
     train = [read_dataset(setup, index, "train") for index in indices]
     test = [read_dataset(setup, index, "test", args.num_test_datas) if args.do_eval else None for index in indices]
     if args.do_eval and not args.dev_fraction:
         world.print("the test set is evaluated after each epoch and chooses the best one, as in the paper; "
                     "--dev_fraction 0.1 chooses on held-out training data and tests once")
+    if not args.overwrite_output_dir:
+        check_seeds(args)
     # every folder is looked at before the first run, not hours later
     runs = [(seed, folder, recipe, *look_at_folder(setup, folder, recipe)) for seed, folder, recipe in
             ((seed, seed_folder(args, seed), recipe_of(setup, seed, train, test)) for seed in args.seed)]
@@ -764,6 +790,23 @@ def train_seeds(setup):
         print(f"wrote {args.output_dir}; next, predict with it:\n  python {predicting_script()} --do_predict "
               f"--predict_file FILE --init_checkpoint {folder} --output_dir {args.output_dir}")
     return folder
+
+
+def check_start(args):
+    """Raises UserError where the run would write over the weights that it starts from."""
+    inside = os.path.relpath(os.path.realpath(args.init_checkpoint or os.sep), os.path.realpath(args.output_dir))
+    if inside == "." or not inside.startswith("..") and {"best", "last"} & set(inside.split(os.sep)):
+        raise UserError(f"--output_dir: {args.output_dir} holds --init_checkpoint {args.init_checkpoint}, and would be "
+                        "written anew; name another folder")
+
+
+def check_seeds(args):
+    """Raises UserError where --output_dir holds a run of one seed and this command has several, or the reverse."""
+    one = os.path.exists(os.path.join(args.output_dir, "run.json"))
+    if len(args.seed) > 1 and one:
+        raise UserError(f"--output_dir: {args.output_dir} holds a run of one seed; name another folder")
+    if len(args.seed) == 1 and not one and os.path.exists(os.path.join(args.output_dir, "summary.json")):
+        raise UserError(f"--output_dir: {args.output_dir} holds a run of several seeds; name another folder")
 
 
 def predicting_script():

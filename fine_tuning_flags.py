@@ -89,7 +89,7 @@ def make_parser(description, several_tasks=False):
     add_boolean(group, "--bias_correction", False, "Adam's bias correction, which the authors leave out (default: off).")
     group.add_argument("--patience", type=number(int, minimum=1),
                        help="Stop after so many epochs without a better one; needs --dev_fraction (default: never).")
-    group.add_argument("--seed", type=number(int, minimum=0), nargs="+", default=[42],
+    group.add_argument("--seed", type=number(int, minimum=0, maximum=2**32 - 1), nargs="+", default=[42],
                        help="One run for each seed; several are summed up as mean and standard deviation (default: 42).")
 
     group = parser.speed = parser.add_argument_group("speed", "what changes only time and memory, beyond rounding")

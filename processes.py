@@ -1,5 +1,6 @@
 """The processes of a fine-tuning run, one a device: how they start, talk and stop together."""
 import contextlib
+import ctypes
 import dataclasses
 import gc
 import logging
@@ -45,9 +46,23 @@ class World:
         return values
 
 
+LAUNCHER = "FINE_TUNING_LAUNCHER_PID"  # set by `launch` for the processes that it starts
+
+
+def end_with_launcher():
+    """Has this process end when the one that started it does, however that ends: one that is typed again must not meet
+    processes of the last one that still write. Linux has a call for it; elsewhere SIGKILL of the launcher leaves them.
+    """
+    if LAUNCHER in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != int(os.environ[LAUNCHER]):  # it had ended before
+            sys.exit(128 + signal.SIGKILL)
+
+
 @contextlib.contextmanager
 def join(args):
     """Joins the processes of the run, one a device."""
+    end_with_launcher()
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     local_rank = int(os.environ.get("LOCAL_RANK", max(args.local_rank, 0)))
     cuda = torch.cuda.is_available() and not args.no_cuda
@@ -89,6 +104,7 @@ def launch(args):
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // processes)))
+    os.environ[LAUNCHER] = str(os.getpid())
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it repeats in pages what a process says
     config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=str(os.getpid()),
                           rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
@@ -102,30 +118,32 @@ def launch(args):
 
 
 class StopRequest:
-    """SIGTERM, remembered until the update under way is done and saved: a context, for training alone.
+    """SIGTERM or SIGINT (Ctrl-C), remembered until the update under way is done and saved: a context, for training alone.
 
     Elsewhere the signal ends the process at once: nothing is lost there, because what was learnt is saved already.
+    `received` is the signal's number, or 0.
     """
 
     def __init__(self, world):
-        self.world, self.received = world, False
+        self.world, self.received = world, 0
 
     def __enter__(self):
-        self.handler = signal.signal(signal.SIGTERM, self.receive)
+        self.handlers = {number: signal.signal(number, self.receive) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_):
-        signal.signal(signal.SIGTERM, self.handler)
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
         if self.received:  # after the last update
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.received)
 
-    def receive(self, *_):
-        self.received = True
+    def receive(self, number, _):
+        self.received = number
 
     def agreed(self):
-        """Whether any process got the signal: all of them stop after the same update."""
+        """The signal that any process got, or 0: all of them stop after the same update."""
         if self.world.size == 1:
             return self.received
-        flag = torch.tensor([int(self.received)])
-        dist.all_reduce(flag)
-        return bool(flag)
+        number = torch.tensor([self.received])
+        dist.all_reduce(number, op=dist.ReduceOp.MAX)
+        return number.item()

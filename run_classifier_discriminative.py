@@ -6,7 +6,7 @@ one above it:
     python run_classifier_discriminative.py --task_name imdb --do_train --do_eval --do_lower_case \\
         --data_dir ./IMDB_data/ --vocab_file ./uncased_L-12_H-768_A-12/vocab.txt \\
         --bert_config_file ./uncased_L-12_H-768_A-12/bert_config.json \\
-        --init_checkpoint ./uncased_L-12_H-768_A-12/pytorch_model.bin --max_seq_length 512 --train_batch_size 24 \\
+        --init_checkpoint ./uncased_L-12_H-768_A-12/bert_model.ckpt --max_seq_length 512 --train_batch_size 24 \\
         --learning_rate 2e-5 --layer_learning_rate 2e-5 --layer_learning_rate_decay 0.95 --num_train_epochs 4 \\
         --output_dir ./imdb_discriminative --seed 42 --trunc_medium 128
 

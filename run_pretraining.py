@@ -23,7 +23,6 @@ Several GPUs: nothing to add. Several machines: the same command on each, output
 A TPU: --use_tpu --tpu_name=NAME (on a TPU machine itself: --use_tpu alone). Tests on CPU: a tiny config, few steps.
 Next step: convert_tf_checkpoint_to_pytorch.py (the command is printed at the end).
 """
-import contextlib
 import datetime
 import glob
 import hashlib
@@ -32,10 +31,9 @@ import os
 import platform
 import re
 import shutil
-import sys
 
 from command_line import (ArgumentParser, UserError, add_boolean, atomic_write, decode_lines, number, require_file, run,
-                          source_commit)
+                          source_commit, tensorflow_start_up_kept_quiet)
 from configuration import BertConfig
 
 GELUS = {"erf": "gelu", "tanh": "gelu_new"}  # --gelu -> hidden_act
@@ -258,25 +256,6 @@ def versions():
     import numpy
     import tensorflow
     return {"python": platform.python_version(), "tensorflow": tensorflow.__version__, "numpy": numpy.__version__}
-
-
-@contextlib.contextmanager
-def tensorflow_start_up_kept_quiet():
-    """Keeps back what TensorFlow's libraries write to stderr while they load and look for GPUs, which no log level
-    silences. Set TF_CPP_MIN_LOG_LEVEL to see it."""
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
-        yield
-        return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-        sys.modules["tensorflow"].config.list_physical_devices()
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
 
 
 def print_next(flags):

@@ -374,10 +374,11 @@ def subsample(labels, num, seed):
     """
     is_count = num >= 1 and num % 1 == 0
     if not is_count and not 0 < num < 1:
-        raise UserError(f"{num} examples cannot be drawn; give a whole number of at least 1, or a fraction below 1")
+        raise UserError(f"{num} examples cannot be drawn (--num_datas, --num_test_datas); give a whole number of at least "
+                        "1, or a fraction below 1")
     count = int(num) if is_count else max(1, round(num * len(labels)))
     if count > len(labels):
-        raise UserError(f"{count} examples are asked for, the training data has {len(labels)}")
+        raise UserError(f"{count} examples are asked for (--num_datas, --num_test_datas), the data has {len(labels)}")
     return np.sort(stratified_order(labels, seed)[:count])
 
 

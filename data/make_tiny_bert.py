@@ -11,7 +11,8 @@ import sys
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(FOLDER))  # the scripts of the pipeline are no installed package
-from command_line import ArgumentParser, atomic_write, decode_lines, require_file, run  # noqa: E402
+from command_line import (ArgumentParser, atomic_write, decode_lines, require_file, run,  # noqa: E402
+                          tensorflow_start_up_kept_quiet)
 from configuration import BertConfig  # noqa: E402
 
 
@@ -36,7 +37,8 @@ def main():
     config.check_vocab(sum(1 for _ in decode_lines(require_file(args.vocab_file, "--vocab_file"))), args.vocab_file)
     os.makedirs(args.output_dir, exist_ok=True)
 
-    from modeling_tf import initial_values, write_checkpoint  # TensorFlow takes seconds: wrong flags are told first
+    with tensorflow_start_up_kept_quiet():
+        from modeling_tf import initial_values, write_checkpoint  # it takes seconds: wrong flags are told first
     values = initial_values(config, args.seed)
     prefix = os.path.join(args.output_dir, "bert_model.ckpt")
     write_checkpoint(prefix, values)
@@ -46,7 +48,8 @@ def main():
     num_parameters = sum(int(value.shape.num_elements()) for value in values.values())
     print(f"wrote {prefix}: {len(values)} variables, {num_parameters:,} parameters")
     print(f"wrote bert_config.json and vocab.txt in {args.output_dir}")
-    print("next: python create_pretraining_data.py --input_file=AGnews_corpus.txt --output_file=tmp/tf_AGnews.tfrecord "
+    print("next, with a corpus (generate_corpus_agnews.py): python create_pretraining_data.py "
+          "--input_file=AGnews_corpus.txt --output_file=tmp/tf_AGnews.tfrecord "
           f"--vocab_file={os.path.join(args.output_dir, 'vocab.txt')} --max_seq_length=128 "
           "--max_predictions_per_seq=20")
 

@@ -15,6 +15,7 @@ import torch
 import convert_tf_checkpoint_to_pytorch as conversion
 from command_line import UserError
 from configuration import BertConfig
+from conftest import ROOT
 from modeling import BertForPreTraining, load_weights
 
 CONFIG = BertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
@@ -294,6 +295,15 @@ def test_no_space_left_is_one_line_and_leaves_nothing(direction, converted, trai
     assert done.returncode not in (0, None) and "Traceback" not in done.stderr, done.stderr
     assert "error:" in done.stderr.strip().splitlines()[-1], done.stderr
     assert not any("ckpt" in name or "pytorch_model" in name for name in os.listdir(tmp_path / "full"))
+
+
+def test_an_error_is_one_line_without_tensorflow_s_own(tmp_path):
+    """TensorFlow's libraries write about GPUs and builds while they load."""
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    done = subprocess.run([sys.executable, ROOT / "convert_tf_checkpoint_to_pytorch.py", "--tf_checkpoint_path",
+                           tmp_path / "absent", "--bert_config_file", ROOT / "data" / "tiny_bert" / "bert_config.json",
+                           "--pytorch_dump_path", tmp_path / "x.bin"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "there is no checkpoint" in done.stderr
 
 
 def test_wrong_flags_are_refused_without_tensorflow(refused, trained):

@@ -2,9 +2,12 @@
 import csv
 import importlib
 import math
+import os
+import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -400,12 +403,13 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_if_it_had_not_been(with_d
     assert record(tmp_path / "run") == record(undisturbed)
 
 
-def test_sigterm_saves_the_update_under_way_first(with_dropout, tmp_path, start):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_sigterm_and_ctrl_c_save_the_update_under_way_first(with_dropout, tmp_path, start, number):
     flags = [*with_dropout[0], "--output_dir", tmp_path / "run", "--save_checkpoints_steps", 1000]
-    assert wait(start(SINGLE, flags, tmp_path / "log.txt", ("update", 5, "before", TERM))) == [128 + TERM]
+    assert wait(start(SINGLE, flags, tmp_path / "log.txt", ("update", 5, "before", number))) == [128 + number]
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert state["progress"]["global_step"] == 5
-    assert "stopped by SIGTERM after update 5" in (tmp_path / "log.txt").read_text()
+    assert f"stopped by {number.name} after update 5" in (tmp_path / "log.txt").read_text()
 
 
 def test_sigterm_in_an_evaluation_ends_it_at_once_and_loses_no_update(with_dropout, tmp_path, start):
@@ -509,6 +513,35 @@ def test_num_processes_starts_them(tiny, tmp_path, script):
     np.testing.assert_allclose(losses_of(tmp_path / "two"), losses_of(tmp_path / "one"), rtol=1e-5)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_processes_end_with_the_one_that_started_them(tiny, tmp_path):
+    """SIGKILL of the command leaves no process that writes on."""
+    flags = [*train_flags(tiny, tmp_path / "run"), "--num_train_epochs", 10_000, "--num_processes", 2]
+    command = subprocess.Popen([sys.executable, ROOT / f"{SINGLE}.py", *map(str, flags)], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    try:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        waited_for(lambda: metrics.exists() and metrics.stat().st_size)
+        started = pathlib.Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text().split()
+    finally:
+        command.kill()
+        command.wait()
+    assert len(started) == 2
+    waited_for(lambda: not any(os.path.exists(f"/proc/{pid}") and "Z" not in state_of(pid) for pid in started))
+
+
+def state_of(pid):
+    """A process's state, a letter: Z for one that has ended."""
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def waited_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 # What is refused, in one line and with nothing half-written
 
 @pytest.mark.parametrize("flags, words", [
@@ -535,7 +568,7 @@ def test_num_processes_starts_them(tiny, tmp_path, script):
     (["--num_train_epochs", 0], "0 is not above 0"),
     (["--dev_fraction", 1], "1 is not below 1"),
     (["--warmup_proportion", 1.5], "1.5 is not below 1"),
-    (["--num_datas", 62], "62 examples are asked for, the training data has 61"),
+    (["--num_datas", 62], "62 examples are asked for (--num_datas, --num_test_datas), the data has 61"),
     (["--num_datas", 2.5], "2.5 examples cannot be drawn"),
     (["--bf16", "maybe"], "'maybe' is neither True nor False"),
     (["--data_dir", "absent"], "no folder absent"),
@@ -633,6 +666,23 @@ def test_a_refused_command_overwrites_nothing(tiny, tmp_path, refused_here):
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("first, second", [([1], [2, 3]), ([1, 2], [3])])
+def test_runs_of_one_seed_and_of_several_do_not_share_a_folder(tiny, tmp_path, refused_here, first, second):
+    flags = [*train_flags(tiny, tmp_path / "run"), "--num_datas", 8, "--num_train_epochs", 1, "--seed"]
+    call(SINGLE, *flags, *first)
+    refused_here(SINGLE, *flags, *second, words="holds a run of")
+    call(SINGLE, *flags, *second, "--overwrite_output_dir")
+
+
+def test_a_record_of_something_else_is_refused(tiny, finished, tmp_path, refused_here):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"a": 1}')
+    refused_here(SINGLE, *train_flags(tiny, tmp_path / "run"), words="holds a run of another script")
+    (tmp_path / "classifier.json").write_text("{}")
+    refused_here(SINGLE, "--do_eval", "--data_dir", tiny, "--init_checkpoint", tmp_path, "--output_dir", tmp_path / "out",
+                 words="classifier.json lacks task")
+
+
 def test_the_folders_of_all_seeds_are_looked_at_first(tiny, tmp_path, refused_here):
     flags = [*train_flags(tiny, tmp_path), "--num_train_epochs", 0.25]
     call(SINGLE, *flags, "--output_dir", tmp_path / "seed_2", "--seed", 2)
@@ -648,14 +698,32 @@ def test_an_output_folder_that_is_a_file_is_refused(tiny, tmp_path, refused_here
 
 @pytest.mark.parametrize("log_steps", [1, 100])
 def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, refused_here, log_steps):
-    """At a rate of 1e30 the second update's loss overflows: the step is named, the last good checkpoint is kept."""
+    """At a rate of 1e30 the second update's loss overflows: the step is named, nothing is kept."""
     flags = [*train_flags(tiny, tmp_path), "--learning_rate", 1e30, "--warmup_proportion", 0, "--log_steps", log_steps,
-             "--save_checkpoints_steps", 1]
-    refused_here(SINGLE, *flags, words="update 2")
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+             "--save_checkpoints_steps", 2]
+    refused_here(SINGLE, *flags, words="update 2: the loss is")
+    assert not [name for name in ("checkpoint.pt", "results.json", "last", "best") if (tmp_path / name).exists()]
+
+
+def test_a_model_that_has_diverged_is_not_saved(tiny, tmp_path, refused_here):
+    """The first update of a warm-up has rate 0, the second destroys the model, its own loss being good still: the
+    checkpoint of the first is kept. And so at the end of an epoch, whose model is neither the best nor the last."""
+    flags = [*train_flags(tiny, tmp_path / "run"), "--learning_rate", 1e30, "--warmup_proportion", 0.5]
+    refused_here(SINGLE, *flags, "--save_checkpoints_steps", 1, words="update 2 left a model whose output is not finite")
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert state["progress"]["global_step"] == 1
     assert all(value.isfinite().all() for value in state["model"].values())
-    assert not (tmp_path / "results.json").exists() and not (tmp_path / "last").exists()
+    refused_here(SINGLE, *flags, "--output_dir", tmp_path / "end", "--num_datas", 16, "--num_train_epochs", 1,
+                 words="update 2 left a model")
+    assert sorted(path.name for path in (tmp_path / "end").iterdir()) == ["metrics.jsonl", "run.json", "tensorboard"]
+
+
+def test_a_run_does_not_write_over_the_weights_it_starts_from(finished, tiny, tmp_path, refused_here):
+    kept = weights(finished / "best")
+    for output_dir in (finished, finished / "best"):
+        refused_here(SINGLE, *train_flags(tiny, output_dir), "--init_checkpoint", finished / "best",
+                     "--overwrite_output_dir", words="holds --init_checkpoint")
+    assert all(torch.equal(value, kept[name]) for name, value in weights(finished / "best").items())
 
 
 def test_a_damaged_checkpoint_is_named(with_dropout, tmp_path, start):
