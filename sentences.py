@@ -1,7 +1,7 @@
 """Documents -> sentences, for the corpora of further pre-training: spaCy for English, punctuation for Chinese.
 
-Documents stream through in batches, in processes of their own where asked for. Memory does not grow with the corpus:
-spaCy keeps each new word, so it is loaded anew after so many documents.
+Documents stream through in batches, in processes of their own where asked for. spaCy keeps each new word: it is loaded
+anew after so many documents, so that memory does not grow with their number.
 """
 import collections
 import functools
