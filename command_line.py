@@ -2,6 +2,7 @@
 import argparse
 import contextlib
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -62,6 +63,32 @@ def require_file(path, flag):
     return path
 
 
+def require_folder(path, flag):
+    """Raises UserError unless `path`, the value of `flag`, is a folder. Returns the path."""
+    if not os.path.isdir(path):
+        raise UserError(f"{flag}: {path} is a file, a folder is needed" if os.path.exists(path) else
+                        f"{flag}: there is no folder {path}")
+    return path
+
+
+def check_output_folder(path, flag):
+    """Raises UserError, before any work, unless `path`, the value of `flag`, is or can become a folder to write into."""
+    existing = os.path.abspath(path)
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing):
+        raise UserError(f"{flag}: {existing} is a file, a folder is needed")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{flag}: the folder {existing} is not writable")
+
+
+def check_output_file(path, flag):
+    """The same for a file to write: its folder must do, and no folder may have its name."""
+    if not os.path.basename(path) or os.path.isdir(path):
+        raise UserError(f"{flag}: {path or 'an empty name'} is no file name")
+    check_output_folder(os.path.dirname(path), flag)
+
+
 def decode_lines(path, encoding="utf-8", keep_ends=False):
     """Yields (line number from 1, line without its end) of a text file; only \\n, \\r\\n end a line, never U+0085.
 
@@ -117,6 +144,22 @@ def tensorflow_start_up_kept_quiet():
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(nowhere)
+
+
+def read_recipe(path, kind):
+    """What decides the result of the run that `path`, a run.json, describes: its `recipe`.
+
+    Raises UserError where the file is not that of a run of this `kind`: no run writes over what another script made.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            described = json.load(file)
+    except ValueError:
+        described = None
+    if not isinstance(described, dict) or described.get("kind") != kind:
+        raise UserError(f"--output_dir: {os.path.dirname(path)} holds a run of another script (its run.json is not that of "
+                        f"a {kind} run); name another folder")
+    return described["recipe"]
 
 
 def source_commit():

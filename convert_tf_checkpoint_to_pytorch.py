@@ -27,8 +27,8 @@ import numpy as np
 import torch
 
 from batching import pack
-from command_line import (ArgumentParser, UserError, add_boolean, atomic_write, decode_lines, require_file, run,
-                          tensorflow_start_up_kept_quiet)
+from command_line import (ArgumentParser, UserError, add_boolean, atomic_write, check_output_file, decode_lines,
+                          require_file, run, tensorflow_start_up_kept_quiet)
 from configuration import BertConfig
 from modeling import WEIGHT_FILES, BertForPreTraining, read_weights, write_torch
 
@@ -108,11 +108,18 @@ def check_names(expected, present, side, where):
     for names, fault, mend in (
             (missing, "lacks", "is --bert_config_file the one that came with it?"),
             (unmatched, "has what this model has not:", "is --bert_config_file the one that came with it? "
-             "What shall be dropped is named with --leave_out")):
+             "What shall be dropped is named with --leave_out of convert_tf_checkpoint_to_pytorch.py")):
         if names:
             more = f" and {len(names) - 1} more" if names[1:] else ""
             raise UserError(f"{where} {fault} {names[0]}{more}; {mend}")
     return absent
+
+
+def check_left_out(leave_out, present, where):
+    """Raises UserError where a name of --leave_out is not `present`."""
+    unknown = sorted(set(leave_out) - set(present))
+    if unknown:
+        raise UserError(f"{where} has no {unknown[0]}, which --leave_out names")
 
 
 def check_shape(where, name, shape, expected):
@@ -130,6 +137,7 @@ def tf_to_pytorch(variables, config, leave_out=(), where="the TensorFlow checkpo
     is missing or that the model has not, and for a shape that does not fit the configuration.
     """
     names = names_and_shapes(config)
+    check_left_out(leave_out, variables, where)
     left_out = sorted(name for name in variables if is_training_state(name) or name in leave_out)
     absent_heads = check_names(names, variables.keys() - set(left_out), 0, where)
     state, converted = {}, []
@@ -158,6 +166,7 @@ def pytorch_to_tf(state, config, leave_out=(), where="the PyTorch file"):
         if copy in state and original in state and not torch.equal(state[copy], state[original]):
             raise UserError(f"{where}: {copy} is not the same as {original}; "
                             "BERT in TensorFlow has one tensor for both")
+    check_left_out(leave_out, state, where)
     left_out = sorted(name for name in state if name in DUPLICATES or name in leave_out)
     absent_heads = check_names(names, state.keys() - set(left_out), 1, where)
     variables, converted = {}, []
@@ -271,6 +280,7 @@ def write_pytorch(state, path, safetensors_too):
 
 def convert(args):
     """TensorFlow -> PyTorch."""
+    check_output_file(args.pytorch_dump_path, "--pytorch_dump_path")
     config = BertConfig.from_json_file(args.bert_config_file)
     folder = os.path.dirname(args.pytorch_dump_path)
     beside = map(os.path.dirname, (args.tf_checkpoint_path, args.bert_config_file))
@@ -295,6 +305,10 @@ def convert(args):
 
 def reverse(args):
     """PyTorch -> TensorFlow."""
+    check_output_file(args.tf_checkpoint_path, "--tf_checkpoint_path")
+    if os.path.splitext(args.tf_checkpoint_path)[1] in (".index", ".meta"):
+        raise UserError(f"--tf_checkpoint_path: {args.tf_checkpoint_path} is the name of one file of a checkpoint; give the "
+                        "prefix of all of them, without the end")
     config = BertConfig.from_json_file(args.bert_config_file)
     folder = os.path.dirname(args.tf_checkpoint_path)
     source = args.pytorch_dump_path

@@ -37,8 +37,9 @@ import shlex
 import numpy as np
 from tqdm import tqdm
 
-from command_line import (ArgumentParser, UserError, add_boolean, decode_lines, number, require_file, run,
-                          tensorflow_start_up_kept_quiet)
+from command_line import (ArgumentParser, UserError, add_boolean, check_output_file, decode_lines, number, require_file,
+                          run, tensorflow_start_up_kept_quiet)
+from configuration import BertConfig
 from tokenization import FullTokenizer
 
 SPECIAL_TOKENS = 3  # [CLS], [SEP], [SEP]
@@ -284,6 +285,8 @@ def create_training_instances(corpus, tokenizer, recipe, dupe_factor, rng):
 @contextlib.contextmanager
 def whole_files(paths):
     """Yields a temporary path beside each path; they are renamed when the block ends without an exception."""
+    for path in paths:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     temporaries = [os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}.tmp")
                    for path in paths]
     try:
@@ -332,7 +335,7 @@ def expand_input_files(patterns):
 
 
 def expand_output_files(names, input_files):
-    """The files of `--output_file`, separated by commas. Makes their folders: a wrong one is found before the work.
+    """The files of `--output_file`, separated by commas.
 
     Raises UserError for a name that cannot be written to, is given twice, or is an input file.
     """
@@ -341,14 +344,9 @@ def expand_output_files(names, input_files):
     if len({os.path.realpath(path) for path in files}) < len(files):
         raise UserError(f"--output_file: {names} names a file twice")
     for path in files:
-        if not os.path.basename(path) or os.path.isdir(path):
-            raise UserError(f"--output_file: {path or 'an empty name'} is no file name")
+        check_output_file(path, "--output_file")
         if os.path.realpath(path) in inputs:
             raise UserError(f"--output_file: {path} is also an input file")
-        folder = os.path.dirname(path) or "."
-        os.makedirs(folder, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise UserError(f"--output_file: the folder {folder} is not writable")
     return files
 
 
@@ -415,11 +413,19 @@ def parse_arguments():
     return parser.parse_args()
 
 
+def check_positions(args):
+    """Raises UserError where the model whose configuration lies beside the vocabulary has fewer positions than a record."""
+    path = os.path.join(os.path.dirname(args.vocab_file), "bert_config.json")
+    if os.path.exists(path):
+        BertConfig.from_json_file(path, "beside --vocab_file").check_max_seq_length(args.max_seq_length)
+
+
 def main():
     args = parse_arguments()
     recipe = Recipe(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Recipe)})
     input_files = expand_input_files(args.input_file)
     output_files = expand_output_files(args.output_file, input_files)
+    check_positions(args)
     tokenizer = FullTokenizer(args.vocab_file, args.do_lower_case)
     print("reading", *input_files, sep="\n  ")
     corpus = read_corpus(input_files, tokenizer)

@@ -38,7 +38,7 @@ import batching
 import modeling
 import optimization
 import tasks
-from command_line import UserError, atomic_write, source_commit
+from command_line import UserError, atomic_write, check_output_folder, read_recipe, source_commit
 from configuration import BertConfig
 from fine_tuning_flags import FEATURE_FLAGS, MODEL_FLAGS, NOT_RECIPE, parse
 from processes import StopRequest, World, join, launch
@@ -64,6 +64,8 @@ def read_setup(args, given, world, rates_of):
     args.init_checkpoint = of_multitask_run(args.init_checkpoint, args.task_name)
     folder = args.init_checkpoint if args.init_checkpoint and os.path.isdir(args.init_checkpoint) else None
     restored = None if args.do_train else restore_flags(args, given, folder)
+    if args.init_checkpoint:
+        modeling.find_weights(args.init_checkpoint)
     for flag, names in (("bert_config_file", ("config.json", "bert_config.json")), ("vocab_file", ("vocab.txt",))):
         if getattr(args, flag) is None:
             found = [os.path.join(folder, name) for name in names if os.path.exists(os.path.join(folder, name))] \
@@ -302,7 +304,7 @@ def fine_tune(setup, seed, folder, recipe, is_new, data):
     if is_new and world.main:  # not before: a run whose weights are refused leaves nothing behind
         remove_run(folder)
         write_json(os.path.join(folder, "run.json"),
-                   {"recipe": recipe, "flags": vars(args), "command": sys.argv} | environment(world))
+                   {"kind": KIND, "recipe": recipe, "flags": vars(args), "command": sys.argv} | environment(world))
     world.gather(None)
     updates_per_epoch = sum(math.ceil(len(dataset) / args.train_batch_size) for dataset in train)
     t_total = max(1, round(updates_per_epoch * args.num_train_epochs))
@@ -315,10 +317,11 @@ def fine_tune(setup, seed, folder, recipe, is_new, data):
         world.print(optimization.describe_groups(groups))
         for task, dataset in zip(setup.tasks, train):
             show_examples(setup, task, dataset)
-    world.print(f"seed {seed}: {sum(map(len, train)):,} training examples; {t_total} updates of {args.train_batch_size} "
-                f"examples over {world.size} process(es) x {args.gradient_accumulation_steps} accumulation step(s) on "
-                f"{world.device.type}; the rate rises for {round(t_total * args.warmup_proportion)} updates, then falls "
-                "to 0")
+    held_out = sum(len(evaluated) for _, evaluated, _ in data) if args.dev_fraction else 0
+    world.print(f"seed {seed}: {sum(map(len, train)):,} training examples{f', {held_out:,} held out' if held_out else ''}; "
+                f"{t_total} updates of {args.train_batch_size} examples over {world.size} process(es) x "
+                f"{args.gradient_accumulation_steps} accumulation step(s) on {world.device.type}; the rate rises for "
+                f"{round(t_total * args.warmup_proportion)} updates, then falls to 0")
     parallel = model
     if world.size > 1:
         parallel = DistributedDataParallel(model, device_ids=[world.device.index] if world.device.type == "cuda" else None,
@@ -570,6 +573,7 @@ def resume(setup, folder, model, optimizer, seed):
     return progress
 
 
+KIND = "fine-tuning"  # of a run, in its run.json
 RUN_FILES = ("run.json", "results.json", "metrics.jsonl", "checkpoint.pt", "results.txt", "eval_results.txt")
 RUN_FOLDERS = ("best", "last", "tensorboard")
 
@@ -592,9 +596,9 @@ def look_at_folder(setup, folder, recipe):
     Changes nothing. Raises UserError where the folder holds another run that may not be overwritten.
     """
     is_new, finished, fault = True, None, None
-    if setup.world.main and os.path.isdir(folder) and not setup.args.overwrite_output_dir:
+    if setup.world.main and os.path.isdir(folder):
         try:
-            is_new, finished = compare_run(folder, recipe)
+            is_new, finished = compare_run(folder, recipe, setup.args.overwrite_output_dir)
         except UserError as error:
             fault = str(error)
     is_new, finished, fault = setup.world.gather((is_new, finished, fault))[0]
@@ -603,16 +607,17 @@ def look_at_folder(setup, folder, recipe):
     return is_new, finished
 
 
-def compare_run(folder, recipe):
+def compare_run(folder, recipe, overwrite):
     """`look_at_folder` of a folder that exists, in one process."""
     mend = "name another folder or add --overwrite_output_dir"
-    if not os.path.exists(os.path.join(folder, "run.json")):
+    path = os.path.join(folder, "run.json")
+    earlier = read_recipe(path, KIND) if os.path.exists(path) else None
+    if overwrite:
+        return True, None
+    if earlier is None:
         if any(map(is_of_a_run, os.listdir(folder))):
             raise UserError(f"--output_dir: {folder} holds files of another run; {mend}")
         return True, None
-    earlier = read_json(os.path.join(folder, "run.json")).get("recipe")
-    if earlier is None:
-        raise UserError(f"--output_dir: {folder} holds a run of another script; {mend}")
     for key in recipe | earlier:
         if recipe.get(key) != earlier.get(key):
             raise UserError(f"--output_dir: {folder} holds another run ({key} was {earlier.get(key)}, "
@@ -742,9 +747,10 @@ def run(parser, rates_of=lambda config, args: (None, None), argv=None):
     rates_of(config, args) gives the rate of each layer and of the embeddings, or None and None: --learning_rate.
     """
     args, given = parse(parser, argv)
+    check_output_folder(args.output_dir, "--output_dir")
     if launch(args):
         return
-    with join(args) as world:
+    with out_of_memory_in_one_line(), join(args) as world:
         setup = read_setup(args, given, world, rates_of)
         if args.do_train:
             folder = train_seeds(setup)
@@ -754,6 +760,18 @@ def run(parser, rates_of=lambda config, args: (None, None), argv=None):
                 evaluate_saved(setup, folder)
         if args.do_predict:
             predict(setup, folder)
+
+
+@contextlib.contextmanager
+def out_of_memory_in_one_line():
+    """Turns what torch raises where the device's or the machine's memory is used up into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise UserError(f"out of memory ({str(error).splitlines()[0][:160]}); raise --gradient_accumulation_steps, lower "
+                        "--eval_batch_size, or add --gradient_checkpointing") from None
 
 
 def seed_folder(args, seed):
@@ -787,8 +805,9 @@ def train_seeds(setup):
     if world.main:
         if len(args.seed) > 1:
             sum_up(args, results)
-        print(f"wrote {args.output_dir}; next, predict with it:\n  python {predicting_script()} --do_predict "
-              f"--predict_file FILE --init_checkpoint {folder} --output_dir {args.output_dir}")
+        if os.path.isdir(folder):  # a finished run's models may have been moved away
+            print(f"wrote {args.output_dir}; next, predict with it:\n  python {predicting_script()} --do_predict "
+                  f"--predict_file FILE --init_checkpoint {folder} --output_dir {args.output_dir}")
     return folder
 
 

@@ -199,6 +199,10 @@ def check_combinations(args, given):
         raise UserError("--trunc_medium has nothing to cut with --hierarchical: add --max_fractions or leave it out")
     if args.frozen_bert and args.frozen_layers:
         raise UserError("--frozen_bert keeps every layer fixed: leave --frozen_layers out")
+    if "discr" in args and not args.discr:
+        idle = sorted(given & {"layer_learning_rate", "layer_learning_rate_decay", "embeddings_learning_rate"})
+        if idle:
+            raise UserError(f"--{idle[0]} needs --discr, which is off")
     for flag in ("lstm_hidden_size", "attention_size", "attention_hops"):
         if flag in given and args.do_train and args.classifier != "bilstm_attention" \
                 and not (flag == "attention_size" and args.hierarchical == "self_attention"):

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import sentences
 import tasks
-from command_line import ArgumentParser, UserError, atomic_write, run
+from command_line import ArgumentParser, UserError, atomic_write, check_output_file, run
 
 DOMAINS = {domain: [task.name for task in tasks.TASKS.values() if task.domain == domain and task.language == "en"]
            for domain in ("sentiment", "question", "topic")}
@@ -121,6 +121,7 @@ def keep_unreserved(documents, task, reserved, left_out):
 def main():
     args = parse_arguments()
     selected = select_tasks(args)
+    check_output_file(args.output_file, "--output_file")
     folders = tasks.data_folders([task.name for task in selected], args.data_dir)
     split = (sentences.split_chinese if selected[0].language == "zh" else
              functools.partial(sentences.split_english, args.spacy_model))

@@ -27,7 +27,7 @@ import os
 from tqdm import tqdm
 
 import sentences
-from command_line import ArgumentParser, atomic_write, run
+from command_line import ArgumentParser, atomic_write, check_output_file, run
 from tasks import TASKS, read_documents
 
 
@@ -62,6 +62,8 @@ def parse_arguments():
 def main():
     args = parse_arguments()
     paths = {name: os.path.join(args.output_dir, f"AGnews_corpus{name}.txt") for name in ("", "_train", "_test")}
+    for path in paths.values():
+        check_output_file(path, "--output_dir")
     written = collections.Counter()
     sentences_per_document = {"test": collections.Counter(), "train": collections.Counter()}
     with contextlib.ExitStack() as stack:

@@ -7,6 +7,7 @@ load there.
 """
 import os
 import pickle
+import re
 import zipfile
 
 import torch
@@ -415,6 +416,23 @@ class BertMaskedLMTransform(nn.Module):
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
+def find_weights(path, flag="--init_checkpoint"):
+    """The file of weights, or the prefix of a TensorFlow checkpoint, that `path` names, see `read_weights`. Raises
+    UserError where there is none."""
+    prefix = re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", path)
+    if prefix != path and os.path.exists(prefix + ".index"):
+        raise UserError(f"{flag}: {path} is one file of a TensorFlow checkpoint; give the prefix they share, {prefix}")
+    if os.path.exists(path + ".index"):
+        return path
+    if os.path.isdir(path):
+        found = [name for name in WEIGHT_FILES if os.path.exists(os.path.join(path, name))]
+        if not found:
+            raise UserError(f"{flag}: the folder {path} has neither {' nor '.join(WEIGHT_FILES)}; for a TensorFlow "
+                            "checkpoint give its prefix (.../bert_model.ckpt)")
+        path = os.path.join(path, found[0])
+    return require_file(path, flag)
+
+
 def read_weights(path, config, flag="--init_checkpoint"):
     """Reads a checkpoint as a state dict on the CPU with the names of this file.
 
@@ -422,16 +440,10 @@ def read_weights(path, config, flag="--init_checkpoint"):
     and beta, no `bert.` prefix), or the prefix of a TensorFlow checkpoint (which imports TensorFlow, the only place
     here). Raises UserError where there is none, or the file is no checkpoint.
     """
+    path = find_weights(path, flag)
     if os.path.exists(path + ".index"):
         from convert_tf_checkpoint_to_pytorch import read_tf_checkpoint, tf_to_pytorch
-        return tf_to_pytorch(read_tf_checkpoint(path), config)[0]
-    if os.path.isdir(path):
-        found = [name for name in WEIGHT_FILES if os.path.exists(os.path.join(path, name))]
-        if not found:
-            raise UserError(f"{flag}: the folder {path} has neither {' nor '.join(WEIGHT_FILES)}; for a TensorFlow "
-                            "checkpoint give its prefix (.../bert_model.ckpt)")
-        path = os.path.join(path, found[0])
-    require_file(path, flag)
+        return tf_to_pytorch(read_tf_checkpoint(path, flag), config, where=f"{flag}: {path}")[0]
     if path.endswith(".safetensors"):
         import safetensors
         import safetensors.torch
@@ -442,8 +454,10 @@ def read_weights(path, config, flag="--init_checkpoint"):
     else:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError,
-                KeyError) as error:
+        except pickle.UnpicklingError:  # what torch says is advice to whoever calls it
+            raise UserError(f"{flag}: {path} is no whole PyTorch checkpoint of tensors (nor a safetensors file, whose name "
+                            "ends in .safetensors)") from None
+        except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
             raise UserError(f"{flag}: {path} is no whole PyTorch checkpoint of tensors "
                             f"({type(error).__name__}: {str(error).splitlines()[0][:120]})") from None
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):

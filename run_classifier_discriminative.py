@@ -12,6 +12,8 @@ one above it:
 
 All else is as in run_classifier_single_layer.py.
 """
+import argparse
+
 import fine_tuning
 from command_line import add_boolean, number, run
 from fine_tuning_flags import make_parser
@@ -34,7 +36,10 @@ def add_flags(group, discr):
 
 def embeddings_rate(text):
     """argparse type: `full`, `decayed` or a rate."""
-    return text if text in ("full", "decayed") else number(float, minimum=0)(text)
+    try:
+        return text if text in ("full", "decayed") else number(float, minimum=0)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; give full, decayed or a rate") from None
 
 
 def rates_of(config, args):

@@ -29,13 +29,13 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 
-from command_line import (ArgumentParser, UserError, add_boolean, atomic_write, decode_lines, number, require_file, run,
-                          source_commit, tensorflow_start_up_kept_quiet)
+from command_line import (ArgumentParser, UserError, add_boolean, atomic_write, check_output_folder, decode_lines, number,
+                          read_recipe, require_file, run, source_commit, tensorflow_start_up_kept_quiet)
 from configuration import BertConfig
 
+KIND = "further pre-training"  # of a run, in its run.json
 GELUS = {"erf": "gelu", "tanh": "gelu_new"}  # --gelu -> hidden_act
 RECIPE_FLAGS = ("max_seq_length", "max_predictions_per_seq", "train_batch_size", "learning_rate", "num_train_steps",
                 "num_warmup_steps", "random_seed")
@@ -140,8 +140,7 @@ def check_flags(flags):
                         f"{flags.gradient_accumulation_steps}")
     if flags.overwrite_output_dir and not flags.do_train:
         raise UserError("--overwrite_output_dir without --do_train would leave nothing to evaluate")
-    if os.path.exists(flags.output_dir) and not os.path.isdir(flags.output_dir):
-        raise UserError(f"--output_dir: {flags.output_dir} is a file, a folder is needed")
+    check_output_folder(flags.output_dir, "--output_dir")
     sources = {"--bert_config_file": flags.bert_config_file} | (
         {"--init_checkpoint": flags.init_checkpoint} if flags.init_checkpoint else {})
     for flag, path in sources.items():
@@ -209,19 +208,15 @@ class RunFolder:
 
     def check(self, records=None):
         """Raises UserError, naming the first difference, where the folder holds another run. With `records`, those of
-        --input_file are compared too."""
-        if self.flags.overwrite_output_dir or not os.path.isdir(self.flags.output_dir):
-            return
+        --input_file are compared too. A run of another script may not even be overwritten."""
         mend = "choose another --output_dir, or --overwrite_output_dir to delete that run"
         if not os.path.exists(self.path):
-            if any(re.fullmatch(r"model\.ckpt-\d+\.index", file) for file in os.listdir(self.flags.output_dir)):
+            if not self.flags.overwrite_output_dir and glob.glob("model.ckpt-*.index", root_dir=self.flags.output_dir):
                 raise UserError(f"--output_dir: {self.flags.output_dir} holds checkpoints without a run.json; {mend}")
             return
-        try:
-            with open(self.path, encoding="utf-8") as file:
-                held = json.load(file)["recipe"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"--output_dir: {self.path} is not the file of a run; {mend}") from None
+        held = read_recipe(self.path, KIND)
+        if self.flags.overwrite_output_dir:
+            return
         for key, value in self.full_recipe(records).items():
             if held.get(key) != value:
                 raise UserError(f"--output_dir: {self.flags.output_dir} holds another run: {key} was {held.get(key)}, "
@@ -236,7 +231,7 @@ class RunFolder:
         """Writes what a run starts with: bert_config.json, vocab.txt, and run.json unless it goes on."""
         os.makedirs(self.flags.output_dir, exist_ok=True)
         if not os.path.exists(self.path):
-            described = {"script": os.path.basename(__file__), "recipe": self.full_recipe(records),
+            described = {"kind": KIND, "recipe": self.full_recipe(records),
                          "flags": vars(self.flags), "devices": devices, "versions": versions(), "commit": source_commit(),
                          "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds")}
             with atomic_write(self.path) as file:

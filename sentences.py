@@ -7,6 +7,7 @@ import collections
 import functools
 import os
 import re
+import signal
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 
 from command_line import UserError, number
@@ -88,12 +89,12 @@ def map_in_order(function, items, num_processes):
 
     Items are read as processes get free, so that memory does not grow with their number. (spaCy's own
     `pipe(n_process=...)` sends whole documents between processes, slower than one process splits them, and hangs where
-    reading the items fails.)
+    reading the items fails.) Ctrl-C, which a terminal sends to all processes, is this one's to act on.
     """
     if num_processes == 1:
         yield from map(function, items)
         return
-    with ProcessPoolExecutor(num_processes) as pool:
+    with ProcessPoolExecutor(num_processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         pending = collections.deque()
         try:
             for item in items:

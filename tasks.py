@@ -19,6 +19,7 @@ IMDb has hundreds of reviews that begin with a quoted title (the authors read th
 quotes away). A byte order mark before the first row and lines with nothing in them are skipped. Otherwise fields stay
 exactly as they are: `<br />`, backslashes, ` #39;`, U+0085, empty strings.
 """
+import collections
 import csv
 import dataclasses
 import itertools
@@ -26,7 +27,7 @@ import os
 
 import numpy as np
 
-from command_line import UserError, decode_lines, require_file
+from command_line import UserError, decode_lines, require_file, require_folder
 
 MAX_FIELD = 1 << 24  # characters; the longest document of the paper has about 200,000: beyond, a quote was not closed
 
@@ -130,11 +131,15 @@ def csv_task(data_dir, label_column, text_columns, sep=","):
     """The Task of a file of your own: data_dir/train.csv and test.csv. Its labels are those of train.csv, sorted.
 
     The flags are those of `own_task`. Labels sort as numbers where all are whole numbers. Reads train.csv once; raises
-    UserError where it cannot be read, lacks a column or has fewer than two labels.
+    UserError where it cannot be read, lacks a column, has fewer than two labels or a header where columns are numbered.
     """
     task = own_task(label_column, text_columns, sep)
     train, reader = find_source(task, data_dir, "train")
-    labels = {label for _, label, _ in reader(task, train)}
+    labels = collections.Counter(label for _, label, _ in reader(task, train))
+    first, *others = labels  # in the order of the rows
+    if isinstance(task.label_column, int) and labels[first] == 1 and others and min(map(labels.get, others)) > 1:
+        raise UserError(f"{train}:1: the first row's label, {quoted(first)}, is the only one that does not occur again; if "
+                        "the row is a header, give --label_column and --text_columns names instead of numbers")
     if len(labels) < 2:
         raise UserError(f"{train}: column {task.label_column} holds one label only, {quoted(min(labels))}; "
                         "a classifier needs two or more")
@@ -208,8 +213,7 @@ def find_source(task, data_dir, split):
 
     Raises UserError, with the names looked for, where there is none.
     """
-    if not os.path.isdir(data_dir):
-        raise UserError(f"--data_dir: there is no folder {data_dir}")
+    require_folder(data_dir, "--data_dir")
     sources = [(f"{split}.csv", read_table)]
     if task.original == "aclImdb":
         sources += [(os.path.join(split, "pos"), read_acl_imdb), (os.path.join("aclImdb", split, "pos"), read_acl_imdb)]
@@ -327,9 +331,7 @@ def read_acl_imdb(task, path):
     """Reads SPLIT/neg/*.txt (label 0), then SPLIT/pos/*.txt (label 1), by the review's number; `path` is SPLIT/pos."""
     position = 0
     for label, name in (("0", "neg"), ("1", "pos")):
-        folder = os.path.join(os.path.dirname(path), name)
-        if not os.path.isdir(folder):
-            raise UserError(f"--data_dir: there is no folder {folder}, as aclImdb has it")
+        folder = require_folder(os.path.join(os.path.dirname(path), name), "--data_dir")
         reviews = [review for review in os.listdir(folder) if review.endswith(".txt")]
         if not reviews:
             raise UserError(f"--data_dir: the folder {folder} has no review (*.txt)")

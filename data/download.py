@@ -24,8 +24,8 @@ import zlib
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(FOLDER))  # the scripts of the pipeline are no installed package
-from command_line import (ArgumentParser, UserError, add_boolean, atomic_write, decode_lines, number,  # noqa: E402
-                          require_file, run)
+from command_line import (ArgumentParser, UserError, add_boolean, atomic_write, check_output_folder,  # noqa: E402
+                          decode_lines, number, require_file, run)
 
 COLUMNS = ("name", "kind", "how", "target", "url", "bytes", "sha256", "unpacked_file", "note")
 HOW = ("file", "zip", "tgz", "by hand")
@@ -306,6 +306,7 @@ def main():
     if unknown:
         raise UserError(f"there is no source {unknown[0]}; there are {', '.join(sources)}")
     wanted = [source for name in dict.fromkeys(args.names) for source in sources[name]]
+    check_output_folder(args.output_dir, "--output_dir")
     for source in wanted:
         if source.how == "by hand" and not os.path.lexists(os.path.join(args.output_dir, source.target)):
             raise UserError(by_hand(source, args.output_dir))

@@ -15,8 +15,7 @@ The same seed gives the same bytes on every machine (only `random.Random.random`
 which writes data/sample/train.csv (1,600 stories), data/sample/test.csv (400), data/tiny_bert/vocab.txt (2,000 tokens).
 A sample of your own size, elsewhere:
 
-    python data/make_sample.py --num_train 200 --num_test 100 --seed 7 --output_dir tmp/sample \\
-        --vocab_size 1000 --vocab_file tmp/vocab.txt
+    python data/make_sample.py --num_train 200 --num_test 100 --seed 7 --vocab_size 1000 --output_dir tmp/sample
 """
 import csv
 import json
@@ -28,8 +27,10 @@ import sys
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(FOLDER))  # the scripts of the pipeline are no installed package
-from command_line import ArgumentParser, UserError, atomic_write, number, run  # noqa: E402
+from command_line import (ArgumentParser, UserError, atomic_write, check_output_file, check_output_folder,  # noqa: E402
+                          number, run)
 
+SAMPLE = os.path.join(FOLDER, "sample")
 TOPICS = ("world", "sports", "business", "science")  # label 1, 2, 3, 4, as in AG's News
 SLOTS = ("agents", "things", "acts", "settings")
 FROM_TOPIC, FROM_OTHER_TOPICS = 0.7, 0.08  # where a word comes from; the rest is shared by all topics
@@ -216,15 +217,21 @@ def parse_arguments():
                        help="Tokens in the vocabulary, special ones included. Default 2000.")
     # output
     group = parser.add_argument_group("output")
-    group.add_argument("--output_dir", default=os.path.join(FOLDER, "sample"),
+    group.add_argument("--output_dir", default=SAMPLE,
                        help="Folder for train.csv and test.csv. Default: sample, beside this script.")
-    group.add_argument("--vocab_file", default=os.path.join(FOLDER, "tiny_bert", "vocab.txt"),
-                       help="File for the vocabulary. Default: tiny_bert/vocab.txt, beside this script.")
-    return parser.parse_args()
+    group.add_argument("--vocab_file",
+                       help="File for the vocabulary. Default: vocab.txt in --output_dir, but for the default "
+                            "sample tiny_bert/vocab.txt, beside this script.")
+    args = parser.parse_args()
+    beside = os.path.join(FOLDER, "tiny_bert") if args.output_dir == SAMPLE else args.output_dir
+    args.vocab_file = args.vocab_file or os.path.join(beside, "vocab.txt")
+    return args
 
 
 def main():
     args = parse_arguments()
+    check_output_folder(args.output_dir, "--output_dir")
+    check_output_file(args.vocab_file, "--vocab_file")
     train, test = make_rows(args.num_train, args.num_test, args.seed, os.path.join(FOLDER, "sample_words.json"))
     tokens = train_vocab([f"{title} - {description}" for _, title, description in train], args.vocab_size)
     if len(tokens) != args.vocab_size:

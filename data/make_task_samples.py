@@ -13,7 +13,7 @@ import sys
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(FOLDER))  # the scripts of the pipeline are no installed package
-from command_line import ArgumentParser, atomic_write, number, run  # noqa: E402
+from command_line import ArgumentParser, atomic_write, check_output_folder, number, run  # noqa: E402
 from tasks import TASKS, read_documents  # noqa: E402
 
 
@@ -40,6 +40,7 @@ def main():
     parser.add_argument("--num_test", type=number(int, minimum=1), default=32, help="Test rows of each (default: 32).")
     parser.add_argument("--output_dir", required=True, help="The folder of the tasks' folders.")
     args = parser.parse_args()
+    check_output_folder(args.output_dir, "--output_dir")
     for split, count in (("train", args.num_train), ("test", args.num_test)):
         documents = list(read_documents(TASKS["ag"], os.path.join(FOLDER, "sample"), split))[:count]
         for task in TASKS.values():

@@ -11,8 +11,8 @@ import sys
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(FOLDER))  # the scripts of the pipeline are no installed package
-from command_line import (ArgumentParser, atomic_write, decode_lines, require_file, run,  # noqa: E402
-                          tensorflow_start_up_kept_quiet)
+from command_line import (ArgumentParser, atomic_write, check_output_folder, decode_lines, require_file,  # noqa: E402
+                          run, tensorflow_start_up_kept_quiet)
 from configuration import BertConfig  # noqa: E402
 
 
@@ -33,6 +33,7 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
+    check_output_folder(args.output_dir, "--output_dir")
     config = BertConfig.from_json_file(args.bert_config_file)
     config.check_vocab(sum(1 for _ in decode_lines(require_file(args.vocab_file, "--vocab_file"))), args.vocab_file)
     os.makedirs(args.output_dir, exist_ok=True)

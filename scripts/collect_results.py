@@ -15,7 +15,7 @@ import sys
 import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts are no installed package
-from command_line import ArgumentParser, UserError, atomic_write, run  # noqa: E402
+from command_line import ArgumentParser, atomic_write, check_output_folder, require_folder, run  # noqa: E402
 
 PAPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "paper_results.csv")
 COLUMNS = ("row", "data_set", "best_mean", "best_std", "last_mean", "last_std", "seeds", "paper", "difference")
@@ -179,8 +179,8 @@ def main():
     parser.add_argument("--output_dir", default="results", help="Where tables and figures go (default: results).")
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="Some of them (default: all).")
     args = parser.parse_args()
-    if not os.path.isdir(args.runs):
-        raise UserError(f"--runs: there is no folder {args.runs}; the experiments' scripts make it (OUT)")
+    require_folder(args.runs, "--runs")
+    check_output_folder(args.output_dir, "--output_dir")
     for name in args.only:
         if name in paper:
             lines = make_table(args.runs, paper[name])

@@ -216,6 +216,25 @@ def test_other_variables_are_refused(change, words):
         conversion.tf_to_pytorch(change(random_variables()), CONFIG)
 
 
+def test_leave_out_of_a_name_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="the TensorFlow checkpoint has no nothing, which --leave_out names"):
+        conversion.tf_to_pytorch(random_variables(), CONFIG, leave_out=["nothing"])
+
+
+@pytest.mark.parametrize("reverse, target, words", [
+    (False, "folder", "--pytorch_dump_path: .*folder is no file name"),
+    (False, "file/x.bin", "--pytorch_dump_path: .*file is a file, a folder is needed"),
+    (True, "folder", "--tf_checkpoint_path: .*folder is no file name"),
+    (True, "x.ckpt.index", "--tf_checkpoint_path: .*x.ckpt.index is the name of one file of a checkpoint")])
+def test_a_target_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, reverse, target, words):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("mine")
+    target, config = tmp_path / target, tmp_path / "absent.json"
+    with pytest.raises(UserError, match=words):
+        call(monkeypatch, *(flags(target, "absent.bin", config) if reverse else flags("absent.ckpt", target, config)),
+             *(["--reverse"] if reverse else []))
+
+
 def test_leave_out_drops_a_classifier():
     variables = random_variables() | {"output_weights": np.ones((3, 32)), "output_bias": np.ones(3)}
     _, report = conversion.tf_to_pytorch(variables, CONFIG, leave_out=["output_weights", "output_bias"])

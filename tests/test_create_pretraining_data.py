@@ -12,6 +12,7 @@ import pytest
 
 import create_pretraining_data
 from command_line import UserError
+from configuration import BertConfig
 from create_pretraining_data import Recipe, create_training_instances, read_corpus, truncate_seq_pair
 from tokenization import FullTokenizer
 
@@ -279,6 +280,7 @@ GOOD = "p1 p2.\np3.\n\np4.\n"
     (GOOD.encode(), ("--output_file=corpus.txt",), "is also an input file"),
     (GOOD.encode(), ("--output_file=a.tfrecord,a.tfrecord",), "twice"),
     (GOOD.encode(), ("--output_file=folder/",), "is no file name"),
+    (GOOD.encode(), ("--output_file=corpus.txt/a.tfrecord",), "corpus.txt is a file, a folder is needed"),
 ))
 def test_bad_input_is_refused_in_one_line(tmp_path, tokenizer, monkeypatch, capsys, content, flags, words):
     monkeypatch.chdir(tmp_path)
@@ -290,6 +292,16 @@ def test_bad_input_is_refused_in_one_line(tmp_path, tokenizer, monkeypatch, caps
     message = str(error.value) if error.type is UserError else capsys.readouterr().err
     assert words in message and "\n" not in message.strip()
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_records_longer_than_the_model_beside_the_vocabulary_reads_are_refused(tmp_path, tokenizer, monkeypatch):
+    write_corpus(tmp_path / "corpus.txt")
+    BertConfig(vocab_size=100, max_position_embeddings=64).write(tmp_path / "bert_config.json")
+    monkeypatch.chdir(tmp_path)
+    flags = ("--input_file=corpus.txt", "--vocab_file=vocab.txt", "--output_file=out.tfrecord", "--dupe_factor=1")
+    with pytest.raises(UserError, match="--max_seq_length 65 is over the model's 64 positions"):
+        call(monkeypatch, *flags, "--max_seq_length=65")
+    call(monkeypatch, *flags, "--max_seq_length=64")
 
 
 def test_script_refuses_without_traceback(tmp_path, tokenizer, refused):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import command_line
 import fine_tuning
 import fine_tuning_flags
 import optimization
@@ -578,6 +579,8 @@ def waited_for(condition, seconds=120):
     (["--vocab_file", "absent.txt"], "--vocab_file: there is no file absent.txt"),
     (["--bert_config_file", "absent.json"], "--bert_config_file: there is no file absent.json"),
     (["--init_checkpoint", "absent.bin"], "--init_checkpoint: there is no file absent.bin"),
+    (["--init_checkpoint", ROOT / "tests"], "tests has neither model.safetensors nor pytorch_model.bin"),
+    (["--data_dir", __file__], "test_fine_tuning.py is a file, a folder is needed"),
 ])
 def test_wrong_flags_are_refused_before_anything_is_written(tiny, tmp_path, refused_here, flags, words):
     refused_here(SINGLE, *train_flags(tiny, tmp_path / "run"), *flags, words=words)
@@ -588,7 +591,8 @@ def test_wrong_flags_are_refused_before_anything_is_written(tiny, tmp_path, refu
     (["--layer_learning_rate", 1e-5, 1e-5, 1e-5], "--layer_learning_rate has 3 rates, the model has 2 layers"),
     (["--layer_learning_rate_decay", 0], "0 is not above 0"),
     (["--layer_learning_rate_decay", 1.1], "1.1 is not at most 1"),
-    (["--embeddings_learning_rate", "half"], "--embeddings_learning_rate"),
+    (["--embeddings_learning_rate", "half"], "'half' is not a number; give full, decayed or a rate"),
+    (["--discr", False, "--layer_learning_rate", 1e-5], "--layer_learning_rate needs --discr, which is off"),
 ])
 def test_wrong_layer_wise_rates_are_refused(tiny, tmp_path, refused_here, flags, words):
     refused_here(DISCRIMINATIVE, *train_flags(tiny, tmp_path / "run"), *flags, words=words)
@@ -690,9 +694,43 @@ def test_the_folders_of_all_seeds_are_looked_at_first(tiny, tmp_path, refused_he
     assert not (tmp_path / "seed_1").exists()
 
 
+def test_one_file_of_a_tensorflow_checkpoint_is_no_start(tiny, tmp_path, refused_here):
+    for name in ("x.ckpt.index", "x.ckpt.data-00000-of-00001"):
+        (tmp_path / name).write_text("")
+    for name in ("x.ckpt.index", "x.ckpt.data-00000-of-00001"):
+        refused_here(SINGLE, *train_flags(tiny, tmp_path / "run"), "--init_checkpoint", tmp_path / name,
+                     words=f"give the prefix they share, {tmp_path / 'x.ckpt'}")
+    (tmp_path / "x.ckpt.data-00000-of-00001").unlink()
+    refused_here(SINGLE, *train_flags(tiny, tmp_path / "run"), "--init_checkpoint", tmp_path / "x.ckpt",
+                 words="--init_checkpoint: ")
+
+
+def test_memory_that_is_used_up_is_one_line(capsys):
+    def fail():
+        with fine_tuning.out_of_memory_in_one_line():
+            torch.empty(2**50)
+    with pytest.raises(SystemExit):
+        command_line.run(fail)
+    assert "error: out of memory (" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="another"), fine_tuning.out_of_memory_in_one_line():
+        raise RuntimeError("another")
+
+
+def test_held_out_examples_are_counted(tiny, tmp_path, capsys):
+    call(SINGLE, *train_flags(tiny, tmp_path), "--num_train_epochs", 0.25, "--dev_fraction", 0.1)
+    assert "55 training examples, 6 held out;" in capsys.readouterr().out
+
+
+def test_a_run_of_another_script_is_not_overwritten(tiny, tmp_path, refused_here):
+    (tmp_path / "run.json").write_text('{"kind": "further pre-training", "recipe": {}}')
+    refused_here(SINGLE, *train_flags(tiny, tmp_path), "--overwrite_output_dir", words="holds a run of another script")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
 def test_an_output_folder_that_is_a_file_is_refused(tiny, tmp_path, refused_here):
     (tmp_path / "run").write_text("mine")
-    refused_here(SINGLE, *train_flags(tiny, tmp_path / "run"), words=str(tmp_path / "run"))
+    refused_here(SINGLE, *train_flags(tiny, tmp_path / "run"), "--data_dir", "absent",  # looked at before the data
+                 words=f"--output_dir: {tmp_path / 'run'} is a file, a folder is needed")
     assert (tmp_path / "run").read_text() == "mine"
 
 

@@ -3,7 +3,10 @@ titles, languages, joins, what is left out."""
 import contextlib
 import io
 import os
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -295,6 +298,7 @@ def test_spacy_is_loaded_anew_after_so_many_documents(monkeypatch):
     (["--task_name", "ag", "trec", "imdb", "--data_dir", "a", "b"], "2 folders for 3 tasks"),
     (["--task_name", "ag", "--data_dir", "absent"], "there is no folder absent"),
     (["--task_name", "csv", "--text_columns", "absent"], "no column is named 'absent'"),
+    (["--task_name", "ag", "--data_dir", __file__], "test_generate_corpus.py is a file, a folder is needed"),
 ))
 def test_wrong_tasks_are_refused_and_nothing_is_written(data_sets, tmp_path, monkeypatch, arguments, words):
     (data_sets / "train.csv").write_text("text\nOne.\n")
@@ -303,6 +307,33 @@ def test_wrong_tasks_are_refused_and_nothing_is_written(data_sets, tmp_path, mon
              script=generate_corpus)
     assert words in str(error.value)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("script, flag", [(generate_corpus, "--output_file"), (generate_corpus_agnews, "--output_dir")])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, script, flag):
+    (tmp_path / "corpus.txt").mkdir()
+    (tmp_path / "file").write_text("mine")
+    task = ["--task_name", "ag"] if script is generate_corpus else []
+    with pytest.raises(UserError, match=f"{flag}: .*file is a file, a folder is needed"):
+        call(monkeypatch, *task, "--data_dir", "absent", flag, tmp_path / "file" / "x", script=script)
+    if script is generate_corpus:
+        with pytest.raises(UserError, match="corpus.txt is no file name"):
+            call(monkeypatch, *task, "--data_dir", "absent", flag, tmp_path / "corpus.txt", script=script)
+
+
+def test_ctrl_c_ends_all_processes_without_a_word(tmp_path):
+    """A terminal sends it to every process of the command."""
+    (tmp_path / "train.csv").write_text('"1","a","b c. d."\n' * 300_000)
+    (tmp_path / "test.csv").write_text('"1","a","b c. d."\n' * 300_000)
+    command = [sys.executable, generate_corpus_agnews.__file__, "--data_dir", tmp_path, "--output_dir", tmp_path / "out",
+               "--num_processes", "2"]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    corpus, deadline = tmp_path / "out" / ".AGnews_corpus.txt.tmp", time.monotonic() + 120
+    while not (corpus.exists() and corpus.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=120) == (b"", b"") and process.returncode == 130
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_corpus_without_a_sentence_is_refused(tmp_path, monkeypatch):

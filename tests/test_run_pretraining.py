@@ -306,6 +306,13 @@ def test_overwriting_deletes_the_other_run_and_nothing_else(data, undisturbed, t
     assert (out / "notes.txt").read_text() == "mine" and len(logged(out)) == 4
 
 
+def test_a_run_of_another_script_is_not_overwritten(data, tmp_path, pretrain):
+    (tmp_path / "run.json").write_text('{"kind": "fine-tuning", "recipe": {}}')
+    with pytest.raises(UserError, match="holds a run of another script"):
+        pretrain(*flags_of(data, tmp_path, "--overwrite_output_dir"))
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
 # ------------------------------------------------------------------------------------- speed flags and devices
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,29 @@ def test_the_generator_makes_the_committed_bytes(tmp_path, monkeypatch):
         assert (tmp_path / pathlib.Path(committed).name).read_bytes() == (DATA / committed).read_bytes(), committed
 
 
+def test_a_sample_elsewhere_has_its_vocabulary_beside_it(tmp_path, monkeypatch):
+    committed = (DATA / "tiny_bert" / "vocab.txt").read_bytes()
+    call(monkeypatch, DATA / "make_sample.py", "--num_train", 80, "--num_test", 4, "--vocab_size", 300,
+         "--output_dir", tmp_path)
+    assert len((tmp_path / "vocab.txt").read_text(encoding="utf-8").splitlines()) == 300
+    assert (DATA / "tiny_bert" / "vocab.txt").read_bytes() == committed
+
+
+@pytest.mark.parametrize("script, flags, words", [
+    ("make_sample.py", ["--output_dir", "file"], "--output_dir: {}/file is a file, a folder is needed"),
+    ("make_sample.py", ["--output_dir", "new", "--vocab_file", "folder"], "--vocab_file: folder is no file name"),
+    ("make_tiny_bert.py", ["--output_dir", "file/in_it"], "--output_dir: {}/file is a file, a folder is needed"),
+    ("make_task_samples.py", ["--output_dir", "file"], "--output_dir: {}/file is a file, a folder is needed")])
+def test_a_file_where_a_folder_belongs_and_the_reverse_are_refused(tmp_path, monkeypatch, script, flags, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError) as refused:
+        call(monkeypatch, DATA / script, *flags)
+    assert words.format(tmp_path) in str(refused.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
+
+
 def test_the_corpus_is_what_generate_corpus_agnews_makes_of_it(tmp_path, monkeypatch):
     script = DATA.parent / "generate_corpus_agnews.py"
     call(monkeypatch, script, "--data_dir", DATA / "sample", "--output_dir", tmp_path)

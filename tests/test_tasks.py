@@ -186,6 +186,7 @@ def test_builtin_tasks_survive_json():
     ("1,x\n2,y,z\n", "0", ["1"], ",", "train.csv:2: 3 columns, the task csv has 2"),
     ("1,x\n2,y\n", "0", ["1"], ", ", "--sep"),
     ("1,x\n2,y\n", "0", [], ",", "--text_columns"),
+    ("label,text\n1,x\n2,y\n1,z\n2,w\n", "0", ["1"], ",", "train.csv:1: the first row's label, 'label', is the only one"),
 ])
 def test_csv_task_refuses(tmp_path, content, label, text, sep, words):
     write(tmp_path, {"train.csv": content})
