@@ -5,7 +5,7 @@
 # a seed.
 source "$(dirname "$0")/experiment.sh"
 TASKS=${TASKS:-imdb yelp_p yelp_f trec yahoo ag dbpedia}
-CORPORA=${CORPORA:-$TASKS sentiment question topic all}
+CORPORA=${CORPORA-$TASKS sentiment question topic all}
 
 corpus() {  # corpus NAME: one row of the table
     pretrain "$1" base "$1"

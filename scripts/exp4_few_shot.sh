@@ -3,13 +3,16 @@
 # Variables and what may be typed again: scripts/experiment.sh.
 # One further pre-training, 2 x 8 x SEEDS fine-tunings of BERT-base: about 45 minutes, and 20 minutes a seed.
 source "$(dirname "$0")/experiment.sh"
-FRACTIONS=${FRACTIONS:-0.004 0.01 0.02 0.05 0.1 0.2 0.5}
+FRACTIONS=${FRACTIONS:-0.004 0.01 0.02 0.05 0.1 0.2 0.5 1}
 
 curve() {  # curve NAME MODEL
     for fraction in $FRACTIONS; do
-        fit "few_shot/$1/$fraction/imdb" imdb "$2" --num_datas "$fraction"
+        if [ "$fraction" = 1 ]; then
+            fit "$1/imdb" imdb "$2"
+        else
+            fit "few_shot/$1/$fraction/imdb" imdb "$2" --num_datas "$fraction"
+        fi
     done
-    fit "$1/imdb" imdb "$2"  # all of it
 }
 
 further() {
