@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 @pytest.fixture(scope="session", autouse=True)
 def tensorboard_with_tensorflow():
     """tensorboard chooses once a process whether it writes with TensorFlow. A test process runs both frameworks, which
-    only goes with it; a fine-tuning process of its own chooses without (fine_tuning.keep_tensorflow_out)."""
+    only goes with it; a fine-tuning process of its own chooses without (run_folder.keep_tensorflow_out)."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from tensorboard.compat import tf
     assert tf.io
