@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Does memory grow with the corpus? AG's training rows, COPIES times, with two new words in each row, through
+# generate_corpus.py in one process: wall time and peak memory of 5 and of 44 copies.
+#
+#     DATA=../shared/data bash benchmarks/corpus_memory.sh
+#
+# About 5 minutes and 1 GB in OUT.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+DATA=${DATA:-downloads} OUT=${OUT:-corpus_memory} PYTHON=${PYTHON:-.venv/bin/python}
+RESULTS=${RESULTS:-benchmarks/results/corpus_memory.jsonl}
+
+for copies in ${COPIES:-5 44}; do
+    mkdir -p "$OUT/$copies"
+    "$PYTHON" - "$DATA/ag/train.csv" "$OUT/$copies/train.csv" "$copies" << 'PROGRAM'
+import csv
+import sys
+
+source, target, copies = sys.argv[1:]
+with open(source, encoding="utf-8", newline="") as file:
+    rows = list(csv.reader(file))
+with open(target, "w", encoding="utf-8", newline="") as file:
+    writer = csv.writer(file, quoting=csv.QUOTE_ALL)
+    for number, (label, title, text) in enumerate(rows * int(copies), 1):
+        writer.writerow([label, title, f"{text} Word{number:x}q and name{number:x}z came."])
+PROGRAM
+    "$PYTHON" benchmarks/measure.py --name "corpus of $copies copies" --results "$RESULTS" -- "$PYTHON" generate_corpus.py \
+        --task_name ag --data_dir "$OUT/$copies" --output_file "$OUT/$copies/corpus.txt" --num_processes 1
+done
