@@ -28,7 +28,7 @@ import torch
 
 from batching import pack
 from command_line import (ArgumentParser, UserError, add_boolean, atomic_write, check_output_file, decode_lines,
-                          require_file, run, tensorflow_start_up_kept_quiet)
+                          require_file, run, tensorflow_start_up)
 from configuration import BertConfig
 from modeling import WEIGHT_FILES, BertForPreTraining, read_weights, write_torch
 
@@ -75,7 +75,7 @@ def pytorch_name(name):
 def names_and_shapes(config):
     """Of every tensor of BERT with its pre-training heads: {name in TensorFlow: (name in PyTorch, transposed, shape in
     TensorFlow)}."""
-    with tensorflow_start_up_kept_quiet():
+    with tensorflow_start_up():
         from modeling_tf import variable_shapes
     return {name: (*pytorch_name(name), shape) for name, shape in variable_shapes(config).items()}
 
@@ -85,7 +85,7 @@ def read_tf_checkpoint(prefix, flag="--tf_checkpoint_path"):
 
     Raises UserError, its text starting with `flag`, where there is none or it is damaged.
     """
-    with tensorflow_start_up_kept_quiet():
+    with tensorflow_start_up():
         from modeling_tf import read_checkpoint
     return read_checkpoint(prefix, flag)
 

@@ -38,7 +38,7 @@ import numpy as np
 from tqdm import tqdm
 
 from command_line import (ArgumentParser, UserError, add_boolean, check_output_file, decode_lines, number, require_file,
-                          run, tensorflow_start_up_kept_quiet)
+                          run, tensorflow_start_up)
 from configuration import BertConfig
 from tokenization import FullTokenizer
 
@@ -301,7 +301,7 @@ def whole_files(paths):
 
 def write_instances(instances, order, recipe, output_files):
     """Writes the instances in the given order as tf.train.Examples, to the files in turn."""
-    with tensorflow_start_up_kept_quiet():
+    with tensorflow_start_up():
         import tensorflow as tf  # seconds and hundreds of MiB, so only when there is something to write
 
     def feature(name, values):

@@ -32,7 +32,7 @@ import platform
 import shutil
 
 from command_line import (ArgumentParser, UserError, add_boolean, atomic_write, check_output_folder, decode_lines, number,
-                          read_recipe, require_file, run, source_commit, tensorflow_start_up_kept_quiet)
+                          read_recipe, require_file, run, source_commit, tensorflow_start_up)
 from configuration import BertConfig
 
 KIND = "further pre-training"  # of a run, in its run.json
@@ -275,7 +275,7 @@ def main():
     folder = RunFolder(flags, config, find_vocab(flags, config)) if first else None
     if folder and flags.do_train:
         folder.check()
-    with tensorflow_start_up_kept_quiet():
+    with tensorflow_start_up():
         from pretraining_tf import pretrain  # TensorFlow takes seconds to load: only now, when the flags are right
     pretrain(flags, config, files, eval_files, folder, num_workers)
     if folder and flags.do_train:

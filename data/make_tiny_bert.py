@@ -12,7 +12,7 @@ import sys
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(FOLDER))  # the scripts of the pipeline are no installed package
 from command_line import (ArgumentParser, atomic_write, check_output_folder, decode_lines, require_file,  # noqa: E402
-                          run, tensorflow_start_up_kept_quiet)
+                          run, tensorflow_start_up)
 from configuration import BertConfig  # noqa: E402
 
 
@@ -38,7 +38,7 @@ def main():
     config.check_vocab(sum(1 for _ in decode_lines(require_file(args.vocab_file, "--vocab_file"))), args.vocab_file)
     os.makedirs(args.output_dir, exist_ok=True)
 
-    with tensorflow_start_up_kept_quiet():
+    with tensorflow_start_up():
         from modeling_tf import initial_values, write_checkpoint  # it takes seconds: wrong flags are told first
     values = initial_values(config, args.seed)
     prefix = os.path.join(args.output_dir, "bert_model.ckpt")
