@@ -48,21 +48,23 @@ run() {  # run NAME SCRIPT [flags]: one command, its output in $OUT/NAME.log; $O
     echo "$*" > "$OUT/$name.done"
 }
 
-spawned=()
+failed=$OUT/.failed.$$  # a spawned run that fails makes it; what `wait` knows of a process is lost when its number is used again
+rm -f "$failed"
 spawn() {  # spawn FUNCTION [arguments]: in the background, where JOBS allows several at a time
     if [ "$JOBS" -eq 1 ] || [ -n "${DRY_RUN:-}" ]; then
         "$@"
         return
     fi
     while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do sleep 0.1; done
-    "$@" &
-    spawned+=($!)
+    (trap '[ $? -eq 0 ] || touch "$failed"' EXIT && "$@") &
 }
 
 finish() {  # finish RESULTS...: waits for what was spawned, and writes these tables and figures
-    local pid failed=0
-    for pid in "${spawned[@]}"; do wait "$pid" || failed=1; done
-    [ $failed -eq 0 ] || exit 1
+    wait
+    if [ -e "$failed" ]; then
+        rm "$failed"
+        exit 1
+    fi
     [ -n "${DRY_RUN:-}" ] || "$PYTHON" scripts/collect_results.py --runs "$OUT" --output_dir "$OUT/results" --only "$@"
 }
 
