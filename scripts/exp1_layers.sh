@@ -12,7 +12,7 @@ layers() {  # layers NAME [flags]
 }
 
 num_layers() {
-    sed -n 's/.*"num_hidden_layers": *\([0-9]*\).*/\1/p' "$BERT"/*config.json 2> /dev/null | head -n 1
+    sed -n 's/.*"num_hidden_layers": *\([0-9]*\).*/\1/p' "$BERT"/*config.json 2> /dev/null | head -n 1 || true
 }
 
 LAYERS=${LAYERS:-$(num_layers)}

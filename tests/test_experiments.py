@@ -74,6 +74,11 @@ def test_an_interrupted_run_fails_the_script_with_the_end_of_its_log(tmp_path):
     assert "models/base failed" in done.stderr and "absent" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_table_3_needs_the_number_of_layers(tmp_path):
+    done = experiment("exp1_layers", tmp_path / "out", DRY_RUN="1", BERT=str(tmp_path))
+    assert done.returncode != 0 and "has no configuration, give LAYERS" in done.stderr
+
+
 def test_a_run_in_the_background_that_fails_is_not_passed_over(tmp_path):
     done = experiment("exp1_catastrophic_forgetting", tmp_path / "out", SMOKE="1", FLAGS="--bf16 maybe")
     assert done.returncode == 1 and "'maybe' is neither True nor False" in done.stderr, done.stderr
