@@ -85,7 +85,7 @@ def check_output_folder(path, flag):
 def check_output_file(path, flag):
     """The same for a file to write: its folder must do, and no folder may have its name."""
     if not os.path.basename(path) or os.path.isdir(path):
-        raise UserError(f"{flag}: {path or 'an empty name'} is no file name")
+        raise UserError(f"{flag}: {f'{path} is a folder' if path else 'the name is empty'}, a file name is needed")
     check_output_folder(os.path.dirname(path), flag)
 
 

@@ -222,9 +222,9 @@ def test_leave_out_of_a_name_that_is_not_there_is_refused():
 
 
 @pytest.mark.parametrize("reverse, target, words", [
-    (False, "folder", "--pytorch_dump_path: .*folder is no file name"),
+    (False, "folder", "--pytorch_dump_path: .*folder is a folder, a file name is needed"),
     (False, "file/x.bin", "--pytorch_dump_path: .*file is a file, a folder is needed"),
-    (True, "folder", "--tf_checkpoint_path: .*folder is no file name"),
+    (True, "folder", "--tf_checkpoint_path: .*folder is a folder, a file name is needed"),
     (True, "x.ckpt.index", "--tf_checkpoint_path: .*x.ckpt.index is the name of one file of a checkpoint")])
 def test_a_target_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, reverse, target, words):
     (tmp_path / "folder").mkdir()

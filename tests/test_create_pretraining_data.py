@@ -279,7 +279,7 @@ GOOD = "p1 p2.\np3.\n\np4.\n"
     (GOOD.encode(), ("--input_file=corpus.txt,nothing*.txt",), "no file nothing*.txt"),
     (GOOD.encode(), ("--output_file=corpus.txt",), "is also an input file"),
     (GOOD.encode(), ("--output_file=a.tfrecord,a.tfrecord",), "twice"),
-    (GOOD.encode(), ("--output_file=folder/",), "is no file name"),
+    (GOOD.encode(), ("--output_file=folder/",), "is a folder, a file name is needed"),
     (GOOD.encode(), ("--output_file=corpus.txt/a.tfrecord",), "corpus.txt is a file, a folder is needed"),
 ))
 def test_bad_input_is_refused_in_one_line(tmp_path, tokenizer, monkeypatch, capsys, content, flags, words):

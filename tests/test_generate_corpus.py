@@ -317,7 +317,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, m
     with pytest.raises(UserError, match=f"{flag}: .*file is a file, a folder is needed"):
         call(monkeypatch, *task, "--data_dir", "absent", flag, tmp_path / "file" / "x", script=script)
     if script is generate_corpus:
-        with pytest.raises(UserError, match="corpus.txt is no file name"):
+        with pytest.raises(UserError, match="corpus.txt is a folder, a file name is needed"):
             call(monkeypatch, *task, "--data_dir", "absent", flag, tmp_path / "corpus.txt", script=script)
 
 

@@ -50,7 +50,7 @@ def test_a_sample_elsewhere_has_its_vocabulary_beside_it(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("script, flags, words", [
     ("make_sample.py", ["--output_dir", "file"], "--output_dir: {}/file is a file, a folder is needed"),
-    ("make_sample.py", ["--output_dir", "new", "--vocab_file", "folder"], "--vocab_file: folder is no file name"),
+    ("make_sample.py", ["--output_dir", "new", "--vocab_file", "folder"], "--vocab_file: folder is a folder, a file name is needed"),
     ("make_tiny_bert.py", ["--output_dir", "file/in_it"], "--output_dir: {}/file is a file, a folder is needed"),
     ("make_task_samples.py", ["--output_dir", "file"], "--output_dir: {}/file is a file, a folder is needed")])
 def test_a_file_where_a_folder_belongs_and_the_reverse_are_refused(tmp_path, monkeypatch, script, flags, words):
