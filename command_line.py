@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -87,6 +88,11 @@ def check_output_file(path, flag):
     if not os.path.basename(path) or os.path.isdir(path):
         raise UserError(f"{flag}: {f'{path} is a folder' if path else 'the name is empty'}, a file name is needed")
     check_output_folder(os.path.dirname(path), flag)
+
+
+def checkpoint_prefix(path):
+    """What the files of a TensorFlow checkpoint have in common, if `path` is named like one of them, else `path`."""
+    return re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", path)
 
 
 def decode_lines(path, encoding="utf-8", keep_ends=False):

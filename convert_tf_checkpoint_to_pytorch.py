@@ -27,8 +27,8 @@ import numpy as np
 import torch
 
 from batching import pack
-from command_line import (ArgumentParser, UserError, add_boolean, atomic_write, check_output_file, decode_lines,
-                          require_file, run, tensorflow_start_up)
+from command_line import (ArgumentParser, UserError, add_boolean, atomic_write, check_output_file,
+                          checkpoint_prefix, decode_lines, require_file, run, tensorflow_start_up)
 from configuration import BertConfig
 from modeling import WEIGHT_FILES, BertForPreTraining, read_weights, write_torch
 
@@ -306,7 +306,7 @@ def convert(args):
 def reverse(args):
     """PyTorch -> TensorFlow."""
     check_output_file(args.tf_checkpoint_path, "--tf_checkpoint_path")
-    if os.path.splitext(args.tf_checkpoint_path)[1] in (".index", ".meta"):
+    if checkpoint_prefix(args.tf_checkpoint_path) != args.tf_checkpoint_path:
         raise UserError(f"--tf_checkpoint_path: {args.tf_checkpoint_path} is the name of one file of a checkpoint; give the "
                         "prefix of all of them, without the end")
     config = BertConfig.from_json_file(args.bert_config_file)

@@ -7,7 +7,6 @@ load there.
 """
 import os
 import pickle
-import re
 import zipfile
 
 import torch
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from command_line import UserError, atomic_write, require_file
+from command_line import UserError, atomic_write, checkpoint_prefix, require_file
 
 ACTIVATIONS = {
     "gelu": F.gelu,
@@ -419,7 +418,7 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 def find_weights(path, flag="--init_checkpoint"):
     """The file of weights, or the prefix of a TensorFlow checkpoint, that `path` names, see `read_weights`. Raises
     UserError where there is none."""
-    prefix = re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", path)
+    prefix = checkpoint_prefix(path)
     if prefix != path and os.path.exists(prefix + ".index"):
         raise UserError(f"{flag}: {path} is one file of a TensorFlow checkpoint; give the prefix they share, {prefix}")
     if os.path.exists(path + ".index"):

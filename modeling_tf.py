@@ -18,7 +18,7 @@ import zlib
 import numpy as np
 import tensorflow as tf
 
-from command_line import UserError
+from command_line import UserError, checkpoint_prefix
 
 WRITING = ".writing-"  # prefix of the folder a checkpoint is written in before its files get their names
 MASKED_SCORE = -10000.0  # added to the attention score of padding, as google-research/bert does
@@ -210,7 +210,7 @@ def read_checkpoint(prefix, flag="--init_checkpoint"):
     Raises UserError, its text starting with `flag`, where there is no such checkpoint, or it is damaged or cut.
     """
     if not os.path.isfile(f"{prefix}.index"):
-        stem = prefix.partition(".data-")[0].removesuffix(".index").removesuffix(".meta")
+        stem = checkpoint_prefix(prefix)
         if stem != prefix and os.path.isfile(f"{stem}.index"):
             raise UserError(f"{flag}: {prefix} is one file of a checkpoint; give the prefix they share, {stem}")
         if os.path.isdir(prefix):

@@ -48,7 +48,8 @@ run() {  # run NAME SCRIPT [flags]: one command, its output in $OUT/NAME.log; $O
     echo "$*" > "$OUT/$name.done"
 }
 
-failed=$OUT/.failed.$$  # a spawned run that fails makes it; what `wait` knows of a process is lost when its number is used again
+# A spawned run that fails makes this file: `wait` forgets how a process ended once its number is used again.
+failed=$OUT/.failed.$$
 rm -f "$failed"
 spawn() {  # spawn FUNCTION [arguments]: in the background, where JOBS allows several at a time
     if [ "$JOBS" -eq 1 ] || [ -n "${DRY_RUN:-}" ]; then

@@ -676,6 +676,8 @@ def test_runs_of_one_seed_and_of_several_do_not_share_a_folder(tiny, tmp_path, r
     call(SINGLE, *flags, *first)
     refused_here(SINGLE, *flags, *second, words="holds a run of")
     call(SINGLE, *flags, *second, "--overwrite_output_dir")
+    folder = tmp_path / "run" / (f"seed_{second[0]}" if len(second) > 1 else "")
+    assert read_json(folder / "results.json")["seed"] == second[0]
 
 
 def test_a_record_of_something_else_is_refused(tiny, finished, tmp_path, refused_here):
