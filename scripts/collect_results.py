@@ -4,7 +4,8 @@
 
 For each of Tables 2 to 8 a .csv and a .md: test error in percent of the best epoch on the test set (the paper's way) and
 of the last epoch, mean and standard deviation (n - 1) over seeds, the paper's figure, and ours less the paper's. Figures
-2, 3 and 4 as .png, with the paper's points where it gives them. A run that is not there is shown as missing.
+2, 3 and 4 as .png and their points as .csv, with the paper's where it gives them. A run that is not there is shown as
+missing.
 """
 import csv
 import glob
@@ -19,6 +20,7 @@ from command_line import ArgumentParser, atomic_write, check_output_folder, requ
 
 PAPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "paper_results.csv")
 COLUMNS = ("row", "data_set", "best_mean", "best_std", "last_mean", "last_std", "seeds", "paper", "difference")
+POINTS = ("curve", "x", "mean", "std", "seeds")
 
 
 def read_results(folder):
@@ -32,12 +34,16 @@ def read_results(folder):
 
 def errors(results, epoch):
     """Test errors in percent of the `best` or `last` epoch, one for each seed."""
-    return np.array([100 * (1 - result[epoch]["eval_accuracy"]) for result in results if epoch in result])
+    return np.array([test_error(result[epoch]) for result in results if epoch in result])
+
+
+def test_error(epoch):
+    return 100 * (1 - epoch["eval_accuracy"])
 
 
 def mean_and_std(values):
-    """Both, or None where there are no values, or one, which has no standard deviation."""
-    return (values.mean() if len(values) else None, values.std(ddof=1) if len(values) > 1 else None)
+    """Both over the first axis, or None where there are no values, or one, which has no standard deviation."""
+    return (values.mean(axis=0) if len(values) else None, values.std(axis=0, ddof=1) if len(values) > 1 else None)
 
 
 def read_paper():
@@ -57,7 +63,8 @@ def further_rows(runs, entries):
     if others:
         return []
     known = {folder for _, _, folder, _ in entries}
-    found = (os.path.relpath(path, runs).replace(os.sep, "/") for path in sorted(glob.glob(os.path.join(runs, first, "*", "*"))))
+    paths = sorted(glob.glob(os.path.join(runs, first, "*", "*")))
+    found = (os.path.relpath(path, runs).replace(os.sep, "/") for path in paths)
     return [(folder.split("/")[1], folder.split("/")[2], folder, None) for folder in found
             if folder not in known and read_results(os.path.join(runs, folder))]
 
@@ -73,12 +80,16 @@ def make_table(runs, entries):
     return lines
 
 
-def write_table(lines, name, output_dir):
+def write_csv(lines, columns, name, output_dir):
     with atomic_write(os.path.join(output_dir, f"{name}.csv")) as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: f"{value:.4f}" if isinstance(value, float) else value for key, value in line.items()}
                          for line in lines)
+
+
+def write_table(lines, name, output_dir):
+    write_csv(lines, COLUMNS, name, output_dir)
     with atomic_write(os.path.join(output_dir, f"{name}.md")) as file:
         file.write("| row | data set | best epoch | last epoch | seeds | paper | difference |\n|---|---|---|---|---|---|---|\n")
         for line in lines:
@@ -94,81 +105,80 @@ def figure(mean, std=None):
     return f"{mean:.2f}" + ("" if std is None else f" ({std:.2f})")
 
 
-# Figures
+# Figures: each function returns our curves, {label: list of (x, test errors of all seeds)}, and the paper's points,
+# {label: list of (x, test error)}.
 
-def new_plot(title, x, y="test error, %"):
+def point_of(folder):
+    """The number that stands in the name of a run's folder: 0.004 of few_shot/none/0.004/imdb."""
+    return float(folder.split(os.sep)[-2])
+
+
+def figure2(runs, paper):
+    """Test error after each epoch, by learning rate. The paper gives no figures."""
+    curves = {}
+    for folder in sorted(glob.glob(os.path.join(runs, "catastrophic_forgetting", "*", "imdb")), key=point_of):
+        epochs = zip(*(result["epochs"] for result in read_results(folder)))  # of each epoch, that of every seed
+        curves[f"rate {folder.split(os.sep)[-2]}"] = [
+            (number, np.array([test_error(epoch) for epoch in seeds])) for number, seeds in enumerate(epochs, 1)]
+    return curves, {}
+
+
+def figure3(runs, paper):
+    """Best test error by the steps of further pre-training. The paper's ends are Table 5's."""
+    points = [(0, os.path.join(runs, "none", "imdb"))]
+    points += [(point_of(folder), folder) for folder in glob.glob(os.path.join(runs, "steps", "*", "imdb"))]
+    known = {(row, data_set): error for row, data_set, _, error in paper["table5"]}
+    return ({"ours": [(x, errors(read_results(folder), "best")) for x, folder in points]},
+            {"paper (Table 5)": [(0, known["w/o pretrain", "imdb"]), (100_000, known["imdb", "imdb"])]})
+
+
+def figure4(runs, paper):
+    """Best test error by the part of the training data. The paper's errors with all of it are Table 6's."""
+    ours, theirs = {}, {}
+    full = {row: error for row, data_set, _, error in paper["table6"] if data_set == "imdb"}
+    for row, _, run_folder, error in paper["figure4"]:
+        label, name = row.split(",")[0], run_folder.split("/")[1]
+        points = [(1.0, os.path.join(runs, name, "imdb"))]
+        points += [(point_of(folder), folder) for folder in glob.glob(os.path.join(runs, "few_shot", name, "*", "imdb"))]
+        ours[f"{label}, ours"] = [(x, errors(read_results(folder), "best")) for x, folder in points]
+        theirs[f"{label}, paper"] = [(0.004, error), (1.0, full[label])]
+    return ours, theirs
+
+
+FIGURES = {  # title, x axis and its scale
+    "figure2": (figure2, "Figure 2: catastrophic forgetting, IMDb", "epoch", "linear"),
+    "figure3": (figure3, "Figure 3: further pre-training within the task, IMDb", "steps", "linear"),
+    "figure4": (figure4, "Figure 4: few examples, IMDb", "part of the training data", "log")}
+
+
+def write_figure(name, runs, paper, output_dir):
+    """Writes a figure as .png and its points as .csv where one of ours is there. Returns how many of ours are there."""
+    points_of, title, x_label, x_scale = FIGURES[name]
+    ours, theirs = points_of(runs, paper)
+    curves = {label: sorted((x, *mean_and_std(values), len(values)) for x, values in points if len(values))
+              for label, points in ours.items()}
+    curves = {label: points for label, points in curves.items() if points}
+    if not curves:
+        return 0
+    lines = [(label, f"{x:g}", *figures) for label, points in curves.items() for x, *figures in points]
+    lines += [(label, f"{x:g}", error, None, None) for label, points in theirs.items() for x, error in points]
+    write_csv([dict(zip(POINTS, line)) for line in lines], POINTS, name, output_dir)
+
     import matplotlib
     matplotlib.use("agg")
     from matplotlib import pyplot
     plot, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.set(title=title, xlabel=x_label, ylabel="test error, %", xscale=x_scale)
     axes.grid(alpha=0.3)
-    return plot, axes
-
-
-def save_plot(plot, axes, name, output_dir):
+    for label, points in curves.items():
+        x, means, deviations, _ = zip(*points)
+        axes.errorbar(x, means, [deviation or 0 for deviation in deviations], fmt="o-", capsize=3, label=label)
+    for label, points in theirs.items():
+        axes.plot(*zip(*points), "*", label=label)
     axes.legend()
     with atomic_write(os.path.join(output_dir, f"{name}.png"), "wb") as file:
         plot.savefig(file, format="png", dpi=150)
-
-
-def draw(axes, points, label, style="o-"):
-    """Draws mean and standard deviation of the best epoch's error. points: list of (x, results of all seeds)."""
-    points = sorted((x, *mean_and_std(errors(results, "best"))) for x, results in points if results)
-    if points:
-        x, means, deviations = zip(*points)
-        axes.errorbar(x, means, [deviation or 0 for deviation in deviations], fmt=style, capsize=3, label=label)
-    return bool(points)
-
-
-def figure2(runs, output_dir, paper):
-    """Test error after each epoch, by learning rate."""
-    plot, axes = new_plot("Figure 2: catastrophic forgetting, IMDb", "epoch")
-    drawn = False
-    for folder in sorted(glob.glob(os.path.join(runs, "catastrophic_forgetting", "*", "imdb")),
-                         key=lambda path: float(path.split(os.sep)[-2])):
-        results = read_results(folder)
-        if results:
-            curves = np.array([[100 * (1 - epoch["eval_accuracy"]) for epoch in result["epochs"]] for result in results])
-            axes.errorbar(range(1, curves.shape[1] + 1), curves.mean(axis=0), curves.std(axis=0), fmt="o-", capsize=3,
-                          label=f"rate {folder.split(os.sep)[-2]}")
-            drawn = True
-    return drawn and save_plot(plot, axes, "figure2", output_dir) is None
-
-
-def figure3(runs, output_dir, paper):
-    """Test error by the steps of further pre-training."""
-    plot, axes = new_plot("Figure 3: further pre-training within the task, IMDb", "steps")
-    folders = glob.glob(os.path.join(runs, "steps", "*", "imdb"))
-    points = [(int(folder.split(os.sep)[-2]), read_results(folder)) for folder in folders]
-    if not draw(axes, [(0, read_results(os.path.join(runs, "none", "imdb"))), *points], "ours, best epoch"):
-        return False
-    known = {(row, data_set): error for row, data_set, _, error in paper["table5"]}
-    axes.plot([0, 100_000], [known["w/o pretrain", "imdb"], known["imdb", "imdb"]], "k*", label="paper (Table 5)")
-    save_plot(plot, axes, "figure3", output_dir)
-    return True
-
-
-def figure4(runs, output_dir, paper):
-    """Test error by the part of the training data."""
-    plot, axes = new_plot("Figure 4: few examples, IMDb", "part of the training data")
-    axes.set_xscale("log")
-    drawn = []
-    for name, label in (("none", "BERT-FiT"), ("imdb", "BERT-ITPT-FiT")):
-        folders = glob.glob(os.path.join(runs, "few_shot", name, "*", "imdb"))
-        points = [(float(folder.split(os.sep)[-2]), read_results(folder)) for folder in folders]
-        drawn.append(draw(axes, [*points, (1.0, read_results(os.path.join(runs, name, "imdb")))], f"{label}, ours"))
-    if not any(drawn):
-        return False
-    full = {row: error for row, data_set, _, error in paper["table6"] if data_set == "imdb"}
-    for row, _, _, error in paper["figure4"]:
-        label = row.split(",")[0]
-        axes.plot([0.004, 1.0], [error, full[label]], "*", label=f"{label}, paper")
-    save_plot(plot, axes, "figure4", output_dir)
-    return True
-
-
-FIGURES = {"figure2": figure2, "figure3": figure3, "figure4": figure4}
+    return sum(map(len, curves.values()))
 
 
 def main():
@@ -182,14 +192,15 @@ def main():
     require_folder(args.runs, "--runs")
     check_output_folder(args.output_dir, "--output_dir")
     for name in args.only:
-        if name in paper:
+        if name in FIGURES:
+            there = write_figure(name, args.runs, paper, args.output_dir)
+            print(f"wrote {os.path.join(args.output_dir, name)}.csv and .png: {there} points of ours" if there
+                  else f"{name}: none of its runs is there")
+        else:
             lines = make_table(args.runs, paper[name])
             write_table(lines, name, args.output_dir)
             there = sum(line["best_mean"] is not None for line in lines)
             print(f"wrote {os.path.join(args.output_dir, name)}.csv and .md: {there} of {len(lines)} figures are there")
-        if name in FIGURES:
-            drawn = FIGURES[name](args.runs, args.output_dir, paper)
-            print(f"wrote {os.path.join(args.output_dir, name)}.png" if drawn else f"{name}: none of its runs is there")
 
 
 if __name__ == "__main__":

@@ -122,12 +122,19 @@ def test_tables_are_means_and_deviations_of_best_and_last(tmp_path, script):
 def test_figures_are_drawn_of_what_is_there(tmp_path, script):
     runs = tmp_path / "runs"
     for folder in ("catastrophic_forgetting/2e-5/imdb", "steps/10000/imdb", "few_shot/none/0.004/imdb"):
-        for seed in (1, 2):
-            make_run(runs / folder, [0.8, 0.9], seed)
+        for seed, accuracies in ((1, [0.8, 0.9]), (2, [0.7, 0.88])):
+            make_run(runs / folder, accuracies, seed)
     done = script("scripts/collect_results.py", "--runs", runs, "--output_dir", tmp_path / "out", "--only", "figure2",
                   "figure3", "figure4")
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["figure2.png", "figure3.png", "figure4.png"]
+    points = {name: [tuple(row.values()) for row in rows_of(tmp_path / "out" / f"{name}.csv")]
+              for name in ("figure2", "figure3", "figure4")}
+    assert points["figure2"] == [("rate 2e-5", "1", "25.0000", "7.0711", "2"), ("rate 2e-5", "2", "11.0000", "1.4142", "2")]
+    assert points["figure3"] == [("ours", "10000", "11.0000", "1.4142", "2"), ("paper (Table 5)", "0", "5.4000", "", ""),
+                                 ("paper (Table 5)", "100000", "4.3700", "", "")]
+    assert points["figure4"][:2] == [("BERT-FiT, ours", "0.004", "11.0000", "1.4142", "2"),
+                                     ("BERT-FiT, paper", "0.004", "17.2600", "", "")]
 
 
 def test_wrong_folders_and_names_are_refused(tmp_path, refused):
