@@ -156,7 +156,6 @@ class BertEncoder(nn.Module):
             outputs.append(hidden)
         return outputs
 
-
     def compile_layers(self):
         """Compiles each layer by torch.compile, but for attention: the sequences' lengths differ from batch to batch, and
         each would be compiled anew."""

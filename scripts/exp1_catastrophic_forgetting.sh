@@ -3,8 +3,9 @@
 # Variables and what may be typed again: scripts/experiment.sh.
 # 4 rates x SEEDS fine-tunings of BERT-base: about 12 minutes a seed.
 source "$(dirname "$0")/experiment.sh"
+RATES=${RATES:-2e-5 5e-5 1e-4 4e-4}
 
-for rate in 2e-5 5e-5 1e-4 4e-4; do
+for rate in $RATES; do
     spawn fine_tune "catastrophic_forgetting/$rate/imdb" imdb base run_classifier_single_layer.py --learning_rate $rate \
         --trunc_medium "$HEAD"
 done
