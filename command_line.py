@@ -1,10 +1,12 @@
 """What every script of the pipeline shares at the shell: flags, one-line errors, files that are whole or absent."""
 import argparse
 import contextlib
+import ctypes
 import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -171,6 +173,13 @@ def read_recipe(path, kind):
         raise UserError(f"--output_dir: {os.path.dirname(path)} holds a run of another script (its run.json is not that of "
                         f"a {kind} run); name another folder")
     return described["recipe"]
+
+
+def end_with_parent():
+    """Has this process end when the one that started it does, however that ends. Linux has a call for it; elsewhere
+    SIGKILL of the parent leaves it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def source_commit():

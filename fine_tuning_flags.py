@@ -5,6 +5,12 @@ import tasks
 from command_line import ArgumentParser, UserError, add_boolean, number
 
 
+def count_or_fraction(text):
+    """argparse type of how many examples are taken: an int, or a float where there is a point (1.0: all of them)."""
+    value = number(float, above=0)(text)
+    return int(text) if text.isdigit() else value
+
+
 def make_parser(description, several_tasks=False):
     """The parser of the flags that all fine-tuning scripts have, with their groups as attributes of the same names."""
     parser = ArgumentParser(description)
@@ -13,10 +19,10 @@ def make_parser(description, several_tasks=False):
         add_several_tasks(parser, group)
     else:
         add_one_task(group)
-    group.add_argument("--num_datas", type=number(float, above=0),
-                       help="Train on this many examples, or on this fraction if below 1: stratified, drawn by --seed, a "
-                            "smaller part is contained in a larger one (default: all; paper, section 5.6).")
-    group.add_argument("--num_test_datas", type=number(float, above=0),
+    group.add_argument("--num_datas", type=count_or_fraction,
+                       help="Train on this many examples (500), or on this fraction (0.02; 1.0 is all): stratified, drawn by "
+                            "--seed, a smaller part is contained in a larger one (default: all; paper, section 5.6).")
+    group.add_argument("--num_test_datas", type=count_or_fraction,
                        help="Evaluate on this many test examples, or this fraction, the same for every seed (default: all).")
     group.add_argument("--dev_fraction", type=number(float, minimum=0, below=1), default=0.0,
                        help="Hold this fraction of the training data out, choose the best epoch on it and test once. "

@@ -12,7 +12,8 @@ folder by the name of each.
 
 A title is a document's first sentence. English sentences end where spaCy's rules for punctuation say, or a trained model
 (--spacy_model en_core_web_md, the authors'); Chinese ones at 。 ？ ！. Where several tasks are joined, a training text
-of one that is a test text of another is left out and counted: the reviews of Yelp P. and Yelp F. overlap.
+of one that is a test text of another is left out and counted: the reviews of Yelp P. and Yelp F. overlap. So it is for
+the test texts of tasks that are not in the corpus but will be tested after it: --leave_out_test_of.
 """
 import collections
 import functools
@@ -46,6 +47,9 @@ def parse_arguments():
                       "default: text.")
     data.add_argument("--sep", help="For csv: the character between columns, or tab; default: a comma.")
     recipe = parser.add_argument_group("recipe (changes the corpus)")
+    recipe.add_argument("--leave_out_test_of", nargs="+", type=str.lower, choices=tasks.TASKS, default=[], metavar="TASK",
+                        help="Further tasks whose test texts are left out of the training texts, as yelp_f for a corpus of "
+                        "yelp_p; their folders are named after those of --task_name. Default: none.")
     recipe.add_argument("--language", choices=["en", "zh"],
                         help="For csv: where sentences end, as in English or in Chinese; default: en.")
     speed = parser.add_argument_group("speed (does not change the corpus)")
@@ -63,6 +67,8 @@ def parse_arguments():
 def select_tasks(args):
     """The tasks that the flags name, each once: a list of tasks.Task. Raises UserError where they do not go together."""
     if args.task_name == ["csv"]:
+        if args.leave_out_test_of:
+            raise UserError("--leave_out_test_of belongs to the tasks by name, not to --task_name csv")
         return [tasks.own_task(None, args.text_columns or ["text"], args.sep or ",", args.language or "en")]
     for flag in ("text_columns", "sep", "language"):
         if getattr(args, flag) is not None:
@@ -84,22 +90,22 @@ def digest(fields):
     return hashlib.blake2b(" ".join(fields).strip().encode(), digest_size=16).digest()
 
 
-def test_texts(selected, folders):
-    """{digest: set of the names of the tasks that have the text in their test set}, where several tasks are joined."""
+def test_texts(tested, folders):
+    """{digest: set of the names of the tasks that have the text in their test set}, of several tasks."""
     found = collections.defaultdict(set)
-    if len(selected) > 1:
-        for task, folder in zip(selected, folders):
+    if len(tested) > 1:
+        for task, folder in zip(tested, folders):
             for fields in tasks.read_fields(task, folder, "test"):
                 found[digest(fields)].add(task.name)
     return found
 
 
-def read_batches(selected, folders, splits, batch_size, left_out):
+def read_batches(selected, folders, splits, reserved, batch_size, left_out):
     """Yields (task's name, list of (title, texts)), at most batch_size of them, of each split of each task.
 
-    left_out: a Counter that gets, for each task's name, how many training texts were test texts of another task.
+    reserved: what `test_texts` gives. left_out: a Counter that gets, for each task's name, how many training texts were
+    test texts of another task.
     """
-    reserved = test_texts(selected, folders)
     for task, folder in zip(selected, folders):
         for split in splits:
             documents = tasks.read_fields(task, folder, split)
@@ -122,23 +128,24 @@ def main():
     args = parse_arguments()
     selected = select_tasks(args)
     check_output_file(args.output_file, "--output_file")
-    folders = tasks.data_folders([task.name for task in selected], args.data_dir)
+    tested = selected + [tasks.TASKS[name] for name in args.leave_out_test_of if tasks.TASKS[name] not in selected]
+    folders = tasks.data_folders([task.name for task in tested], args.data_dir)
     split = (sentences.split_chinese if selected[0].language == "zh" else
              functools.partial(sentences.split_english, args.spacy_model))
     documents, lines, left_out = collections.Counter(), collections.Counter(), collections.Counter()
     with atomic_write(args.output_file) as file, tqdm(desc="split", unit=" documents", disable=None) as bar:
-        batches = read_batches(selected, folders, args.splits, args.batch_size, left_out)
+        batches = read_batches(selected, folders, args.splits, test_texts(tested, folders), args.batch_size, left_out)
         for name, batch in sentences.split_documents(batches, split, args.num_processes):
             for title, texts in batch:
                 documents[name] += sentences.write_document(file, title, texts)
                 lines[name] += len(texts) + bool(title.strip())
             bar.update(len(batch))
         if not documents.total():
-            raise UserError(f"--data_dir: none of the texts in {' '.join(folders)} has a sentence")
+            raise UserError(f"--data_dir: none of the texts in {' '.join(folders[:len(selected)])} has a sentence")
     for task in selected:
         print(f"{task.name}: {documents[task.name]} documents, {lines[task.name]} sentences"
               + (f"; {left_out[task.name]} training texts left out that are test texts of another task"
-                 if len(selected) > 1 else ""))
+                 if len(tested) > 1 else ""))
     print(f"wrote {args.output_file}: {documents.total()} documents, {lines.total()} sentences")
     record = os.path.splitext(args.output_file)[0] + ".tfrecord"
     print(f"next: python create_pretraining_data.py --input_file={args.output_file} --output_file={record} "

@@ -1,6 +1,5 @@
 """The processes of a fine-tuning run, one a device: how they start, talk and stop together."""
 import contextlib
-import ctypes
 import dataclasses
 import gc
 import logging
@@ -12,7 +11,7 @@ import traceback
 import torch
 import torch.distributed as dist
 
-from command_line import UserError
+from command_line import UserError, end_with_parent
 
 
 @dataclasses.dataclass
@@ -50,11 +49,10 @@ LAUNCHER = "FINE_TUNING_LAUNCHER_PID"  # set by `launch` for the processes that 
 
 
 def end_with_launcher():
-    """Has this process end when the one that started it does, however that ends: one that is typed again must not meet
-    processes of the last one that still write. Linux has a call for it; elsewhere SIGKILL of the launcher leaves them.
-    """
+    """Has this process end with the one that started it: a command that is typed again must not meet processes of the
+    last one that still write."""
     if LAUNCHER in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        end_with_parent()
         if os.getppid() != int(os.environ[LAUNCHER]):  # it had ended before
             sys.exit(128 + signal.SIGKILL)
 

@@ -23,7 +23,6 @@ import numpy as np
 import safetensors.torch
 import torch
 
-import tasks
 from command_line import UserError, atomic_write, read_recipe, source_commit
 from fine_tuning_flags import MODEL_FLAGS
 
@@ -127,16 +126,26 @@ def look_at_folder(setup, folder, recipe):
     return is_new, finished
 
 
+def parts_of(folder, recipe):
+    """The folder of a run, and the folder in it of each of its tasks where it has several."""
+    names = recipe.get("task_name")
+    return [folder, *(os.path.join(folder, name) for name in (names if isinstance(names, list) else []))]
+
+
 def compare_run(folder, recipe, overwrite):
     """`look_at_folder` of a folder that exists, in one process."""
     mend = "name another folder or add --overwrite_output_dir"
     path = os.path.join(folder, "run.json")
     earlier = read_recipe(path, KIND) if os.path.exists(path) else None
+    for part in parts_of(folder, recipe)[1:]:
+        if os.path.exists(os.path.join(part, "run.json")):
+            raise UserError(f"--output_dir: {part} holds a run of its own, and would get files of this one; name another folder")
     if overwrite:
         return True, None
     if earlier is None:
-        if any(map(is_of_a_run, os.listdir(folder))):
-            raise UserError(f"--output_dir: {folder} holds files of another run; {mend}")
+        for part in filter(os.path.isdir, parts_of(folder, recipe)):
+            if any(map(is_of_a_run, os.listdir(part))):
+                raise UserError(f"--output_dir: {part} holds files of another run; {mend}")
         return True, None
     for key in recipe | earlier:
         if recipe.get(key) != earlier.get(key):
@@ -146,27 +155,36 @@ def compare_run(folder, recipe, overwrite):
     return False, read_json(results) if os.path.exists(results) else None
 
 
-def remove_run(folder):
-    """Removes the files that a run writes, and nothing else."""
-    if not os.path.isdir(folder):
-        return
-    for name in os.listdir(folder):
+def remove_run(folder, recipe):
+    """Removes the files that an earlier run wrote into the folder of the run of `recipe`, and nothing else.
+
+    Of several tasks' folders only the run's own are looked into: one that has a run.json holds a run of its own.
+    """
+    path = os.path.join(folder, "run.json")
+    earlier = read_recipe(path, KIND) if os.path.exists(path) else {}
+    for part in {*parts_of(folder, earlier)[1:], *parts_of(folder, recipe)[1:]}:
+        if os.path.isdir(part) and not os.path.exists(os.path.join(part, "run.json")):
+            remove_run_files(part)
+            if not os.listdir(part):
+                os.rmdir(part)
+    if os.path.isdir(folder):
+        remove_run_files(folder)
+
+
+def remove_run_files(folder):
+    for name in sorted(os.listdir(folder), key=lambda name: name == "run.json"):  # which says whose they are: last
         path = os.path.join(folder, name)
         if name in RUN_FOLDERS:
             shutil.rmtree(path)
         elif is_of_a_run(name):
             os.unlink(path)
-        elif name in tasks.TASKS:
-            remove_run(path)
-            if os.path.isdir(path) and not os.listdir(path):
-                os.rmdir(path)
 
 
 # The record of a run
 
 def begin_run(setup, folder, recipe):
     """Removes an earlier run's files and writes run.json."""
-    remove_run(folder)
+    remove_run(folder, recipe)
     write_json(os.path.join(folder, "run.json"), {"kind": KIND, "recipe": recipe, "flags": vars(setup.args),
                                                   "command": sys.argv} | environment(setup.world))
 

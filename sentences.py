@@ -10,7 +10,7 @@ import re
 import signal
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 
-from command_line import UserError, number
+from command_line import UserError, end_with_parent, number
 
 LINE_ENDS = str.maketrans("\r\n", "  ")  # the two that would end a line of the corpus; U+0085 or U+2028 stay
 SPLITTING_PIPES = {"parser", "senter", "sentencizer"}
@@ -84,17 +84,23 @@ def with_generation(batches):
         seen += len(documents)
 
 
+def become_worker():
+    """Leaves Ctrl-C, which a terminal sends to all processes, to the process that started this one, and ends with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
 def map_in_order(function, items, num_processes):
     """Yields function(item) for each item in order, in processes of their own where num_processes is above 1.
 
     Items are read as processes get free, so that memory does not grow with their number. (spaCy's own
     `pipe(n_process=...)` sends whole documents between processes, slower than one process splits them, and hangs where
-    reading the items fails.) Ctrl-C, which a terminal sends to all processes, is this one's to act on.
+    reading the items fails.)
     """
     if num_processes == 1:
         yield from map(function, items)
         return
-    with ProcessPoolExecutor(num_processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+    with ProcessPoolExecutor(num_processes, initializer=become_worker) as pool:
         pending = collections.deque()
         try:
             for item in items:

@@ -371,13 +371,13 @@ def stratified_order(labels, seed):
 def subsample(labels, num, seed):
     """Indices, ascending, of `num` of the N examples: stratified by `labels` (int array [N]) and drawn by `seed`.
 
-    `num` is a count (a whole number of at least 1) or a fraction between 0 and 1, rounded to at least one example. With
-    the same seed a smaller subset is part of every larger one. Raises UserError where there are not so many.
+    `num` is a count (an int, or a whole number above 1) or a fraction (a float of at most 1.0), rounded to at least one
+    example. With the same seed a smaller subset is part of every larger one. Raises UserError where there are not so many.
     """
-    is_count = num >= 1 and num % 1 == 0
-    if not is_count and not 0 < num < 1:
+    is_count = isinstance(num, int) or num > 1
+    if num <= 0 or is_count and num % 1:
         raise UserError(f"{num} examples cannot be drawn (--num_datas, --num_test_datas); give a whole number of at least "
-                        "1, or a fraction below 1")
+                        "1, or a fraction of at most 1.0")
     count = int(num) if is_count else max(1, round(num * len(labels)))
     if count > len(labels):
         raise UserError(f"{count} examples are asked for (--num_datas, --num_test_datas), the data has {len(labels)}")

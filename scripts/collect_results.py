@@ -11,30 +11,52 @@ import csv
 import glob
 import json
 import os
+import re
 import sys
 
 import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts are no installed package
-from command_line import ArgumentParser, atomic_write, check_output_folder, require_folder, run  # noqa: E402
+from command_line import (ArgumentParser, UserError, atomic_write, check_output_folder, read_recipe,  # noqa: E402
+                          require_folder, run)
 
 PAPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "paper_results.csv")
 COLUMNS = ("row", "data_set", "best_mean", "best_std", "last_mean", "last_std", "seeds", "paper", "difference")
+OWN = {"seed", "init_checkpoint", "vocab_file", "bert_config_file"}  # what the runs of several seeds may differ in
+NUMBER = r"[0-9]+(\.[0-9]+)?(e-?[0-9]+)?"
 POINTS = ("curve", "x", "mean", "std", "seeds")
 
 
 def read_results(folder):
-    """The results.json of each seed's run in a folder, by seed."""
-    results = []
-    for path in glob.glob(os.path.join(folder, "seed_*", "results.json")):
+    """The results.json of each seed's run in a folder, by seed. Raises UserError where they are of several settings."""
+    results, recipes = [], {}
+    for path in sorted(glob.glob(os.path.join(folder, "seed_*", "results.json"))):
         with open(path, encoding="utf-8") as file:
             results.append(json.load(file))
+        record = os.path.join(os.path.dirname(path), "run.json")
+        if os.path.exists(record):
+            recipes[record] = read_recipe(record, "fine-tuning")
+    for record, recipe in recipes.items():
+        first, known = next(iter(recipes.items()))
+        for key in sorted(recipe.keys() - OWN):
+            if recipe[key] != known.get(key):
+                raise UserError(f"{record}: {key} is {recipe[key]}, in {first} {known.get(key)}; runs of one folder differ "
+                                "in the seed alone, move those away that do not belong")
     return sorted(results, key=lambda result: result["seed"])
 
 
 def errors(results, epoch):
     """Test errors in percent of the `best` or `last` epoch, one for each seed."""
-    return np.array([test_error(result[epoch]) for result in results if epoch in result])
+    evaluations = [tested(result, epoch) for result in results]
+    return np.array([test_error(evaluation) for evaluation in evaluations if evaluation])
+
+
+def tested(result, epoch):
+    """A run's evaluation on the test set after the `best` or `last` epoch, or None. With --dev_fraction there is one, after
+    the best epoch, and the evaluations of the epochs are of held-out training data."""
+    if "test" in result:
+        return result["test"] if epoch == "best" else None
+    return result.get(epoch)
 
 
 def test_error(epoch):
@@ -113,11 +135,18 @@ def point_of(folder):
     return float(folder.split(os.sep)[-2])
 
 
+def folders_by_point(runs, *where):
+    """The folders of runs `where`/NUMBER/imdb, by that number; others are not the experiments'."""
+    folders = glob.glob(os.path.join(runs, *where, "*", "imdb"))
+    return sorted((folder for folder in folders if re.fullmatch(NUMBER, folder.split(os.sep)[-2])), key=point_of)
+
+
 def figure2(runs, paper):
-    """Test error after each epoch, by learning rate. The paper gives no figures."""
+    """Test error after each epoch, by learning rate, of runs that are tested then. The paper gives no figures."""
     curves = {}
-    for folder in sorted(glob.glob(os.path.join(runs, "catastrophic_forgetting", "*", "imdb")), key=point_of):
-        epochs = zip(*(result["epochs"] for result in read_results(folder)))  # of each epoch, that of every seed
+    for folder in folders_by_point(runs, "catastrophic_forgetting"):
+        results = [result for result in read_results(folder) if "test" not in result]
+        epochs = zip(*(result["epochs"] for result in results))  # of each epoch, that of every seed
         curves[f"rate {folder.split(os.sep)[-2]}"] = [
             (number, np.array([test_error(epoch) for epoch in seeds])) for number, seeds in enumerate(epochs, 1)]
     return curves, {}
@@ -126,7 +155,7 @@ def figure2(runs, paper):
 def figure3(runs, paper):
     """Best test error by the steps of further pre-training. The paper's ends are Table 5's."""
     points = [(0, os.path.join(runs, "none", "imdb"))]
-    points += [(point_of(folder), folder) for folder in glob.glob(os.path.join(runs, "steps", "*", "imdb"))]
+    points += [(point_of(folder), folder) for folder in folders_by_point(runs, "steps")]
     known = {(row, data_set): error for row, data_set, _, error in paper["table5"]}
     return ({"ours": [(x, errors(read_results(folder), "best")) for x, folder in points]},
             {"paper (Table 5)": [(0, known["w/o pretrain", "imdb"]), (100_000, known["imdb", "imdb"])]})
@@ -139,7 +168,7 @@ def figure4(runs, paper):
     for row, _, run_folder, error in paper["figure4"]:
         label, name = row.split(",")[0], run_folder.split("/")[1]
         points = [(1.0, os.path.join(runs, name, "imdb"))]
-        points += [(point_of(folder), folder) for folder in glob.glob(os.path.join(runs, "few_shot", name, "*", "imdb"))]
+        points += [(point_of(folder), folder) for folder in folders_by_point(runs, "few_shot", name)]
         ours[f"{label}, ours"] = [(x, errors(read_results(folder), "best")) for x, folder in points]
         theirs[f"{label}, paper"] = [(0.004, error), (1.0, full[label])]
     return ours, theirs

@@ -16,13 +16,13 @@ num_layers() {
 }
 
 LAYERS=${LAYERS:-$(num_layers)}
-top=$((${LAYERS:?BERT=$BERT has no configuration, give LAYERS} - 1))
+top=$((${LAYERS:-12} - 1))  # BERT-base's, for DRY_RUN without a BERT
 for layer in $(seq 0 $top); do
     layers "layer_$layer" --layers "$layer"
 done
 for pooling in concat mean max; do
-    layers "first_4_$pooling" --layers $(seq 0 $((ENDS - 1))) --layer_pooling $pooling
-    layers "last_4_$pooling" --layers $(seq $((top - ENDS + 1)) $top) --layer_pooling $pooling
+    layers "first_${ENDS}_$pooling" --layers $(seq 0 $((ENDS - 1))) --layer_pooling $pooling
+    layers "last_${ENDS}_$pooling" --layers $(seq $((top - ENDS + 1)) $top) --layer_pooling $pooling
 done
-layers all_concat --layers -1
+layers "all_$((top + 1))_concat" --layers -1
 finish table3

@@ -13,6 +13,7 @@ method() {  # method MODEL TASK: BERT-Feat, and BERT-FiT without further pre-tra
 }
 
 further() {  # further NAME MODEL TASK...: BERT-FiT on each task after further pre-training on NAME
+    [ $# -gt 2 ] || return 0
     pretrain "$1" "$2" "$1"
     for task in "${@:3}"; do
         fit "$1/$task" "$task" "$1"

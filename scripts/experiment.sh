@@ -2,33 +2,50 @@
 #
 #     DATA      folder with a folder of each data set, as data/download.py makes them    (default: downloads)
 #     BERT      folder of BERT-base, Google's checkpoint or PyTorch weights    (default: downloads/uncased_L-12_H-768_A-12)
-#     OUT       folder of all runs, which the experiments share                          (default: experiments)
+#     OUT       folder of all runs, which the experiments share             (default: experiments; with SMOKE smoke)
 #     SEEDS     seeds of each fine-tuning                                                (default: 42 43 44)
 #     GPUS      GPUs to use, as 0,1,2,3                                                  (default: all)
 #     FLAGS     further flags of every fine-tuning, as --bf16 --compile                  (default: none)
 #     TF_FLAGS  further flags of every further pre-training, as --bf16 --xla             (default: none)
+#     SPACY_MODEL  that splits the English texts, as en_core_web_md, the authors'   (default: none, rules)
 #     JOBS      runs at a time, where one does not fill the machine                      (default: 1)
 #     DRY_RUN=1 prints the commands and runs none
 #     SMOKE=1   runs all of it on the sample and a tiny BERT: that it works, not what it finds
 #
 # A run has a folder and a log beside it. Typed again, a command skips the runs that are done and goes on with the one
-# that was interrupted. The hours that the experiments state are for one GPU that does 100 TFLOP/s with FLAGS=--bf16, and
-# one seed: counted from the models' multiplications and the data sets' tokens, not measured.
+# that was interrupted; two scripts may work in one OUT at the same time, as on two GPUs. The hours that the experiments
+# state are for one GPU that does 100 TFLOP/s with FLAGS=--bf16, and one seed: counted from the models' multiplications and
+# the data sets' tokens, not measured.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-OUT=${OUT:-experiments}
 if [ -n "${SMOKE:-}" ]; then
+    OUT=${OUT:-smoke}
     DATA=${DATA:-$OUT/data} BERT=${BERT:-$OUT/tiny_bert} BERT_LARGE=${BERT_LARGE:-$BERT} BERT_CHINESE=${BERT_CHINESE:-$BERT}
     SEEDS=${SEEDS:-1 2} LENGTH=${LENGTH:-32} HEAD=${HEAD:-8} EPOCHS=${EPOCHS:-1} ENDS=${ENDS:-2} JOBS=${JOBS:-2}
     PRETRAINING_LENGTH=${PRETRAINING_LENGTH:-32} STEPS=${STEPS:-8} POINTS=${POINTS:-2} FRACTIONS=${FRACTIONS:-0.004 0.5 1}
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TF_CPP_MIN_LOG_LEVEL=2
 fi
+OUT=${OUT:-experiments}
 DATA=${DATA:-downloads} BERT=${BERT:-downloads/uncased_L-12_H-768_A-12} SEEDS=${SEEDS:-42 43 44} JOBS=${JOBS:-1}
 LENGTH=${LENGTH:-512} EPOCHS=${EPOCHS:-4} STEPS=${STEPS:-100000}
 HEAD=${HEAD:-128}                                  # head+tail: the first 128 tokens, the rest from the tail
 PRETRAINING_LENGTH=${PRETRAINING_LENGTH:-128}
+WARMUP=${WARMUP:-$((STEPS / 10))}                  # of a further pre-training, also BERT-large's longer one
 POINTS=${POINTS:-10}                               # checkpoints of a further pre-training
 [ -z "${GPUS:-}" ] || export CUDA_VISIBLE_DEVICES=$GPUS
+
+wait_for() {  # wait_for COMMAND: in the background, so that a signal to this shell is acted on at once
+    "$@" &
+    wait $!
+}
+
+lock() {  # lock FILE NAME: opens FILE as 9, which one script does at a time, until `exec 9>&-`
+    exec 9>> "$1"
+    flock -n 9 2> /dev/null || [ $? -ne 1 ] || {  # another status: no locks on this system
+        echo "$2: under way in another script, waiting for it"
+        wait_for flock 9
+    }
+}
 
 run() {  # run NAME SCRIPT [flags]: one command, its output in $OUT/NAME.log; $OUT/NAME.done holds it when it is done
     local name=$1
@@ -37,40 +54,61 @@ run() {  # run NAME SCRIPT [flags]: one command, its output in $OUT/NAME.log; $O
         echo "python $*"
         return
     fi
-    [ "$(cat "$OUT/$name.done" 2> /dev/null)" != "$*" ] || return 0
-    echo "$name"
     mkdir -p "$(dirname "$OUT/$name")"
-    if ! "$PYTHON" "$@" >> "$OUT/$name.log" 2>&1; then
-        echo "$name failed; the end of $OUT/$name.log:" >&2
-        tail -n 3 "$OUT/$name.log" >&2
-        return 1
+    lock "$OUT/$name.log" "$name"
+    if [ "$(cat "$OUT/$name.done" 2> /dev/null)" != "$*" ]; then
+        echo "$name"
+        if ! wait_for "$PYTHON" "$@" >&9 2>&1; then
+            echo "$name failed; the end of $OUT/$name.log:" >&2
+            tail -n 3 "$OUT/$name.log" >&2
+            return 1
+        fi
+        echo "$*" > "$OUT/$name.done"
     fi
-    echo "$*" > "$OUT/$name.done"
+    exec 9>&-
+}
+
+stop() {  # ends what this shell has started; a training saves first
+    local running
+    running=$(jobs -pr)
+    [ -z "$running" ] || kill $running 2> /dev/null || true
+    wait
 }
 
 # A spawned run that fails makes this file: `wait` forgets how a process ended once its number is used again.
 failed=$OUT/.failed.$$
-rm -f "$failed"
+trap 'stop; rm -f "$failed"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
 spawn() {  # spawn FUNCTION [arguments]: in the background, where JOBS allows several at a time
     if [ "$JOBS" -eq 1 ] || [ -n "${DRY_RUN:-}" ]; then
         "$@"
         return
     fi
     while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do sleep 0.1; done
-    (trap '[ $? -eq 0 ] || touch "$failed"' EXIT && "$@") &
+    (
+        trap 'status=$?; stop; [ $status -eq 0 ] || touch "$failed"' EXIT
+        trap 'exit 143' TERM
+        "$@"
+    ) &
 }
 
 finish() {  # finish RESULTS...: waits for what was spawned, and writes these tables and figures
     wait
-    if [ -e "$failed" ]; then
-        rm "$failed"
-        exit 1
-    fi
-    [ -n "${DRY_RUN:-}" ] || "$PYTHON" scripts/collect_results.py --runs "$OUT" --output_dir "$OUT/results" --only "$@"
+    [ ! -e "$failed" ] || exit 1
+    [ -z "${DRY_RUN:-}" ] || return 0
+    lock "$OUT/.results" "$OUT/results"
+    "$PYTHON" scripts/collect_results.py --runs "$OUT" --output_dir "$OUT/results" --only "$@"
 }
 
 prepare() {  # prepare NAME FOLDER: the BERT in FOLDER for both frameworks, as $OUT/models/NAME
-    local model=$OUT/models/$1
+    local model=$OUT/models/$1 source
+    source=$(cd "$2" 2> /dev/null && pwd -P || echo "$2")
+    if [ "$(cat "$model.source" 2> /dev/null || echo "$source")" != "$source" ]; then
+        echo "OUT=$OUT holds runs of another BERT, $(cat "$model.source"); name another folder" >&2
+        exit 1
+    fi
     if [ -e "$2/model.safetensors" ] || [ -e "$2/pytorch_model.bin" ]; then
         run "models/$1" convert_tf_checkpoint_to_pytorch.py --reverse --pytorch_dump_path "$2" \
             --bert_config_file "$2/config.json" --tf_checkpoint_path "$model/bert_model.ckpt"
@@ -78,16 +116,25 @@ prepare() {  # prepare NAME FOLDER: the BERT in FOLDER for both frameworks, as $
         run "models/$1" convert_tf_checkpoint_to_pytorch.py --tf_checkpoint_path "$2/bert_model.ckpt" \
             --bert_config_file "$2/bert_config.json" --pytorch_dump_path "$model/pytorch_model.bin"
     fi
-    [ -n "${DRY_RUN:-}" ] || for file in "$2"/{bert_config.json,config.json,vocab.txt,bert_model.ckpt.*,model.safetensors,pytorch_model.bin}; do
-        [ ! -e "$file" ] || [ -e "$model/${file##*/}" ] || ln -s "$(realpath "$file")" "$model/"
+    [ -z "${DRY_RUN:-}" ] || return 0
+    echo "$source" > "$model.source"
+    for file in "$2"/{bert_config.json,config.json,vocab.txt,bert_model.ckpt.*,model.safetensors,pytorch_model.bin}; do
+        [ ! -e "$file" ] || [ -e "$model/${file##*/}" ] || ln -sf "$(realpath "$file")" "$model/"
     done
 }
 
 pretrain() {  # pretrain NAME MODEL TASKS [flags]: further pre-trains MODEL on the training texts of TASKS (section 5.2)
     local name=pretrained/$1 folder=$OUT/pretrained/$1 model=$OUT/models/$2 tasks=$3 keep=1
+    local corpus_flags=${SPACY_MODEL:+--spacy_model $SPACY_MODEL}
     [ "$1" != imdb ] || keep=0  # Figure 3 needs all its checkpoints
+    case $tasks in
+        sogou) corpus_flags= ;;
+        yelp_p) corpus_flags+=" --leave_out_test_of yelp_f" ;;  # they overlap, and Table 5 tests either on the other
+        yelp_f) corpus_flags+=" --leave_out_test_of yelp_p" ;;
+    esac
     shift 3
-    run "$name/corpus" generate_corpus.py --task_name $tasks --data_dir "$DATA" --output_file "$folder/corpus.txt"
+    run "$name/corpus" generate_corpus.py --task_name $tasks --data_dir "$DATA" --output_file "$folder/corpus.txt" \
+        $corpus_flags
     run "$name/tfrecord" create_pretraining_data.py --input_file="$folder/corpus.txt" \
         --output_file="$folder/corpus.tfrecord" --vocab_file="$model/vocab.txt" --do_lower_case=True \
         --max_seq_length="$PRETRAINING_LENGTH" --max_predictions_per_seq=20 --masked_lm_prob=0.15 --random_seed=12345 \
@@ -95,7 +142,7 @@ pretrain() {  # pretrain NAME MODEL TASKS [flags]: further pre-trains MODEL on t
     run "$name/checkpoints" run_pretraining.py --input_file="$folder/corpus.tfrecord" --output_dir="$folder/checkpoints" \
         --do_train=True --do_eval=True --bert_config_file="$model/config.json" \
         --init_checkpoint="$model/bert_model.ckpt" --train_batch_size=32 --max_seq_length="$PRETRAINING_LENGTH" \
-        --max_predictions_per_seq=20 --num_train_steps="$STEPS" --num_warmup_steps=$((STEPS / 10)) \
+        --max_predictions_per_seq=20 --num_train_steps="$STEPS" --num_warmup_steps="$WARMUP" \
         --save_checkpoints_steps=$((STEPS / POINTS)) --keep_checkpoint_max=$keep --learning_rate=5e-5 \
         ${TF_FLAGS:-} "$@"
     convert "${name#*/}" "$STEPS" "${name#*/}"

@@ -2,8 +2,11 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +20,19 @@ SCRIPTS = {  # and what each writes
     "exp3_multitask": "table7", "exp4_few_shot": "figure4", "exp5_bert_large": "table8"}
 
 
-def experiment(name, out, **variables):
+POINTS = {"figure2": ["1"] * 4, "figure3": ["0", "4", "8"], "figure4": ["0.004", "0.5", "1"] * 2}  # of SMOKE=1, on the x axis
+
+
+def start(name, out, **variables):
     environment = {**os.environ, "VENV": sys.prefix, "OUT": str(out), **variables}
-    return subprocess.run(["bash", str(ROOT / "scripts" / f"{name}.sh")], capture_output=True, text=True, env=environment,
-                          timeout=1800)
+    return subprocess.Popen(["bash", str(ROOT / "scripts" / f"{name}.sh")], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True, env=environment, start_new_session=True)
+
+
+def experiment(name, out, **variables):
+    process = start(name, out, **variables)
+    printed = process.communicate(timeout=1800)
+    return subprocess.CompletedProcess(process.args, process.returncode, *printed)
 
 
 def rows_of(path):
@@ -34,13 +46,20 @@ def test_every_experiment_runs_on_the_sample_and_fills_its_table(tmp_path):
     for name, result in SCRIPTS.items():
         done = experiment(name, out, SMOKE="1")
         assert done.returncode == 0, f"{name}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        rows = rows_of(out / "results" / f"{result}.csv")
         if result.startswith("figure"):
             assert (out / "results" / f"{result}.png").read_bytes().startswith(b"\x89PNG")
+            ours = [row for row in rows if "paper" not in row["curve"]]
+            assert [row["x"] for row in ours] == POINTS[result], ours
+            assert all(row["seeds"] == "2" and 0 <= float(row["mean"]) <= 100 for row in ours), ours
             continue
-        rows = rows_of(out / "results" / f"{result}.csv")
-        if result == "table3":
-            rows = [row for row in rows if row["row"].split(" ")[0] not in {f"Layer-{layer}" for layer in range(2, 12)}]
-        assert len(rows) > 3
+        if result == "table3":  # of a BERT of two layers, the first and last two of which are joined
+            rows = [row for row in rows if row["seeds"] != "0"]
+            assert [row["row"] for row in rows] == [
+                "Layer-0", "Layer-1", "all_2_concat", *(f"{end}_2_{pooling}" for end in ("first", "last")
+                                                        for pooling in ("concat", "max", "mean"))]
+            rows = rows[:2]
+        assert len(rows) > 3 or result == "table3"
         for row in rows:
             assert row["seeds"] == "2" and 0 <= float(row["best_mean"]) <= float(row["last_mean"]) <= 100, (name, row)
             assert float(row["difference"]) == pytest.approx(float(row["best_mean"]) - float(row["paper"]), abs=1e-3)
@@ -74,9 +93,57 @@ def test_an_interrupted_run_fails_the_script_with_the_end_of_its_log(tmp_path):
     assert "models/base failed" in done.stderr and "absent" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_table_3_needs_the_number_of_layers(tmp_path):
-    done = experiment("exp1_layers", tmp_path / "out", DRY_RUN="1", BERT=str(tmp_path))
-    assert done.returncode != 0 and "has no configuration, give LAYERS" in done.stderr
+def test_another_bert_does_not_get_the_runs_of_the_first(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "base.source").write_text("/some/bert\n")
+    done = experiment("exp1_layer_wise_lr", tmp_path, BERT=str(ROOT / "data"))
+    assert done.returncode == 1 and "holds runs of another BERT, /some/bert; name another folder" in done.stderr
+
+
+def until(condition, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def processes_of(session):
+    """The command lines of a session's processes, the script's own among them."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getsid(int(folder.name)) == session:
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except (ProcessLookupError, FileNotFoundError):
+            continue
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_ctrl_c_ends_all_of_a_script_and_the_same_command_goes_on(tmp_path):
+    variables = {"SMOKE": "1", "JOBS": "2", "EPOCHS": "60", "SEEDS": "1", "RATES": "2e-5 5e-5"}
+    process = start("exp1_catastrophic_forgetting", tmp_path, **variables)
+    logs = [tmp_path / "catastrophic_forgetting" / rate / "imdb.log" for rate in ("2e-5", "5e-5")]
+    until(lambda: all(log.exists() and "epoch 2: accuracy" in log.read_text() for log in logs))
+    assert len(processes_of(process.pid)) >= 5  # the script, two shells, two trainings
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    process.communicate(timeout=120)
+    assert process.returncode == 130 and processes_of(process.pid) == []
+    assert not list(tmp_path.glob(".failed*")) and not list(tmp_path.glob("catastrophic_forgetting/*/imdb.done"))
+    done = experiment("exp1_catastrophic_forgetting", tmp_path, **variables)
+    assert done.returncode == 0, done.stderr
+    assert all("going on after update" in log.read_text() for log in logs)
+    assert len(rows_of(tmp_path / "results" / "figure2.csv")) == 120
+
+
+def test_two_scripts_do_not_do_the_same_run_at_once(tmp_path):
+    variables = {"SMOKE": "1", "JOBS": "1", "SEEDS": "1", "RATES": "2e-5"}
+    processes = [start("exp1_catastrophic_forgetting", tmp_path, **variables) for _ in range(2)]
+    printed = [process.communicate(timeout=600) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert "under way in another script" in printed[0][0] + printed[1][0]
+    log = (tmp_path / "catastrophic_forgetting" / "2e-5" / "imdb.log").read_text()
+    assert log.count("epoch 1: accuracy") == 1
 
 
 def test_a_run_in_the_background_that_fails_is_not_passed_over(tmp_path):
@@ -121,7 +188,8 @@ def test_tables_are_means_and_deviations_of_best_and_last(tmp_path, script):
 
 def test_figures_are_drawn_of_what_is_there(tmp_path, script):
     runs = tmp_path / "runs"
-    for folder in ("catastrophic_forgetting/2e-5/imdb", "steps/10000/imdb", "few_shot/none/0.004/imdb"):
+    for folder in ("catastrophic_forgetting/2e-5/imdb", "catastrophic_forgetting/2e-5_old/imdb", "steps/10000/imdb",
+                   "few_shot/none/0.004/imdb"):
         for seed, accuracies in ((1, [0.8, 0.9]), (2, [0.7, 0.88])):
             make_run(runs / folder, accuracies, seed)
     done = script("scripts/collect_results.py", "--runs", runs, "--output_dir", tmp_path / "out", "--only", "figure2",
@@ -135,6 +203,26 @@ def test_figures_are_drawn_of_what_is_there(tmp_path, script):
                                  ("paper (Table 5)", "100000", "4.3700", "", "")]
     assert points["figure4"][:2] == [("BERT-FiT, ours", "0.004", "11.0000", "1.4142", "2"),
                                      ("BERT-FiT, paper", "0.004", "17.2600", "", "")]
+
+
+def test_runs_of_two_settings_are_not_averaged(tmp_path, refused):
+    runs = tmp_path / "runs"
+    for seed, length in ((1, 512), (2, 32)):
+        make_run(runs / "long_text" / "head_only" / "imdb", [0.9], seed)
+        (runs / "long_text" / "head_only" / "imdb" / f"seed_{seed}" / "run.json").write_text(json.dumps(
+            {"kind": "fine-tuning", "recipe": {"seed": seed, "max_seq_length": length, "init_checkpoint": str(seed)}}))
+    refused("scripts/collect_results.py", "--runs", runs, "--output_dir", tmp_path / "out", "--only", "table2",
+            words="max_seq_length is 32, in")
+
+
+def test_with_held_out_data_the_test_is_shown(tmp_path, script):
+    runs = tmp_path / "runs"
+    make_run(runs / "long_text" / "head_only" / "imdb", [0.9, 0.8])
+    path = runs / "long_text" / "head_only" / "imdb" / "seed_1" / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"test": {"eval_accuracy": 0.7}}))
+    script("scripts/collect_results.py", "--runs", runs, "--output_dir", tmp_path / "out", "--only", "table2")
+    row = rows_of(tmp_path / "out" / "table2.csv")[0]
+    assert (row["best_mean"], row["last_mean"]) == ("30.0000", "")
 
 
 def test_wrong_folders_and_names_are_refused(tmp_path, refused):
