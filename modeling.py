@@ -237,7 +237,9 @@ class BiLSTMAttention(nn.Module):
 
     def forward(self, states, lengths):
         """[T, size] -> [sequences, hops * 2 * lstm_hidden_size]. lengths: list of int."""
-        outputs, _ = self.lstm(nn.utils.rnn.pack_sequence(states.split(lengths), enforce_sorted=False))
+        with torch.autocast(states.device.type, enabled=False):  # not every CPU has an LSTM in bfloat16
+            packed = nn.utils.rnn.pack_sequence(states.float().split(lengths), enforce_sorted=False)
+            outputs, _ = self.lstm(packed)
         return torch.stack([self.attention(output) for output in nn.utils.rnn.unpack_sequence(outputs)])
 
 

@@ -375,7 +375,7 @@ def subsample(labels, num, seed):
     example. With the same seed a smaller subset is part of every larger one. Raises UserError where there are not so many.
     """
     is_count = isinstance(num, int) or num > 1
-    if num <= 0 or is_count and num % 1:
+    if not num > 0 or is_count and num % 1:  # not above 0: nor NaN
         raise UserError(f"{num} examples cannot be drawn (--num_datas, --num_test_datas); give a whole number of at least "
                         "1, or a fraction of at most 1.0")
     count = int(num) if is_count else max(1, round(num * len(labels)))

@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 
 import safetensors.torch
 import torch
@@ -134,3 +135,23 @@ def start_together(start, size, script, flags, log, events=None):
     return [start(script, flags, f"{log}.{rank}", (events or {}).get(rank),
                   {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}) for rank in range(size)]
+
+
+def until(condition, seconds=300):
+    """Waits for a condition."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def processes_of(session):
+    """The command lines of a session's processes, the script's own among them."""
+    found = []
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getsid(int(folder.name)) == session:
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except (ProcessLookupError, FileNotFoundError):
+            continue
+    return found

@@ -5,14 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tasks
 from conftest import ROOT
+from runs import processes_of, until
 
 SCRIPTS = {  # and what each writes
     "exp1_long_text": "table2", "exp1_layers": "table3", "exp1_catastrophic_forgetting": "figure2",
@@ -98,25 +97,6 @@ def test_another_bert_does_not_get_the_runs_of_the_first(tmp_path):
     (tmp_path / "models" / "base.source").write_text("/some/bert\n")
     done = experiment("exp1_layer_wise_lr", tmp_path, BERT=str(ROOT / "data"))
     assert done.returncode == 1 and "holds runs of another BERT, /some/bert; name another folder" in done.stderr
-
-
-def until(condition, seconds=300):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def processes_of(session):
-    """The command lines of a session's processes, the script's own among them."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.getsid(int(folder.name)) == session:
-                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except (ProcessLookupError, FileNotFoundError):
-            continue
-    return found
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")

@@ -177,7 +177,7 @@ def test_patience_stops_when_nothing_gets_better(tiny, tmp_path):
     assert "test" in results
 
 
-@pytest.mark.parametrize("num, updates", [(9, 2), (0.4, 3)])
+@pytest.mark.parametrize("num, updates", [(9, 2), (0.4, 3), ("1.0", 8), ("1", 1)])
 def test_num_datas_takes_exactly_so_many(tiny, tmp_path, num, updates):
     call(SINGLE, *train_flags(tiny, tmp_path / "run"), "--num_datas", num, "--num_train_epochs", 1)
     assert len(read_metrics(tmp_path / "run", "train")) == updates

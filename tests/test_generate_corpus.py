@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -16,6 +15,7 @@ import sentences
 from benchmarks.compare_corpus import compare
 from command_line import UserError
 from create_pretraining_data import read_corpus
+from runs import processes_of, until
 from sentences import map_in_order
 from tokenization import FullTokenizer
 
@@ -259,6 +259,9 @@ def test_test_texts_of_one_task_are_left_out_of_the_others_training_texts(data_s
     assert "yelp_f: 2 documents, 2 sentences; 1 training texts left out" in printed
     alone, printed = corpus_of(monkeypatch, tmp_path, *arguments, "yelp_p")
     assert alone.split() == "both mine p only".split() and "left out" not in printed
+    without, printed = corpus_of(monkeypatch, tmp_path, *arguments, "yelp_p", "--leave_out_test_of", "yelp_f")
+    assert without.split() == "mine p only".split()
+    assert "yelp_p: 2 documents, 2 sentences; 1 training texts left out" in printed and "yelp_f:" not in printed
 
 
 @pytest.mark.parametrize("columns", (["title", "body"], ["0", "2"]))
@@ -321,19 +324,33 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, m
             call(monkeypatch, *task, "--data_dir", "absent", flag, tmp_path / "corpus.txt", script=script)
 
 
-def test_ctrl_c_ends_all_processes_without_a_word(tmp_path):
-    """A terminal sends it to every process of the command."""
-    (tmp_path / "train.csv").write_text('"1","a","b c. d."\n' * 300_000)
-    (tmp_path / "test.csv").write_text('"1","a","b c. d."\n' * 300_000)
+@pytest.fixture
+def working(tmp_path):
+    """A process that splits a large corpus in two processes of its own, begun."""
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text('"1","a","b c. d."\n' * 300_000)
     command = [sys.executable, generate_corpus_agnews.__file__, "--data_dir", tmp_path, "--output_dir", tmp_path / "out",
                "--num_processes", "2"]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    corpus, deadline = tmp_path / "out" / ".AGnews_corpus.txt.tmp", time.monotonic() + 120
-    while not (corpus.exists() and corpus.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.communicate(timeout=120) == (b"", b"") and process.returncode == 130
+    corpus = tmp_path / "out" / ".AGnews_corpus.txt.tmp"
+    until(lambda: corpus.exists() and corpus.stat().st_size or process.poll() is not None)
+    return process
+
+
+def test_ctrl_c_ends_all_processes_without_a_word(working, tmp_path):
+    """A terminal sends it to every process of the command."""
+    os.killpg(working.pid, signal.SIGINT)
+    assert working.communicate(timeout=120) == (b"", b"") and working.returncode == 130
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the processes stay")
+@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGKILL))
+def test_no_process_outlives_the_one_that_started_it(working, number):
+    assert len(processes_of(working.pid)) == 3
+    working.send_signal(number)
+    working.communicate(timeout=120)
+    until(lambda: not processes_of(working.pid), seconds=30)
 
 
 def test_a_corpus_without_a_sentence_is_refused(tmp_path, monkeypatch):
