@@ -139,7 +139,8 @@ def compare_run(folder, recipe, overwrite):
     earlier = read_recipe(path, KIND) if os.path.exists(path) else None
     for part in parts_of(folder, recipe)[1:]:
         if os.path.exists(os.path.join(part, "run.json")):
-            raise UserError(f"--output_dir: {part} holds a run of its own, and would get files of this one; name another folder")
+            raise UserError(f"--output_dir: {part} holds a run of its own, and would get files of this one; name another "
+                            "folder")
     if overwrite:
         return True, None
     if earlier is None:

@@ -333,7 +333,8 @@ def test_speed_flags_leave_the_result_of_each_method(tiny, data_sets, tmp_path, 
     script, data = (MULTITASK, data_sets) if name == "several tasks" else (SINGLE, tiny)
 
     def losses(folder, *flags):
-        call(script, *train_flags(tiny, tmp_path / folder), "--data_dir", data, "--num_train_epochs", 1, *METHODS[name], *flags)
+        call(script, *train_flags(tiny, tmp_path / folder), "--data_dir", data, "--num_train_epochs", 1, *METHODS[name],
+             *flags)
         return losses_of(tmp_path / folder)
     plain = losses("plain")
     np.testing.assert_allclose(losses("accumulated", "--gradient_accumulation_steps", 3), plain, rtol=1e-5)

@@ -293,8 +293,8 @@ def test_bad_original_formats_are_refused(tmp_path):
 LABELS = np.repeat([2, 0, 1], [600, 300, 100])[np.random.default_rng(0).permutation(1000)]
 
 
-@pytest.mark.parametrize("num, count", [(1, 1), (7, 7), (100, 100), (1000, 1000), (0.004, 4), (0.2, 200), (0.0001, 1), (1.0, 1000),
-                                        (500.0, 500)])
+@pytest.mark.parametrize("num, count", [(1, 1), (7, 7), (100, 100), (1000, 1000), (0.004, 4), (0.2, 200), (0.0001, 1),
+                                        (1.0, 1000), (500.0, 500)])
 def test_subsample_takes_exactly_num_in_file_order(num, count):
     indices = tasks.subsample(LABELS, num, seed=1)
     assert len(indices) == len(set(indices.tolist())) == count and (np.diff(indices) > 0).all()
