@@ -2,6 +2,7 @@
 import multiprocessing
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -19,6 +20,13 @@ def tensorboard_with_tensorflow():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from tensorboard.compat import tf
     assert tf.io
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard():
+    """A command that a shell starts in the background ignores Ctrl-C, and what it starts does so too."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
