@@ -1,10 +1,11 @@
 """BertConfig, the shape of a BERT model, read by both frameworks (the file `bert_config.json` or `config.json`)."""
 import dataclasses
-import json
 
-from command_line import UserError, atomic_write, require_file
+from common.command_line import UserError
+from common.files import read_json, require_file, write_json
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
+MAX_LAYERS, MAX_PARAMETERS = 1_000, 10_000_000_000  # beyond, a number is a slip: BERT-large has 24 and 335 million
 
 
 @dataclasses.dataclass
@@ -31,13 +32,8 @@ class BertConfig:
     @classmethod
     def from_json_file(cls, path, flag="--bert_config_file"):
         """Reads a config file. Raises UserError where it is missing, no JSON, or describes no model."""
-        require_file(path, flag)
-        try:
-            with open(path, encoding="utf-8") as file:
-                values = json.load(file)
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise UserError(f"{flag}: {path} is not JSON: {error}") from None
-        if not isinstance(values, dict) or "vocab_size" not in values:
+        values = read_json(require_file(path, flag), {}, f"{flag}: {path}")
+        if "vocab_size" not in values:
             raise UserError(f"{flag}: {path} is no BERT configuration: it has no vocab_size")
         fields = {field.name: field.type for field in dataclasses.fields(cls) if field.name != "others"}
         config = cls(**{key: value for key, value in values.items() if key in fields},
@@ -55,9 +51,21 @@ class BertConfig:
                 raise UserError(f"{where}: {field.name} is {value!r}, a number from 0 to below 1 is needed")
         if self.hidden_act not in ACTIVATIONS:
             raise UserError(f"{where}: hidden_act is {self.hidden_act!r}, one of {', '.join(ACTIVATIONS)} is needed")
+        if self.num_hidden_layers > MAX_LAYERS:
+            raise UserError(f"{where}: num_hidden_layers is {self.num_hidden_layers}, at most {MAX_LAYERS:,} are possible")
+        if self.num_parameters() > MAX_PARAMETERS:
+            raise UserError(f"{where}: these sizes make {self.num_parameters():,} parameters, at most {MAX_PARAMETERS:,} "
+                            "are possible")
         if self.hidden_size % self.num_attention_heads:
             raise UserError(f"{where}: hidden_size {self.hidden_size} is no multiple of "
                             f"num_attention_heads {self.num_attention_heads}")
+
+    def num_parameters(self):
+        """Weights of the encoder, the pooler left out."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        layer = 4 * hidden * (hidden + 1) + hidden * (2 * inner + 1) + inner + 4 * hidden
+        embeddings = hidden * (self.vocab_size + self.max_position_embeddings + self.type_vocab_size + 2)
+        return embeddings + layer * self.num_hidden_layers
 
     def check_max_seq_length(self, max_seq_length):
         """Raises UserError where sequences of that many tokens have no positions or no room for text."""
@@ -80,6 +88,4 @@ class BertConfig:
 
     def write(self, path, **more):
         """Writes the configuration as JSON, with the keys `more` added."""
-        with atomic_write(path) as file:
-            json.dump(self.to_dict() | more, file, indent=2, sort_keys=True)
-            file.write("\n")
+        write_json(path, self.to_dict() | more)

@@ -1,0 +1,197 @@
+"""What every script shares at the shell: flags, one-line errors, stop signals, waiting for partners, the next command."""
+import argparse
+import contextlib
+import ctypes
+import errno
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+
+
+class UserError(Exception):
+    """A wrong input: the message says what, where and how to mend it. `run` prints it as one line, exit status 1."""
+
+
+# Flags
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse without abbreviated flags, with the script's docstring as its manual and errors in one line."""
+
+    def __init__(self, description):
+        super().__init__(description=description, allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
+def boolean(text):
+    """argparse type of a flag that is written `--flag`, `--flag=True` or `--flag False`."""
+    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither True nor False")
+    return values[text.lower()]
+
+
+def add_boolean(group, name, default, help):
+    """Adds the flag `name` to an argparse group in Google's two spellings, `--flag` and `--flag=True`."""
+    group.add_argument(name, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=help)
+
+
+def number(kind, minimum=None, maximum=None, above=None, below=None):
+    """argparse type of an int or float (`kind`) in [minimum, maximum] and in (above, below), each bound optional."""
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text}' is not {'a whole number' if kind is int else 'a number'}")
+        for bound, holds, words in (
+                (minimum, lambda b: value >= b, "at least"), (maximum, lambda b: value <= b, "at most"),
+                (above, lambda b: value > b, "above"), (below, lambda b: value < b, "below")):
+            if bound is not None and not holds(bound):  # NaN fails every comparison
+                raise argparse.ArgumentTypeError(f"{text} is not {words} {bound}")
+        return value
+    return parse
+
+
+def path(text):
+    """argparse type of a path. The shell expands `--flag ~/x`, but leaves the tilde of `--flag=~/x` to the program."""
+    return os.path.expanduser(text)
+
+
+def command(script, *words, **flags):
+    """A command for the user to copy: `python SCRIPT WORDS --flag value ...`, quoted for the shell.
+
+    flags: name=value; a list becomes several words, True a flag without a value, None or False is left out.
+    """
+    for name, value in flags.items():
+        if value not in (None, False):
+            words += (f"--{name}", *([] if value is True else map(str, value if isinstance(value, list) else [value])))
+    return shlex.join(["python", script, *words])
+
+
+# Signals and processes
+
+class StopSignals:
+    """While its block runs, SIGTERM and SIGINT (Ctrl-C) only set `received` (0 before), so that the loop can save what it
+    has; a second signal ends the process at once. A signal that the loop did not act on is sent again as the block ends:
+    it came after the last update.
+    """
+
+    def __enter__(self):
+        self.received = 0
+        self.handlers = {number: signal.signal(number, self.receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def receive(self, number, frame):
+        self.received = number
+        self.restore()
+
+    def restore(self):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def __exit__(self, kind, *exception):
+        self.restore()
+        if self.received and kind is None:
+            os.kill(os.getpid(), self.received)
+
+
+def end_with_parent():
+    """Has this process end when the one that started it does, however that ends. Linux has a call for it; elsewhere
+    SIGKILL of the parent leaves it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+@contextlib.contextmanager
+def rendezvous(missing, timeout, remind_after=60):
+    """A block that waits, in code that cannot be interrupted, for the other processes of a run.
+
+    missing() gives the words for those that have not come, "1 of 2 processes at HOST:PORT". They are printed after
+    `remind_after` seconds; after `timeout` seconds the process ends with an error, exit status 1.
+    """
+    done = threading.Event()
+
+    def watch():
+        if done.wait(min(remind_after, timeout)):
+            return
+        if timeout > remind_after:
+            print(f"waiting for {missing()}", file=sys.stderr, flush=True)
+            if done.wait(timeout - remind_after):
+                return
+        print_error(f"{missing()} did not come within {timeout:g} seconds; start the same command on every machine, or "
+                    "raise --rendezvous_timeout")
+        os._exit(1)  # the main thread is inside a library that waits on
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def tensorflow_start_up():
+    """Imports of TensorFlow in this block are quicker and quiet.
+
+    Quicker: TensorFlow loads Keras as it starts, and nothing here uses it; the variable has it look for the old Keras
+    instead, which is a package of its own that is usually not installed (a conversion takes 6.0 s, not 8.9 s). Quiet: what
+    its libraries write to stderr while they load and look for GPUs, which no log level silences; set
+    TF_CPP_MIN_LOG_LEVEL to see it.
+    """
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+        sys.modules["tensorflow"].config.list_physical_devices()
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
+def source_commit():
+    """The git commit of this code, for the record of a run; None where it is no clone or there is no git."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=os.path.dirname(os.path.abspath(__file__)),
+                               capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return found.stdout.strip() or None
+
+
+# Errors
+
+def print_error(message):
+    """Prints a message as one line on stderr, with the script's name before it."""
+    print(f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+
+
+def run(main):
+    """Calls main(); a UserError or a failure of the file system becomes one line on stderr and exit status 1."""
+    try:
+        main()
+    except UserError as error:
+        print_error(error)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f" while writing or reading {error.filename}" if error.filename else ""
+        remedy = "; free some space and run the same command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        print_error(f"{os.strerror(error.errno)}{where}{remedy}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    else:
+        return
+    sys.exit(1)

@@ -1,0 +1,243 @@
+"""Files: checks of paths, text and JSON decoded line by line, writes that are whole or absent, globs, vocabularies."""
+import contextlib
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import re
+import shutil
+
+from common.command_line import UserError
+
+
+# Checks before any work
+
+def require_file(path, flag):
+    """Raises UserError unless `path`, the value of `flag`, is a file that is not empty. Returns the path."""
+    if not os.path.exists(path):
+        raise UserError(f"{flag}: there is no file {path}")
+    if os.path.isdir(path):
+        raise UserError(f"{flag}: {path} is a folder, a file is needed")
+    if os.path.getsize(path) == 0:
+        raise UserError(f"{flag}: {path} is empty")
+    return path
+
+
+def require_folder(path, flag):
+    """Raises UserError unless `path`, the value of `flag`, is a folder. Returns the path."""
+    if not os.path.isdir(path):
+        raise UserError(f"{flag}: {path} is a file, a folder is needed" if os.path.exists(path) else
+                        f"{flag}: there is no folder {path}")
+    return path
+
+
+def check_output_folder(path, flag):
+    """Raises UserError, before any work, unless `path`, the value of `flag`, is or can become a folder to write into."""
+    existing = os.path.abspath(path)
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing):
+        raise UserError(f"{flag}: {existing} is a file, a folder is needed")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{flag}: the folder {existing} is not writable")
+
+
+def check_output_file(path, flag):
+    """The same for a file to write: its folder must do, and no folder may have its name."""
+    if not os.path.basename(path) or os.path.isdir(path):
+        raise UserError(f"{flag}: {f'{path} is a folder' if path else 'the name is empty'}, a file name is needed")
+    check_output_folder(os.path.dirname(path), flag)
+
+
+def expand_files(patterns, flag):
+    """The files that the paths and globs of `flag`, separated by commas, name: the matches of a glob in sorted order.
+
+    Raises UserError where one is missing or empty.
+    """
+    files = []
+    for pattern in patterns.split(","):
+        matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
+        if not matches:
+            raise UserError(f"{flag}: there is no file {pattern}; give names or globs separated by commas")
+        files += [require_file(path, flag) for path in matches]
+    return files
+
+
+def checkpoint_prefix(path):
+    """What the files of a TensorFlow checkpoint have in common, if `path` is named like one of them, else `path`."""
+    return re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", path)
+
+
+# Reading
+
+def decode_lines(path, encoding="utf-8", keep_ends=False):
+    """Yields (line number from 1, line without its end) of a text file; only \\n, \\r\\n end a line, never U+0085.
+
+    With `keep_ends` the line keeps its end, for a format whose records may hold line ends (csv).
+    Raises UserError with the line's number where the bytes are not text in `encoding`.
+    """
+    with open(path, "rb") as file:
+        for line_number, raw in enumerate(file, 1):
+            if b"\0" in raw:
+                raise UserError(f"{path}:{line_number}: a zero byte; this is no text file")
+            try:
+                line = raw.decode(encoding)
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}:{line_number}: byte {error.start + 1} is not {encoding.upper()}; "
+                                "convert the file with iconv") from None
+            yield line_number, line if keep_ends else line.removesuffix("\n").removesuffix("\r")
+
+
+def parse_json(text, where):
+    """The value of a JSON text. Raises UserError, its text starting with `where`, for all that Python cannot read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise UserError(f"{where} is not JSON of ours: it is nested too deep") from None
+    except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
+        raise UserError(f"{where} is not whole JSON: {error}") from None
+
+
+def read_json(path, schema, where=None):
+    """The value in a JSON file, checked against `schema` (see `check_schema`). where: what an error begins with."""
+    where = where or path
+    with open(path, "rb") as file:
+        value = parse_json(file.read(), where)
+    check_schema(value, schema, where)
+    return value
+
+
+def check_schema(value, schema, where):
+    """Raises UserError, its text starting with `where`, unless a JSON value has the form of `schema`.
+
+    schema: a type or a tuple of types (float takes an int too, int no bool); {key: schema}, an object that has these keys
+    at least; {str: schema}, an object whose values are all so; [schema], a list of such values.
+    """
+    if isinstance(schema, dict):
+        expected = dict
+    elif isinstance(schema, list):
+        expected = list
+    else:
+        expected = schema
+    types = expected if isinstance(expected, tuple) else (expected,)
+    if float in types:
+        types += (int,)
+    if not isinstance(value, types) or isinstance(value, bool) and bool not in types and object not in types:
+        names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in types)
+        raise UserError(f"{where}: {json.dumps(value)[:60]} where {names} is needed; the file is damaged, or not ours")
+    if isinstance(schema, list):
+        for index, element in enumerate(value):
+            check_schema(element, schema[0], f"{where}, [{index}]")
+    if isinstance(schema, dict):
+        for key in value if str in schema else schema:
+            if key not in value:
+                raise UserError(f"{where} has no {key}; the file is damaged, or not ours")
+            check_schema(value[key], schema.get(str, schema.get(key)), f"{where}, {key}")
+
+
+def digest(*parts):
+    """The first 16 hexadecimal digits of the SHA-256 of bytes, of anything with a buffer (arrays), or of text."""
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(part.encode() if isinstance(part, str) else part)
+    return sha.hexdigest()[:16]
+
+
+def digest_of_file(path):
+    """The same of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+# Writing
+
+@contextlib.contextmanager
+def locked(path, refusal, flags=os.O_RDONLY):
+    """Holds the lock of the file or folder `path` while the block runs, and yields its descriptor. Raises UserError with
+    the text `refusal` where another process holds it. The system frees the lock however a process ends."""
+    while True:
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                break
+        except BlockingIOError:
+            os.close(descriptor)
+            raise UserError(refusal) from None
+        except OSError:  # a file system without locks: as without this function
+            break
+        os.close(descriptor)  # renamed by its writer between the two calls: what now has the name is another file
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def whole_file(path):
+    """Yields a temporary name beside `path` for any writer; it becomes `path` if the block ends without an exception.
+
+    The name is the same each time and locked, so what a killed process leaves is written over by the next, and two
+    commands never write into one file: the second is refused by a UserError.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{name}.tmp")
+    refusal = f"{path} is being written by another command; wait for it, or name another file"
+    with locked(temporary, refusal, os.O_RDWR | os.O_CREAT) as descriptor:
+        try:
+            yield temporary
+            os.fsync(descriptor)
+            os.replace(temporary, path)
+        except OSError as error:
+            if error.filename in (None, temporary):  # of a full disk; what is shown is the name that the user knows
+                error.filename = path
+            raise
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode="w"):
+    """A file opened for writing that stands under its name once it is whole, see `whole_file`."""
+    with whole_file(path) as temporary:
+        with open(temporary, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
+            yield file
+
+
+def write_json(path, value):
+    """Writes a value as JSON, its keys sorted."""
+    with atomic_write(path) as file:
+        json.dump(value, file, indent=2, sort_keys=True)
+        file.write("\n")
+
+
+def copy_file(source, target):
+    """Copies a file, unless it is the same one, in a write that is whole or absent."""
+    if not (os.path.exists(target) and os.path.samefile(source, target)):
+        with open(source, "rb") as original, atomic_write(target, "wb") as copy:
+            shutil.copyfileobj(original, copy)
+
+
+def remove(path):
+    """Removes a file, a folder with all it holds, or a link, which is not followed."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+
+
+# Vocabularies
+
+def find_vocab(vocab_file, folders, config):
+    """The vocabulary that goes with weights: --vocab_file, else the vocab.txt of one of the folders, else None.
+
+    Raises UserError where it is missing or has another number of tokens than the model has embeddings.
+    """
+    beside = [os.path.join(folder, "vocab.txt") for folder in folders]
+    path = vocab_file or next(filter(os.path.isfile, beside), None)
+    if path:
+        config.check_vocab(sum(1 for _ in decode_lines(require_file(path, "--vocab_file"))), path)
+    return path

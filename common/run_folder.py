@@ -1,0 +1,186 @@
+"""The folder of a run, of either framework: whose it is, its lock, its record and its metrics.
+
+    run.json         kind of run, recipe, flags, versions, device, commit: what the run is
+    metrics.jsonl    a line for each --log_steps updates and each evaluation; TensorBoard's in tensorboard/
+
+A run is known by its recipe: the flags that decide its result, and digests of what it reads (weights, vocabulary, data),
+never their paths. So a run whose files were moved is the same run, and other files under the same path make another.
+"""
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import sys
+import time
+
+from common.command_line import UserError, source_commit
+from common.files import atomic_write, check_schema, locked, parse_json, read_json, remove, write_json
+
+RUN_SCHEMA = {"kind": str, "recipe": dict, "flags": dict}
+LINE_SCHEMA = {"kind": str, "global_step": int}
+
+
+class RunFolder:
+    """The folder `path` of a run of this `kind`. owned: a compiled regular expression of the names that such a run gives
+    to its files and folders; nothing else is ever removed."""
+
+    def __init__(self, path, kind, owned):
+        self.path, self.kind, self.owned = path, kind, owned
+        self.record = os.path.join(path, "run.json")
+
+    @contextlib.contextmanager
+    def lock(self):
+        """Keeps the folder for this process while the block runs; it is made if it is not there, and goes again if it is
+        still empty then. Raises UserError where another command has it."""
+        made = not os.path.isdir(self.path)
+        os.makedirs(self.path, exist_ok=True)
+        try:
+            with locked(self.path, f"--output_dir: another command is at work in {self.path}; wait for it, or name another "
+                        "folder"):
+                yield
+        finally:
+            if made and os.path.isdir(self.path) and not os.listdir(self.path):
+                os.rmdir(self.path)
+
+    def earlier(self):
+        """The run.json of the run that is here, or None. Raises UserError where it is not one of this kind: no run writes
+        over what another script made."""
+        if not os.path.exists(self.record):
+            return None
+        try:
+            found = read_json(self.record, RUN_SCHEMA)
+        except UserError as error:
+            raise UserError(f"--output_dir: {error}; name another folder") from None
+        if found["kind"] != self.kind:
+            raise UserError(f"--output_dir: {self.path} holds a run of another script (run.json says {found['kind']}, "
+                            f"needed is {self.kind}); name another folder")
+        return found
+
+    def check(self, recipe, overwrite=False):
+        """The run.json of the run that `recipe` goes on with, None where it starts anew.
+
+        Raises UserError, naming the first difference, where the folder holds another run and `overwrite` is off.
+        """
+        found = self.earlier()
+        if overwrite:
+            return None
+        if found is None:
+            if os.path.isdir(self.path) and any(map(self.owned.fullmatch, os.listdir(self.path))):
+                raise UserError(f"--output_dir: {self.path} holds files of a run without a run.json; name another folder, or "
+                                "add --overwrite_output_dir to remove them")
+            return None
+        for key in recipe | found["recipe"]:
+            old, new = found["recipe"].get(key), recipe.get(key)
+            if old != json.loads(json.dumps(new)):  # as the file has it: a tuple becomes a list
+                raise UserError(f"--output_dir: {self.path} holds another run: {key} was {old}, now it is {new}; name "
+                                "another folder (to go on from its weights, name them with --init_checkpoint), or add "
+                                "--overwrite_output_dir to remove it")
+        return found
+
+    def clear(self):
+        """Removes what an earlier run wrote here, run.json last: it says whose the rest is."""
+        if os.path.isdir(self.path):
+            for name in sorted(os.listdir(self.path), key=lambda name: name == "run.json"):
+                if self.owned.fullmatch(name):
+                    remove(os.path.join(self.path, name))
+
+    def begin(self, recipe, flags, **environment):
+        """Removes an earlier run and writes run.json."""
+        self.clear()
+        write_json(self.record, {"kind": self.kind, "recipe": recipe, "flags": flags, "command": sys.argv,
+                                 "commit": source_commit(), "started": now()} | environment)
+
+    def resume(self, found, global_step, flags, watched):
+        """Notes in run.json (`found` is what it held) that the run goes on after update `global_step`.
+
+        watched: names of flags that are no part of the recipe and yet change rounding or the drawing of dropout. Returns
+        the line to print where one of them has another value than before, else None.
+        """
+        before = ([found] + found.get("resumed", []))[-1]["flags"]
+        changed = [f"--{name} was {before.get(name)}, now it is {flags[name]}" for name in watched
+                   if before.get(name) != flags[name]]
+        write_json(self.record, found | {"resumed": found.get("resumed", []) + [
+            {"global_step": global_step, "at": now(), "flags": {name: flags[name] for name in watched}}]})
+        return (f"note: {', '.join(changed)}: from here on the run is the undisturbed one in distribution only, its "
+                "dropout or rounding differs") if changed else None
+
+
+def now():
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def versions(*packages):
+    """The versions of Python and of these packages."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+class MetricsLog:
+    """The metrics of a run: lines of FOLDER/metrics.jsonl, and TensorBoard events in FOLDER/tensorboard.
+
+    keep(line) says which lines of an earlier process stand: those of updates that are still to come, of a run that was
+    stopped later than it was saved, do not. The others are dropped, and so, with a word, is a damaged line. A context.
+
+    Events are written by tensorboard's record writer, in this thread: its SummaryWriters import TensorFlow where that is
+    installed, and their own thread prints a traceback when the disk is full.
+    """
+
+    def __init__(self, folder, keep=lambda line: True, step=0):
+        self.folder, self.path, self.step, self.events = folder, os.path.join(folder, "metrics.jsonl"), step, None
+        if os.path.exists(self.path):
+            self.drop_lines(keep)
+
+    def drop_lines(self, keep):
+        with open(self.path, "rb") as file:
+            lines = file.readlines()
+        kept = []
+        for number, raw in enumerate(lines, 1):
+            try:
+                line = parse_json(raw, f"{self.path}:{number}")
+                check_schema(line, LINE_SCHEMA, f"{self.path}:{number}")
+            except UserError as error:
+                if number < len(lines) or raw.endswith(b"\n"):  # else a killed process left half of it
+                    print(f"{error}; the line is dropped")
+                continue
+            if raw.endswith(b"\n") and keep(line):
+                kept.append(raw)
+        if len(kept) < len(lines):
+            with atomic_write(self.path, "wb") as file:
+                file.writelines(kept)
+
+    def write(self, kind, global_step, values):
+        """Writes the metrics (name -> number) of this kind, `train` or `eval`, at a step."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "global_step": global_step} | values) + "\n")
+        # imported here: a fifth of a second that a refused command does not wait for
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        if self.events is None:
+            folder = os.path.join(self.folder, "tensorboard")
+            os.makedirs(folder, exist_ok=True)
+            name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+            self.events = RecordWriter(open(os.path.join(folder, name), "ab"))
+            self.events.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+            if self.step:  # TensorBoard drops what an earlier process wrote from here on
+                self.events.write(Event(wall_time=time.time(), step=self.step + 1, session_log=SessionLog(
+                    status=SessionLog.START)).SerializeToString())
+        summary = Summary(value=[Summary.Value(tag=f"{kind}/{name}", simple_value=value)
+                                 for name, value in values.items() if name != "epoch"])
+        self.events.write(Event(wall_time=time.time(), step=global_step, summary=summary).SerializeToString())
+        self.events.flush()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if self.events:
+            self.events.close()
+
+
+def write_key_values(path, values):
+    """Writes `key = value` lines, sorted by key: the format of both reference implementations' results."""
+    with atomic_write(path) as file:
+        file.writelines(f"{key} = {value}\n" for key, value in sorted(values.items()))
