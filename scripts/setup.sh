@@ -1,17 +1,24 @@
-# Makes the virtual environment VENV (.venv by default) and installs the pinned packages of the file $1 into it, once.
-# Sourced by quickstart.sh and test.sh; leaves its interpreter in PYTHON.
+# Makes the virtual environment VENV (default: .venv) once and installs the pinned packages of the file $1 into it.
+# Sourced by the other scripts; leaves the environment's interpreter in PYTHON. BASE_PYTHON names the Python to make it
+# with (default: python3).
 VENV=${VENV:-.venv}
-if [ ! -x "$VENV/bin/python" ]; then
-    base=${BASE_PYTHON:-python3}
-    "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-        echo "setup: $base is older than Python 3.11; name a later one: BASE_PYTHON=python3.12 bash $0" >&2; exit 1; }
-    echo "setup: making $VENV"
+PYTHON=$VENV/bin/python
+base=$PYTHON remedy="remove $VENV, then "
+[ -x "$VENV/bin/pip" ] || { base=${BASE_PYTHON:-python3} remedy=; }  # venv installs pip last: without it, a killed set-up
+version=$("$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2> /dev/null || true)
+case $version in
+    3.11 | 3.12 | 3.13) ;;
+    *) echo "setup: $base is ${version:+Python }${version:-not there}, but Python 3.11, 3.12 or 3.13 is needed" \
+            "(TensorFlow 2.21 has no wheel for 3.14); ${remedy}run: BASE_PYTHON=python3.12 bash $0" >&2
+        exit 1 ;;
+esac
+if [ "$base" != "$PYTHON" ]; then
+    echo "setup: making $VENV with Python $version"
     "$base" -m venv "$VENV"
 fi
-PYTHON=$VENV/bin/python
 wanted=$(cat requirements.txt "$1" | cksum)
 stamp=$VENV/installed-${1//\//-}
-if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+if [ "$(cat "$stamp" 2> /dev/null)" != "$wanted" ]; then
     echo "setup: installing $1"
     "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$1"
     echo "$wanted" > "$stamp"
