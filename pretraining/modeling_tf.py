@@ -1,27 +1,18 @@
-"""BERT with its two pre-training heads in TensorFlow 2, and its checkpoints, with google-research/bert's names.
+"""BERT with its two pre-training heads in TensorFlow 2, with google-research/bert's variable names.
 
-The weights are plain float32 `tf.Variable`s, kept by name; a checkpoint is name-based, as `tf.compat.v1.train.Saver`
-writes it, so google-research/bert reads ours and we read Google's.
+The weights are plain float32 `tf.Variable`s, kept by name (pretraining/checkpoints.py reads and writes them):
 
     config = BertConfig.from_json_file("uncased_L-12_H-768_A-12/bert_config.json")
     values = read_checkpoint("uncased_L-12_H-768_A-12/bert_model.ckpt")
-    model = BertForPreTraining(config, initial_values(config, seed=0) | {name: values[name] for name in ...})
+    model = BertForPreTraining(config, initial_values(config, seed=0) | fitting_values(config, values, "--init_checkpoint"))
     hidden_states, pooled_output = model.encode(input_ids, input_mask, segment_ids)
-    write_checkpoint("folder/model.ckpt-0", model.variables)
 """
-import contextlib
 import math
-import os
-import tempfile
 import zlib
 
-import numpy as np
 import tensorflow as tf
 
-from command_line import UserError, checkpoint_prefix
-
-WRITING = ".writing-"  # prefix of the folder a checkpoint is written in before its files get their names
-MASKED_SCORE = -10000.0  # added to the attention score of padding, as google-research/bert does
+MASKED_SCORE = -10000.0  # added to the attention score of padding; google-research/bert's, so parity needs this one
 
 
 def variable_shapes(config):
@@ -202,91 +193,3 @@ class BertForPreTraining:
                         features["masked_lm_weights"] * features["example_weights"][:, tf.newaxis])
         return sums | weighted("next_sentence", self.next_sentence_logits(pooled_output),
                                features["next_sentence_labels"][:, 0], features["example_weights"])
-
-
-def read_checkpoint(prefix, flag="--init_checkpoint"):
-    """Name -> numpy array of everything in the name-based checkpoint `prefix` (as model.ckpt-1000; no .index).
-
-    Raises UserError, its text starting with `flag`, where there is no such checkpoint, or it is damaged or cut.
-    """
-    if not os.path.isfile(f"{prefix}.index"):
-        stem = checkpoint_prefix(prefix)
-        if stem != prefix and os.path.isfile(f"{stem}.index"):
-            raise UserError(f"{flag}: {prefix} is one file of a checkpoint; give the prefix they share, {stem}")
-        if os.path.isdir(prefix):
-            raise UserError(f"{flag}: {prefix} is a folder; give a checkpoint's prefix, like {prefix}/model.ckpt-N")
-        if os.path.exists(prefix):
-            raise UserError(f"{flag}: {prefix} is no TensorFlow checkpoint (there is no {prefix}.index)")
-        raise UserError(f"{flag}: there is no checkpoint {prefix} (no file {prefix}.index)")
-    try:
-        reader = tf.train.load_checkpoint(prefix)
-        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as error:  # IndexError: a file is cut
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{flag}: {prefix} is no whole checkpoint ({reason})") from None
-
-
-@contextlib.contextmanager
-def quiet_logger():
-    """Keeps TensorFlow's Python warnings back: at every Saver it advises to leave name-based checkpoints."""
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel("ERROR")
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def write_checkpoint(prefix, variables):
-    """Writes `variables` (name -> tf.Variable, tensor or numpy array) as the name-based checkpoint `prefix`.
-
-    The files are written in a folder of their own, flushed to disk and then renamed, the index last: where the index
-    stands under its name, the checkpoint is whole. Raises UserError where it cannot be written.
-    """
-    folder, name = os.path.split(os.path.abspath(prefix))
-    variables = {key: value if isinstance(value, tf.Variable) else tf.Variable(value)
-                 for key, value in variables.items()}
-    with tempfile.TemporaryDirectory(prefix=WRITING, dir=folder) as temporary:
-        try:
-            with quiet_logger():
-                saver = tf.compat.v1.train.Saver(variables)
-            saver.save(None, os.path.join(temporary, name), write_meta_graph=False, write_state=False)
-        except tf.errors.OpError as error:
-            full = "No space left" in str(error)
-            reason = "no space left; free some" if full else f"{str(error).strip().splitlines()[0]}; mend that"
-            raise UserError(f"{prefix} cannot be written: {reason} and run the same command again, checkpoints written "
-                            "before are untouched") from None
-        files = sorted(os.listdir(temporary), key=lambda file: file.endswith(".index"))
-        for file in files:
-            descriptor = os.open(os.path.join(temporary, file), os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-        with contextlib.suppress(FileNotFoundError):  # an older checkpoint of this name must not stand half replaced
-            os.unlink(f"{prefix}.index")
-        for file in files:
-            os.replace(os.path.join(temporary, file), os.path.join(folder, file))
-
-
-def fitting_values(config, values, where):
-    """Those of a checkpoint's `values` that are the model's: name -> float32 array, pre-training heads if it has them.
-
-    Optimizer slots, global_step and heads of other tasks are left. Raises UserError, its text starting with `where`,
-    where the checkpoint is of another model: no BERT, an encoder variable missing, other shapes, another depth.
-    """
-    shapes = variable_shapes(config)
-    missing = [name for name in shapes if name.startswith("bert/") and name not in values]
-    if not any(name.startswith("bert/") for name in values):
-        raise UserError(f"{where} holds no BERT: none of its variables is named bert/...")
-    layers = {int(name.split("/")[2].removeprefix("layer_")) for name in values
-              if name.startswith("bert/encoder/layer_")}
-    if layers and max(layers) + 1 != config.num_hidden_layers:
-        raise UserError(f"{where} has {max(layers) + 1} layers, the config {config.num_hidden_layers}; "
-                        "take the bert_config.json that came with the checkpoint")
-    if missing:
-        raise UserError(f"{where} lacks {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""))
-    for name, shape in shapes.items():
-        if name in values and np.shape(values[name]) != shape:
-            raise UserError(f"{where} does not fit the config: {name} has the shape {list(np.shape(values[name]))}, "
-                            f"by the config {list(shape)}; take the bert_config.json that came with the checkpoint")
-    return {name: np.asarray(values[name], np.float32) for name in shapes if name in values}

@@ -10,7 +10,7 @@ import re
 import signal
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 
-from command_line import UserError, end_with_parent, number
+from common.command_line import UserError, end_with_parent, number
 
 LINE_ENDS = str.maketrans("\r\n", "  ")  # the two that would end a line of the corpus; U+0085 or U+2028 stay
 SPLITTING_PIPES = {"parser", "senter", "sentencizer"}

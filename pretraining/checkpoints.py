@@ -1,0 +1,219 @@
+"""TensorFlow checkpoints: read, written whole, found, pruned and repaired.
+
+A checkpoint is name-based, as `tf.compat.v1.train.Saver` writes it (it works in eager mode), so google-research/bert
+reads ours and we read Google's:
+
+    values = read_checkpoint("uncased_L-12_H-768_A-12/bert_model.ckpt")
+    write_checkpoint("folder/model.ckpt-0", model.variables)
+
+The files of a run's checkpoint after update N are
+
+    model.ckpt-N.window.json            metrics since the last line of metrics.jsonl, where there are any
+    model.ckpt-N.data-00000-of-00001    the values
+    model.ckpt-N.index                  names, places and checksums; it comes last, so with it the checkpoint is whole
+"""
+import contextlib
+import os
+import re
+
+import numpy as np
+import tensorflow as tf
+
+from common.command_line import UserError
+from common.files import atomic_write, checkpoint_prefix, locked, read_json, remove, write_json
+from pretraining.modeling_tf import variable_shapes
+
+INDEX = re.compile(r"model\.ckpt-(\d+)\.index")
+PART = re.compile(r"(model\.ckpt-\d+)\.(?:index|data-\d+-of-\d+|window\.json)")
+LEFTOVER = re.compile(r"\.model\.ckpt-\d+(\..*)?\.tmp")  # what a killed process was writing
+
+
+# Reading
+
+def read_checkpoint(prefix, flag="--init_checkpoint"):
+    """Name -> numpy array of everything in the name-based checkpoint `prefix` (as model.ckpt-1000; no .index).
+
+    Raises UserError, its text starting with `flag`, where there is no such checkpoint, or it is damaged or cut.
+    """
+    if not os.path.isfile(f"{prefix}.index"):
+        stem = checkpoint_prefix(prefix)
+        if stem != prefix and os.path.isfile(f"{stem}.index"):
+            raise UserError(f"{flag}: {prefix} is one file of a checkpoint; give the prefix they share, {stem}")
+        if os.path.isdir(prefix):
+            raise UserError(f"{flag}: {prefix} is a folder; give a checkpoint's prefix, like {prefix}/model.ckpt-N")
+        if os.path.exists(prefix):
+            raise UserError(f"{flag}: {prefix} is no TensorFlow checkpoint (there is no {prefix}.index)")
+        raise UserError(f"{flag}: there is no checkpoint {prefix} (no file {prefix}.index)")
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as error:  # IndexError: a file is cut
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{flag}: {prefix} is no whole checkpoint ({reason})") from None
+
+
+def fitting_values(config, values, where):
+    """Those of a checkpoint's `values` that are the model's: name -> float32 array, pre-training heads if it has them.
+
+    Optimizer slots, global_step and heads of other tasks are left out. Raises UserError, its text starting with `where`,
+    where the checkpoint is of another model: no BERT, an encoder variable missing, other shapes, another depth.
+    """
+    shapes = variable_shapes(config)
+    missing = [name for name in shapes if name.startswith("bert/") and name not in values]
+    if not any(name.startswith("bert/") for name in values):
+        raise UserError(f"{where} holds no BERT: none of its variables is named bert/...")
+    layers = {int(name.split("/")[2].removeprefix("layer_")) for name in values
+              if name.startswith("bert/encoder/layer_")}
+    if layers and max(layers) + 1 != config.num_hidden_layers:
+        raise UserError(f"{where} has {max(layers) + 1} layers, the config {config.num_hidden_layers}; "
+                        "take the bert_config.json that came with the checkpoint")
+    if missing:
+        raise UserError(f"{where} lacks {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""))
+    for name, shape in shapes.items():
+        if name in values and np.shape(values[name]) != shape:
+            raise UserError(f"{where} does not fit the config: {name} has the shape {list(np.shape(values[name]))}, "
+                            f"by the config {list(shape)}; take the bert_config.json that came with the checkpoint")
+    return {name: np.asarray(values[name], np.float32) for name in shapes if name in values}
+
+
+# Writing
+
+@contextlib.contextmanager
+def quiet_logger():
+    """Keeps TensorFlow's Python warnings back: at every Saver it advises to leave name-based checkpoints."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def write_checkpoint(prefix, variables):
+    """Writes `variables` (name -> tf.Variable, tensor or numpy array) as the name-based checkpoint `prefix`.
+
+    The files are written in a folder of their own, flushed to disk and then renamed, the index last. The folder has the
+    same name each time, so what a killed process leaves is removed by the next. Raises UserError where the checkpoint
+    cannot be written, or another command is writing it.
+    """
+    folder, name = os.path.split(os.path.abspath(prefix))
+    temporary = os.path.join(folder, f".{name}.tmp")
+    variables = {key: value if isinstance(value, tf.Variable) else tf.Variable(value)
+                 for key, value in variables.items()}
+    os.makedirs(temporary, exist_ok=True)
+    with locked(temporary, f"{prefix} is being written by another command; wait for it, or name another file"):
+        try:
+            for file in os.listdir(temporary):
+                os.unlink(os.path.join(temporary, file))
+            with quiet_logger():
+                saver = tf.compat.v1.train.Saver(variables)
+            saver.save(None, os.path.join(temporary, name), write_meta_graph=False, write_state=False)
+            files = sorted(os.listdir(temporary), key=lambda file: file.endswith(".index"))
+            for file in files:
+                with open(os.path.join(temporary, file), "rb") as written:
+                    os.fsync(written.fileno())
+            with contextlib.suppress(FileNotFoundError):  # an older checkpoint of this name must not stand half replaced
+                os.unlink(f"{prefix}.index")
+            for file in files:
+                os.replace(os.path.join(temporary, file), os.path.join(folder, file))
+        except tf.errors.OpError as error:
+            full = "No space left" in str(error)
+            reason = "no space left; free some" if full else f"{str(error).strip().splitlines()[0]}; mend that"
+            raise UserError(f"{prefix} cannot be written: {reason} and run the same command again, checkpoints written "
+                            "before are untouched") from None
+        finally:
+            remove(temporary)
+
+
+# The checkpoints of a run
+
+def checkpoint_prefixes(folder):
+    """The prefixes of the whole checkpoints in a run's folder, oldest first."""
+    files = os.listdir(folder) if os.path.isdir(folder) else []
+    steps = sorted(int(match[1]) for match in map(INDEX.fullmatch, files) if match)
+    return [os.path.join(folder, f"model.ckpt-{step}") for step in steps]
+
+
+def newest_checkpoint(folder):
+    """(prefix, its values by name) of the newest undamaged checkpoint of the folder, (None, None) where it has none.
+
+    Raises UserError where there are checkpoints but all are damaged.
+    """
+    prefixes = checkpoint_prefixes(folder)
+    for prefix in reversed(prefixes):
+        try:
+            return prefix, read_checkpoint(prefix, "--output_dir")
+        except UserError as error:
+            print(f"{error}; going back to the one before it")
+    if prefixes:
+        raise UserError(f"--output_dir: no checkpoint in {folder} is whole; --overwrite_output_dir starts anew")
+    return None, None
+
+
+def remove_checkpoint(prefix):
+    """Removes a checkpoint's files, the index first: a checkpoint without its data must not look whole."""
+    folder, name = os.path.split(prefix)
+    parts = [file for file in os.listdir(folder) if (match := PART.fullmatch(file)) and match[1] == name]
+    for file in sorted(parts, key=lambda file: not file.endswith(".index")):
+        os.unlink(os.path.join(folder, file))
+
+
+def write_state(folder, prefixes):
+    """Writes the file `checkpoint`, by which TensorFlow finds the newest of these checkpoints."""
+    names = [os.path.basename(prefix) for prefix in prefixes]
+    with atomic_write(os.path.join(folder, "checkpoint")) as file:
+        file.write(f'model_checkpoint_path: "{names[-1]}"\n')
+        file.writelines(f'all_model_checkpoint_paths: "{name}"\n' for name in names)
+
+
+def save_checkpoint(folder, step, variables, window, keep):
+    """Writes model.ckpt-<step>, then the file `checkpoint`, then removes all but the newest `keep` (0: keeps all).
+
+    window: rows of metrics since the last line of metrics.jsonl. Killed between any two of these steps, the folder holds
+    a whole checkpoint. Returns the prefix.
+    """
+    prefix = os.path.join(folder, f"model.ckpt-{step}")
+    if window:
+        write_json(f"{prefix}.window.json", window)
+    write_checkpoint(prefix, variables)
+    prefixes = checkpoint_prefixes(folder)
+    kept = prefixes[-keep:] if keep else prefixes
+    write_state(folder, kept)
+    for old in prefixes[:len(prefixes) - len(kept)]:
+        remove_checkpoint(old)
+    return prefix
+
+
+def read_window(prefix, width):
+    """The rows of `width` metrics that `save_checkpoint` kept with a checkpoint; none, with a word, where they are
+    damaged: they make a line of the log, no weight."""
+    path = f"{prefix}.window.json"
+    if not os.path.exists(path):
+        return []
+    try:
+        rows = read_json(path, [[float]])
+        if any(len(row) != width for row in rows):
+            raise UserError(f"{path}: a row does not hold {width} numbers")
+        return rows
+    except UserError as error:
+        print(f"{error}; the next line of metrics.jsonl is a mean over fewer updates")
+        return []
+
+
+def repair_checkpoints(folder, step):
+    """Brings the folder of a run that goes on after update `step` to what an undisturbed run would have left there.
+
+    Removed are what a killed process had begun, and checkpoints of later updates, which are damaged; else a run that
+    keeps one checkpoint would keep the damaged one. The file `checkpoint` names the newest again.
+    """
+    whole = checkpoint_prefixes(folder)
+    kept = [prefix for prefix in whole if int(prefix.rpartition("-")[2]) <= step]
+    names = {os.path.basename(prefix) for prefix in kept}
+    for file in sorted(os.listdir(folder), key=lambda file: not file.endswith(".index")):
+        match = PART.fullmatch(file)
+        if LEFTOVER.fullmatch(file) or match and match[1] not in names:
+            remove(os.path.join(folder, file))
+    state = tf.train.get_checkpoint_state(folder)
+    if kept and (state is None or os.path.basename(state.model_checkpoint_path) != os.path.basename(kept[-1])):
+        write_state(folder, kept)
