@@ -6,9 +6,12 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 import shutil
 
 from common.command_line import UserError
+
+MAX_DEPTH = 50  # of JSON; what the scripts write is at most 5 deep
 
 
 # Checks before any work
@@ -90,13 +93,21 @@ def decode_lines(path, encoding="utf-8", keep_ends=False):
 
 
 def parse_json(text, where):
-    """The value of a JSON text. Raises UserError, its text starting with `where`, for all that Python cannot read."""
+    """The value of a JSON text. Raises UserError, its text starting with `where`, for all that Python cannot read, and for
+    what is nested so deep that comparing or printing it would use up Python's stack."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except RecursionError:
         raise UserError(f"{where} is not JSON of ours: it is nested too deep") from None
     except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
         raise UserError(f"{where} is not whole JSON: {error}") from None
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [child for parent in level if isinstance(parent, (dict, list))
+                 for child in (parent.values() if isinstance(parent, dict) else parent)]
+    if level:
+        raise UserError(f"{where} is not JSON of ours: it is nested too deep")
+    return value
 
 
 def read_json(path, schema, where=None):
@@ -111,8 +122,9 @@ def read_json(path, schema, where=None):
 def check_schema(value, schema, where):
     """Raises UserError, its text starting with `where`, unless a JSON value has the form of `schema`.
 
-    schema: a type or a tuple of types (float takes an int too, int no bool); {key: schema}, an object that has these keys
-    at least; {str: schema}, an object whose values are all so; [schema], a list of such values.
+    schema: a type or a tuple of types (float takes an int too, int no bool, neither a number of more than 64 bits);
+    {key: schema}, an object that has these keys at least; {str: schema}, an object whose other values are all so;
+    [schema], a list of such values.
     """
     if isinstance(schema, dict):
         expected = dict
@@ -125,15 +137,17 @@ def check_schema(value, schema, where):
         types += (int,)
     if not isinstance(value, types) or isinstance(value, bool) and bool not in types and object not in types:
         names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in types)
-        raise UserError(f"{where}: {json.dumps(value)[:60]} where {names} is needed; the file is damaged, or not ours")
+        raise UserError(f"{where}: {reprlib.repr(value)} where {names} is needed; the file is damaged, or not ours")
+    if isinstance(value, int) and not -2**63 <= value < 2**63:  # numpy, torch and float() would fail on it later
+        raise UserError(f"{where}: {reprlib.repr(value)} is a number of more than 64 bits; the file is damaged, or not ours")
     if isinstance(schema, list):
         for index, element in enumerate(value):
             check_schema(element, schema[0], f"{where}, [{index}]")
     if isinstance(schema, dict):
-        for key in value if str in schema else schema:
+        for key in [key for key in schema if key is not str] + list(value if str in schema else []):
             if key not in value:
                 raise UserError(f"{where} has no {key}; the file is damaged, or not ours")
-            check_schema(value[key], schema.get(str, schema.get(key)), f"{where}, {key}")
+            check_schema(value[key], schema.get(key, schema.get(str)), f"{where}, {key}")
 
 
 def digest(*parts):
@@ -151,6 +165,17 @@ def digest_of_file(path):
 
 
 # Writing
+
+@contextlib.contextmanager
+def naming(path, *others):
+    """Errors of the file system in this block name `path`: instead of nothing, as where a disk is full, or of `others`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename in (None, *others):
+            error.filename = path
+        raise
+
 
 @contextlib.contextmanager
 def locked(path, refusal, flags=os.O_RDONLY):
@@ -185,15 +210,11 @@ def whole_file(path):
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".{name}.tmp")
     refusal = f"{path} is being written by another command; wait for it, or name another file"
-    with locked(temporary, refusal, os.O_RDWR | os.O_CREAT) as descriptor:
+    with naming(path, temporary), locked(temporary, refusal, os.O_RDWR | os.O_CREAT) as descriptor:
         try:
             yield temporary
             os.fsync(descriptor)
             os.replace(temporary, path)
-        except OSError as error:
-            if error.filename in (None, temporary):  # of a full disk; what is shown is the name that the user knows
-                error.filename = path
-            raise
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)

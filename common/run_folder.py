@@ -17,7 +17,7 @@ import sys
 import time
 
 from common.command_line import UserError, source_commit
-from common.files import atomic_write, check_schema, locked, parse_json, read_json, remove, write_json
+from common.files import atomic_write, check_schema, locked, naming, parse_json, read_json, remove, write_json
 
 RUN_SCHEMA = {"kind": str, "recipe": dict, "flags": dict}
 LINE_SCHEMA = {"kind": str, "global_step": int}
@@ -152,8 +152,13 @@ class MetricsLog:
 
     def write(self, kind, global_step, values):
         """Writes the metrics (name -> number) of this kind, `train` or `eval`, at a step."""
-        with open(self.path, "a", encoding="utf-8") as file:
+        with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "global_step": global_step} | values) + "\n")
+        with naming(os.path.join(self.folder, "tensorboard")):
+            self.write_event(kind, global_step, values)
+
+    def write_event(self, kind, global_step, values):
+        """The same for TensorBoard."""
         # imported here: a fifth of a second that a refused command does not wait for
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -176,8 +181,9 @@ class MetricsLog:
         return self
 
     def __exit__(self, *exception):
-        if self.events:
-            self.events.close()
+        with naming(os.path.join(self.folder, "tensorboard")):  # closing tries once more to write what did not fit
+            if self.events:
+                self.events.close()
 
 
 def write_key_values(path, values):
