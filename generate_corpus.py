@@ -16,16 +16,12 @@ of one that is a test text of another is left out and counted: the reviews of Ye
 the test texts of tasks that are not in the corpus but will be tested after it: --leave_out_test_of.
 """
 import collections
-import functools
-import hashlib
-import itertools
 import os
 
-from tqdm import tqdm
-
-import sentences
 import tasks
-from command_line import ArgumentParser, UserError, atomic_write, check_output_file, run
+from common.command_line import ArgumentParser, UserError, path, run
+from common.files import atomic_write, check_output_file
+from pretraining import sentences
 
 DOMAINS = {domain: [task.name for task in tasks.TASKS.values() if task.domain == domain and task.language == "en"]
            for domain in ("sentiment", "question", "topic")}
@@ -36,28 +32,28 @@ def parse_arguments():
     parser = ArgumentParser(__doc__)
     data = parser.add_argument_group("data")
     data.add_argument("--task_name", nargs="+", required=True, type=str.lower, choices=[*tasks.TASKS, *DOMAINS, "csv"],
-                      help="The tasks, or domains, whose texts are joined; csv is a file of your own.")
-    data.add_argument("--data_dir", nargs="+", required=True, metavar="FOLDER",
-                      help="The folder of each task's train and test files, in their order; or one folder that has a "
-                      "folder by the name of each task.")
+                      help="Tasks or domains whose texts are joined; csv means files of your own.")
+    data.add_argument("--data_dir", nargs="+", required=True, type=path, metavar="FOLDER",
+                      help="Folder of each task's train and test files, in the order of the tasks, or one folder with a "
+                      "subfolder named after each task.")
     data.add_argument("--splits", nargs="+", choices=["train", "test"], default=["train"],
-                      help="Which texts the corpus is made of; default: train.")
+                      help="Splits whose texts are written; default: train.")
     data.add_argument("--text_columns", nargs="+",
-                      help="For csv: names of the columns of text, or their numbers from 0 where there is no header; "
-                      "default: text.")
-    data.add_argument("--sep", help="For csv: the character between columns, or tab; default: a comma.")
+                      help="For csv: names of the text columns, or their numbers from 0 if there is no header; default: "
+                      "text.")
+    data.add_argument("--sep", help="For csv: the column separator, one character or tab; default: a comma.")
     recipe = parser.add_argument_group("recipe (changes the corpus)")
     recipe.add_argument("--leave_out_test_of", nargs="+", type=str.lower, choices=tasks.TASKS, default=[], metavar="TASK",
-                        help="Further tasks whose test texts are left out of the training texts, as yelp_f for a corpus of "
-                        "yelp_p; their folders are named after those of --task_name. Default: none.")
-    recipe.add_argument("--language", choices=["en", "zh"],
-                        help="For csv: where sentences end, as in English or in Chinese; default: en.")
+                        help="Further tasks whose test texts are removed from the training texts, for instance yelp_f for "
+                        "a corpus of yelp_p; name their folders after those of --task_name; default: none.")
+    recipe.add_argument("--language", choices=sentences.SPLITTERS,
+                        help="For csv: the language whose rules end a sentence; default: en.")
     speed = parser.add_argument_group("speed (does not change the corpus)")
-    sentences.add_flags(recipe, speed, "one a CPU core")
+    sentences.add_flags(recipe, speed, "one for each CPU core")
     output = parser.add_argument_group("output")
-    output.add_argument("--output_file", metavar="FILE",
-                        help="The corpus; its folder is made where it does not exist; default: TASK_corpus.txt in the "
-                        "current folder.")
+    output.add_argument("--output_file", type=path, metavar="FILE",
+                        help="Corpus file to write, its folder created if it does not exist; default: TASK_corpus.txt in "
+                        "the current folder.")
     args = parser.parse_args()
     args.output_file = args.output_file or "_".join(args.task_name) + "_corpus.txt"
     args.num_processes = args.num_processes or sentences.cores()
@@ -85,72 +81,30 @@ def select_tasks(args):
     return selected
 
 
-def digest(fields):
-    """16 bytes that stand for a text, for finding it again."""
-    return hashlib.blake2b(" ".join(fields).strip().encode(), digest_size=16).digest()
-
-
-def test_texts(tested, folders):
-    """{digest: set of the names of the tasks that have the text in their test set}, of several tasks."""
-    found = collections.defaultdict(set)
-    if len(tested) > 1:
-        for task, folder in zip(tested, folders):
-            for fields in tasks.read_fields(task, folder, "test"):
-                found[digest(fields)].add(task.name)
-    return found
-
-
-def read_batches(selected, folders, splits, reserved, batch_size, left_out):
-    """Yields (task's name, list of (title, texts)), at most batch_size of them, of each split of each task.
-
-    reserved: what `test_texts` gives. left_out: a Counter that gets, for each task's name, how many training texts were
-    test texts of another task.
-    """
-    for task, folder in zip(selected, folders):
-        for split in splits:
-            documents = tasks.read_fields(task, folder, split)
-            if split == "train":
-                documents = keep_unreserved(documents, task, reserved, left_out)
-            titled = ((fields[0], fields[1:]) if task.titled else ("", fields) for fields in documents)
-            for batch in iter(lambda: list(itertools.islice(titled, batch_size)), []):
-                yield task.name, batch
-
-
-def keep_unreserved(documents, task, reserved, left_out):
-    for fields in documents:
-        if reserved and reserved.get(digest(fields), set()) - {task.name}:
-            left_out[task.name] += 1
-        else:
-            yield fields
-
-
 def main():
     args = parse_arguments()
     selected = select_tasks(args)
     check_output_file(args.output_file, "--output_file")
     tested = selected + [tasks.TASKS[name] for name in args.leave_out_test_of if tasks.TASKS[name] not in selected]
     folders = tasks.data_folders([task.name for task in tested], args.data_dir)
-    split = (sentences.split_chinese if selected[0].language == "zh" else
-             functools.partial(sentences.split_english, args.spacy_model))
-    documents, lines, left_out = collections.Counter(), collections.Counter(), collections.Counter()
-    with atomic_write(args.output_file) as file, tqdm(desc="split", unit=" documents", disable=None) as bar:
-        batches = read_batches(selected, folders, args.splits, test_texts(tested, folders), args.batch_size, left_out)
-        for name, batch in sentences.split_documents(batches, split, args.num_processes):
-            for title, texts in batch:
-                documents[name] += sentences.write_document(file, title, texts)
-                lines[name] += len(texts) + bool(title.strip())
-            bar.update(len(batch))
-        if not documents.total():
+    left_out = collections.Counter()
+    with atomic_write(args.output_file) as file:
+        reserved = sentences.test_texts_of(tested, folders)
+        documents = (((task.name, split), *document) for task, folder in zip(selected, folders) for split in args.splits
+                     for document in sentences.documents_of(task, folder, split, reserved, left_out))
+        tallies = sentences.write_corpus(documents, collections.defaultdict(lambda: [file]), selected[0].language,
+                                         args.spacy_model, args.batch_size, args.num_processes)
+        num_documents, num_lines = (sum(getattr(tally, name) for tally in tallies.values())
+                                    for name in ("documents", "lines"))
+        if not num_documents:
             raise UserError(f"--data_dir: none of the texts in {' '.join(folders[:len(selected)])} has a sentence")
     for task in selected:
-        print(f"{task.name}: {documents[task.name]} documents, {lines[task.name]} sentences"
-              + (f"; {left_out[task.name]} training texts left out that are test texts of another task"
-                 if len(tested) > 1 else ""))
-    print(f"wrote {args.output_file}: {documents.total()} documents, {lines.total()} sentences")
-    record = os.path.splitext(args.output_file)[0] + ".tfrecord"
-    print(f"next: python create_pretraining_data.py --input_file={args.output_file} --output_file={record} "
-          "--vocab_file=./uncased_L-12_H-768_A-12/vocab.txt --do_lower_case=True --max_seq_length=128 "
-          "--max_predictions_per_seq=20 --masked_lm_prob=0.15 --random_seed=12345 --dupe_factor=5")
+        own = [tallies[task.name, split] for split in args.splits]
+        print(f"{task.name}: {sum(tally.documents for tally in own)} documents, {sum(tally.lines for tally in own)} "
+              "sentences" + (f"; {left_out[task.name]} training texts left out that are test texts of another task"
+                             if len(tested) > 1 else ""))
+    print(f"wrote {args.output_file}: {num_documents} documents, {num_lines} sentences")
+    sentences.print_next(args.output_file, os.path.splitext(args.output_file)[0] + ".tfrecord")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def expand_files(patterns, flag):
     Raises UserError where one is missing or empty.
     """
     files = []
-    for pattern in patterns.split(","):
+    for pattern in map(os.path.expanduser, patterns.split(",")):
         matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
         if not matches:
             raise UserError(f"{flag}: there is no file {pattern}; give names or globs separated by commas")

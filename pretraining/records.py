@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from command_line import UserError
+from common.command_line import UserError
 
 HEADER, FOOTER = 12, 4  # bytes of a TFRecord before (length, its checksum) and after (checksum) the data
 EXAMINED_TOGETHER = 1024  # records of one parallel call of the check

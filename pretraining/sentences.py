@@ -1,22 +1,29 @@
-"""Documents -> sentences, for the corpora of further pre-training: spaCy for English, punctuation for Chinese.
+"""Documents -> sentences -> the corpora of further pre-training: spaCy for English, punctuation for Chinese.
 
-Documents stream through in batches, in processes of their own where asked for. spaCy keeps each new word: it is loaded
-anew after so many documents, so that memory does not grow with their number.
+A corpus is UTF-8 text, one sentence a line, an empty line between documents; a document's title is its first sentence.
+Documents stream through in batches, split by several processes where asked for, and are written in their order.
 """
 import collections
+import dataclasses
 import functools
+import hashlib
+import itertools
+import operator
 import os
 import re
 import signal
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 
-from common.command_line import UserError, end_with_parent, number
+from tqdm import tqdm
+
+import tasks
+from common.command_line import UserError, command, end_with_parent, number
 
 LINE_ENDS = str.maketrans("\r\n", "  ")  # the two that would end a line of the corpus; U+0085 or U+2028 stay
 SPLITTING_PIPES = {"parser", "senter", "sentencizer"}
 NEEDED_PIPES = SPLITTING_PIPES | {"tok2vec", "transformer"}
 MAX_CHARACTERS = 1 << 24  # of a document; spaCy's own limit of a million protects parsers of models from long texts
-RELOAD_AFTER = 100_000  # documents; loading takes a tenth of a second (a trained model: one or two)
+RELOAD_AFTER = 100_000  # documents: spaCy keeps each new word, and memory would grow with them; loading takes 0.1 to 2 s
 CHINESE_SENTENCE = re.compile("[^。？！]*[。？！]+|[^。？！]+")
 
 
@@ -46,34 +53,40 @@ def load_splitter(spacy_model, generation=0):
     return nlp
 
 
-def split_english(spacy_model, texts, generation):
+def split_english(texts, spacy_model, generation):
     """The sentences of each text: yields lists of str."""
     for document in load_splitter(spacy_model, generation).pipe(texts):
         yield [sentence.text for sentence in document.sents]
 
 
-def split_chinese(texts, generation):
-    """The same, at 。 ？ ！ (paper, section 5.2), which stay with the sentence that they end."""
+def split_chinese(texts, spacy_model, generation):
+    """The same, at 。 ？ ！ (paper, section 5.2), which stay with the sentence that they end. No spaCy model is used."""
     for text in texts:
         yield [sentence.strip() for sentence in CHINESE_SENTENCE.findall(text)]
 
 
-def split_batch(split, batch):
-    """Splits a batch of documents (split: one of the two above, without its arguments): (tag, generation, list of
-    (title, texts)) -> (tag, list of (title, sentences of the texts)).
+SPLITTERS = {"en": split_english, "zh": split_chinese}  # by a task's language
+
+
+def split_batch(language, spacy_model, batch):
+    """Splits (tag, generation, list of (title, texts)) into (tag, list of (title, sentences of the texts)).
 
     A line end inside a text becomes a space, because in the corpus it would end the sentence, or the document; for the
     same reason blank sentences are left out.
     """
     tag, generation, documents = batch
-    lists = split((text.translate(LINE_ENDS) for _, texts in documents for text in texts), generation=generation)
+    texts = (text.translate(LINE_ENDS) for _, texts in documents for text in texts)
+    lists = SPLITTERS[language](texts, spacy_model, generation)
     return tag, [(title.translate(LINE_ENDS), [sentence for _ in texts for sentence in next(lists) if sentence.strip()])
                  for title, texts in documents]
 
 
-def split_documents(batches, split, num_processes):
-    """Yields (tag, list of (title, sentences)) for each (tag, list of (title, texts)) of `batches`, in order."""
-    return map_in_order(functools.partial(split_batch, split), with_generation(batches), num_processes)
+def in_batches(documents, batch_size):
+    """Yields (tag, list of (title, texts)) of at most batch_size consecutive documents (tag, title, texts) of one tag."""
+    for tag, same_tag in itertools.groupby(documents, operator.itemgetter(0)):
+        untagged = (document[1:] for document in same_tag)
+        for batch in iter(lambda: list(itertools.islice(untagged, batch_size)), []):
+            yield tag, batch
 
 
 def with_generation(batches):
@@ -114,26 +127,96 @@ def map_in_order(function, items, num_processes):
                             "use fewer") from None
 
 
-def write_document(file, title, sentences):
-    """Writes a document and an empty line. Returns 1, or 0 for one without any text, which is left out."""
-    lines = [title, *sentences] if title.strip() else sentences
-    if not lines:
-        return 0
-    file.write("\n".join(lines) + "\n\n")
-    return 1
-
-
-def add_flags(recipe, speed, default_processes):
-    """Adds the flags of splitting to two argparse groups. default_processes: the end of --num_processes' help."""
-    recipe.add_argument("--spacy_model", metavar="NAME",
-                        help="A trained spaCy model that splits English sentences, by name or folder, as en_core_web_md; "
-                        "default: none, sentences end at punctuation (spaCy's sentencizer).")
-    speed.add_argument("--batch_size", type=number(int, minimum=1), default=1000, metavar="DOCUMENTS",
-                       help="How many documents a process splits at a time; default 1000.")
-    speed.add_argument("--num_processes", type=number(int, minimum=1), metavar="PROCESSES",
-                       help=f"How many processes split sentences; default: {default_processes}.")
-
-
 def cores():
     """How many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+# Documents of tasks
+
+def digest(fields):
+    """16 bytes that stand for a text, for finding it again."""
+    return hashlib.blake2b(" ".join(fields).strip().encode(), digest_size=16).digest()
+
+
+def test_texts_of(tested, folders):
+    """{digest: set of the names of the tasks that have the text in their test set}, of several tasks."""
+    found = collections.defaultdict(set)
+    if len(tested) > 1:
+        for task, folder in zip(tested, folders):
+            for fields in tasks.read_fields(task, folder, "test"):
+                found[digest(fields)].add(task.name)
+    return found
+
+
+def documents_of(task, folder, split, reserved={}, left_out=None):
+    """Yields (title, texts) of a split of a task, in file order; the title is "" where the task has none.
+
+    A training text that `reserved` (see `test_texts_of`) has for another task is left out and counted in the Counter
+    `left_out` under this task's name.
+    """
+    for fields in tasks.read_fields(task, folder, split):
+        if split == "train" and reserved and reserved.get(digest(fields), set()) - {task.name}:
+            left_out[task.name] += 1
+        else:
+            yield (fields[0], fields[1:]) if task.titled else ("", fields)
+
+
+# Corpora
+
+@dataclasses.dataclass
+class Tally:
+    """What was written of the documents of one tag: documents, lines, and how many documents had how many sentences, the
+    title not counted and documents without any text among them."""
+    documents: int = 0
+    lines: int = 0
+    lengths: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+
+def write_document(files, title, sentences):
+    """Writes a document and an empty line to each file. Returns its lines: 0 of one without text, which is left out."""
+    lines = [title, *sentences] if title.strip() else sentences
+    if lines:
+        for file in files:
+            file.write("\n".join(lines) + "\n\n")
+    return len(lines)
+
+
+def write_corpus(documents, files, language, spacy_model, batch_size, num_processes):
+    """Splits documents, (tag, title, texts) each, and writes them in order. Returns tag -> Tally.
+
+    files: tag -> the files, open for writing, that get its documents. language: a key of SPLITTERS. spacy_model: see
+    `load_splitter`. batch_size: documents that a process splits at a time.
+    """
+    tallies = collections.defaultdict(Tally)
+    split = functools.partial(split_batch, language, spacy_model)
+    batches = with_generation(in_batches(documents, batch_size))
+    with tqdm(desc="split", unit=" documents", disable=None) as bar:
+        for tag, batch in map_in_order(split, batches, num_processes):
+            tally = tallies[tag]
+            for title, sentences in batch:
+                lines = write_document(files[tag], title, sentences)
+                tally.documents += bool(lines)
+                tally.lines += lines
+                tally.lengths[len(sentences)] += 1
+            bar.update(len(batch))
+    return tallies
+
+
+def print_next(corpus, record):
+    """Prints the command that makes TFRecords of a corpus, with the paper's settings."""
+    print("next:", command("create_pretraining_data.py", input_file=corpus, output_file=record,
+                           vocab_file="./uncased_L-12_H-768_A-12/vocab.txt", do_lower_case=True, max_seq_length=128,
+                           max_predictions_per_seq=20, masked_lm_prob=0.15, random_seed=12345, dupe_factor=5))
+
+
+def add_flags(recipe, speed, default_processes):
+    """Adds the flags of splitting to two argparse groups. default_processes: what --num_processes says of its default."""
+    recipe.add_argument("--spacy_model", metavar="NAME",
+                        help="Name or folder of a trained spaCy model that splits English sentences, such as the authors' "
+                        "en_core_web_md; default: none, so sentences end at punctuation (spaCy's sentencizer).")
+    speed.add_argument("--batch_size", type=number(int, minimum=1), default=1000, metavar="DOCUMENTS",
+                       help="Number of documents that a process splits at a time; default: 1000.")
+    speed.add_argument("--num_processes", type=number(int, minimum=1), metavar="PROCESSES",
+                       help=f"Number of processes that split sentences; default: {default_processes}; 1 splits without "
+                       "starting any.")

@@ -11,12 +11,12 @@ import pytest
 
 import generate_corpus
 import generate_corpus_agnews
-import sentences
+from pretraining import sentences
 from benchmarks.compare_corpus import compare
-from command_line import UserError
-from create_pretraining_data import read_corpus
+from common.command_line import UserError
+from pretraining.instances import read_corpus
 from runs import processes_of, until
-from sentences import map_in_order
+from pretraining.sentences import map_in_order
 from tokenization import FullTokenizer
 
 TEST = '''"3","Stocks rise","Oil fell. Traders cheered! Is it over?"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from command_line import UserError
-from configuration import BertConfig
-from modeling_tf import (ACTIVATIONS, BertForPreTraining, fitting_values, initial_values, read_checkpoint,
-                         variable_shapes, write_checkpoint)
+from common.command_line import UserError
+from common.configuration import BertConfig
+from pretraining.checkpoints import fitting_values, read_checkpoint, write_checkpoint
+from pretraining.modeling_tf import ACTIVATIONS, BertForPreTraining, initial_values, variable_shapes
 
 CONFIG = BertConfig(vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40,
                     max_position_embeddings=16)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from optimization_tf import AdamWeightDecay, is_decayed, learning_rate_at
+from pretraining.optimization_tf import AdamWeightDecay, is_decayed, learning_rate_at
 
 
 @pytest.mark.parametrize("step, rate", [(0, 0.0), (1, 1e-5), (9, 9e-5), (10, 9e-5), (50, 5e-5), (99, 1e-6), (100, 0.0),
