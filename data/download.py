@@ -1,36 +1,36 @@
-"""Downloads the data sets and checkpoints that `data/sources.csv` names, checks them and puts them where they are read.
+"""Downloads data sets and checkpoints of the paper, checks them and puts them where the scripts read them.
 
     python data/download.py --list
     python data/download.py ag imdb bert_base_uncased --output_dir ./downloads
 
 A data set becomes a folder for --data_dir of the fine-tuning scripts (./downloads/ag, ./downloads/imdb), a checkpoint
-a folder as Google publishes it (./downloads/uncased_L-12_H-768_A-12). What is there already with the right checksum is
-left alone. Nothing stands under its final name before it is whole and its sha256 is right: downloads are collected in
-the folder `.downloads` beside them. A connection that breaks is taken up where it broke, in the same call or the next.
-An unpacked archive without published checksums of its files gets a list of them, SHA256SUMS (`sha256sum -c` reads it).
+a folder as Google publishes it (./downloads/uncased_L-12_H-768_A-12). A file that is already there with the right
+checksum is not downloaded again. Nothing gets its final name before it is whole and its sha256 is right: until then it
+is kept in the folder `.downloads` beside it. A broken connection is resumed where it broke, by this command or by the
+next one. For an archive whose files have no published checksums, the list SHA256SUMS is written (`sha256sum -c` reads it).
 """
 import contextlib
 import csv
 import dataclasses
+import errno
 import hashlib
 import os
+import re
 import stat
 import sys
 import tarfile
-import tempfile
 import time
 import zipfile
-import zlib
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(FOLDER))  # the scripts of the pipeline are no installed package
-from command_line import (ArgumentParser, UserError, add_boolean, atomic_write, check_output_folder,  # noqa: E402
-                          decode_lines, number, require_file, run)
+from common.command_line import ArgumentParser, UserError, add_boolean, command, number, path, run  # noqa: E402
+from common.files import (atomic_write, check_output_folder, decode_lines, locked, naming, remove,  # noqa: E402
+                          require_file)
 
-COLUMNS = ("name", "kind", "how", "target", "url", "bytes", "sha256", "unpacked_file", "note")
-HOW = ("file", "zip", "tgz", "by hand")
 SUMS = "SHA256SUMS"
-CHUNK = 1 << 16  # bytes written at a time; where a connection breaks, at most as many are asked for twice
+CHUNK = 1 << 16  # bytes written at a time; where a connection breaks, at most this many are asked for twice
+FAULTS_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)  # not of an archive
 
 
 @dataclasses.dataclass
@@ -48,32 +48,53 @@ class Source:
     files: dict
 
 
-def is_unsafe(path):
-    """Whether a path leaves the folder it is meant for: absolute, with a drive, or through `..`."""
-    return path.startswith(("/", "\\")) or ":" in path.split("/")[0] or ".." in path.replace("\\", "/").split("/")
+def is_inside(name):
+    """Whether a path stays in the folder it is meant for and names something there: it is relative, without `..`."""
+    parts = name.replace("\\", "/").split("/")
+    return not name.startswith(("/", "\\")) and ":" not in parts[0] and ".." not in parts and any(
+        part not in ("", ".") for part in parts)
+
+
+COLUMNS = {  # of sources.csv: the test that a value must pass, and what it must be
+    "name": (re.compile(r"[\w-]+").fullmatch, "letters, digits, - and _"),  # it becomes a part of a file's name
+    "kind": (("dataset", "checkpoint").__contains__, "dataset or checkpoint"),
+    "how": (("file", "zip", "tgz", "by hand").__contains__, "file, zip, tgz or by hand"),
+    "target": (is_inside, "a relative path without .."),
+    "url": (re.compile(r"https?://\S+").fullmatch, "an address with http:// or https://"),
+    "bytes": (re.compile(r"[0-9]{0,15}").fullmatch, "a whole number or nothing"),
+    "sha256": (re.compile(r"([0-9a-f]{64})?").fullmatch, "64 hexadecimal digits or nothing"),
+    "unpacked_file": (lambda text: not text or is_inside(text), "a relative path without .., or nothing"),
+    "note": (lambda text: True, "any text")}
 
 
 def read_sources(path):
     """{name: its Sources}. Rows of one name and url are one archive, a row for each of its files with a checksum."""
     require_file(path, "--sources")
     rows = csv.DictReader(line for _, line in decode_lines(path))
-    if tuple(rows.fieldnames) != COLUMNS:
-        raise UserError(f"--sources: {path}:1: the columns are {','.join(rows.fieldnames)}; "
-                        f"needed: {','.join(COLUMNS)}")
     sources = {}
-    for line_number, row in enumerate(rows, 2):
-        if None in row.values() or None in row:
-            raise UserError(f"--sources: {path}:{line_number}: {len(COLUMNS)} columns are needed")
-        if row["how"] not in HOW or is_unsafe(row["target"]) or not row["bytes"].isdigit() and row["bytes"]:
-            raise UserError(f"--sources: {path}:{line_number}: how must be one of {', '.join(HOW)}, "
-                            "target a relative path, bytes a whole number or nothing")
-        of_name = sources.setdefault(row["name"], {})
-        source = of_name.setdefault(row["url"], Source(
-            row["name"], row["kind"], row["how"], row["target"], row["url"], int(row["bytes"] or 0),
-            "" if row["unpacked_file"] else row["sha256"], row["note"], {}))
-        if row["unpacked_file"]:
-            source.files[row["unpacked_file"]] = row["sha256"]
+    try:
+        if rows.fieldnames != list(COLUMNS):
+            raise UserError(f"--sources: {path}:1: the columns must be {','.join(COLUMNS)}")
+        for row in rows:
+            add_source(sources, row, f"--sources: {path}:{rows.line_num}")
+    except csv.Error as error:  # a field of over 131,072 characters; lines that end in a carriage return alone
+        raise UserError(f"--sources: {path}:{rows.reader.line_num}: no row of a csv table ({error}); save the table as csv "
+                        "with lines that end in \\n") from None
     return {name: list(of_name.values()) for name, of_name in sources.items()}
+
+
+def add_source(sources, row, where):
+    """Adds a row of the table to `sources`, {name: {url: Source}}. Raises UserError, its text starting with `where`."""
+    if None in row.values() or None in row:
+        raise UserError(f"{where}: {len(COLUMNS)} columns are needed")
+    for column, (is_right, words) in COLUMNS.items():
+        if not is_right(row[column]):
+            raise UserError(f"{where}: {column} is {row[column][:60]!r}; it must be {words}")
+    source = sources.setdefault(row["name"], {}).setdefault(row["url"], Source(
+        row["name"], row["kind"], row["how"], row["target"], row["url"], int(row["bytes"] or 0),
+        "" if row["unpacked_file"] else row["sha256"], row["note"], {}))
+    if row["unpacked_file"]:
+        source.files[row["unpacked_file"]] = row["sha256"]
 
 
 def sha256_of(path):
@@ -103,17 +124,17 @@ class Rejected(Exception):
 
 
 def download_part(url, part, timeout):
-    """One try to bring the file `part` to its end; what it holds already is asked for no more (HTTP Range)."""
+    """One attempt to complete the file `part`; bytes that it already has are not asked for again (HTTP Range)."""
     import pooch
     import requests
-    offset = os.path.getsize(part) if os.path.exists(part) else 0
+    offset = os.path.getsize(part)
 
-    with open(part, "ab") as file:
+    with naming(part), open(part, "ab") as file:
         def at_the_reply(response, **_):
             content_range = response.headers.get("Content-Range", "")
             if response.status_code == 206 and not content_range.startswith(f"bytes {offset}-"):
-                raise requests.ConnectionError("the server went on at another place than it was asked for")
-            if response.status_code == 416 or response.status_code == 200:  # no such place, or no Range: all anew
+                raise requests.ConnectionError("the server resumed at another place than it was asked for")
+            if response.status_code in (200, 416):  # the server knows no Range, or has no such place: start again
                 file.truncate(0)
 
         headers = {"Accept-Encoding": "identity"}  # so that a byte of the reply is a byte of the file
@@ -124,62 +145,74 @@ def download_part(url, part, timeout):
 
 
 def download(source, part, args):
-    """Downloads the source's file to `part` in at most --attempts tries. Returns whether one of them resumed.
+    """Downloads the source's file to `part`, which exists, in at most --attempts attempts. Returns whether one of them
+    resumed.
 
-    Raises UserError where the server refuses (404), or every try broke off; then `part` stays for the next call.
+    Raises UserError where the server refuses (404), or every attempt broke off; then `part` stays for the next command.
     """
     import requests
-    if source.sha256 and os.path.exists(part) and sha256_of(part) == source.sha256:
-        return False  # an earlier call was stopped between its last byte and the check
+    if source.sha256 and sha256_of(part) == source.sha256:
+        return False  # an earlier command was stopped between the last byte and the check
     resumed = False
     for attempt in range(1, args.attempts + 1):
-        resumed |= os.path.exists(part) and os.path.getsize(part) > 0
+        resumed |= os.path.getsize(part) > 0
         try:
             download_part(source.url, part, args.timeout)
             return resumed
-        except requests.RequestException as error:
-            status = error.response.status_code if error.response is not None else 0
+        except (requests.RequestException, ValueError) as error:  # ValueError: of an address that cannot be one
+            status = getattr(getattr(error, "response", None), "status_code", 0)
             reason = f"HTTP {status}" if status else type(error).__name__
-        if 400 <= status < 500 and status not in (408, 416, 429):
-            if os.path.getsize(part) == 0:
-                os.unlink(part)
-            raise UserError(f"{source.name}: the server refuses {source.url} ({reason}); has it moved? "
-                            "Give its new address in a copy of data/sources.csv with --sources")
+            is_bad_address = isinstance(error, ValueError)
+        if is_bad_address or 400 <= status < 500 and status not in (408, 416, 429):
+            raise UserError(f"{source.name}: {source.url} cannot be downloaded ({reason}); if it has moved, put its new "
+                            "address into a copy of data/sources.csv and name the copy with --sources")
         if attempt < args.attempts:
             print(f"{source.name}: broke off after {os.path.getsize(part):,} bytes ({reason}); trying again")
             time.sleep(args.retry_wait * attempt)
-    raise UserError(f"{source.name}: {source.url} broke off {args.attempts} times, the last after "
-                    f"{os.path.getsize(part):,} bytes ({reason}); the same command goes on from there")
+    raise UserError(f"{source.name}: {source.url} broke off {args.attempts} times, the last time after "
+                    f"{os.path.getsize(part):,} bytes ({reason}); run the same command again to resume")
+
+
+def check_entries(opened):
+    """Raises Rejected where an entry of an open zip or tar archive leaves its folder, or is neither file nor folder."""
+    if isinstance(opened, zipfile.ZipFile):
+        entries = ((entry.filename, stat.S_IFMT(entry.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR))
+                   for entry in opened.infolist())
+    else:
+        entries = ((entry.name, entry.isfile() or entry.isdir()) for entry in opened)
+    for name, is_plain in entries:
+        if not is_inside(name) and name not in (".", "./"):  # tar's entry for the folder itself
+            raise Rejected(f"the archive has the name {name!r}, which leaves its folder")
+        if not is_plain:
+            raise Rejected(f"the archive's entry {name!r} is a link or a device")
 
 
 def unpack(archive, how, folder):
     """Unpacks a zip or tgz into `folder`. Returns the folder of its files: the archive's own top folder, if it has one.
 
-    Raises Rejected, before anything is written, where a name leaves the folder or an entry is neither file nor folder.
+    Raises Rejected where it is damaged, encrypted or packed in an unknown way, and, before anything is written, where
+    a name leaves the folder or an entry is neither file nor folder.
     """
     try:
         with (zipfile.ZipFile(archive) if how == "zip" else tarfile.open(archive, "r:gz")) as opened:
-            if how == "zip":
-                entries = [(entry.filename, stat.S_IFMT(entry.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR))
-                           for entry in opened.infolist()]
-            else:
-                entries = [(entry.name, entry.isfile() or entry.isdir()) for entry in opened]
-            for name, is_plain in entries:
-                if is_unsafe(name):
-                    raise Rejected(f"the archive has the name {name!r}, which leaves its folder")
-                if not is_plain:
-                    raise Rejected(f"the archive's entry {name!r} is a link or a device")
+            check_entries(opened)
             opened.extractall(folder, **({} if how == "zip" else {"filter": "data"}))
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
-        raise Rejected(f"it is no whole {how} archive ({error})") from None
+    except Rejected:
+        raise
+    except Exception as error:  # of a damaged archive these modules and the decompressors raise more than they document
+        if isinstance(error, OSError) and error.errno in FAULTS_OF_THE_DISK:
+            raise
+        raise Rejected(f"it is no whole {how} archive that can be unpacked ({error or type(error).__name__})") from None
+    if not os.path.isdir(folder):
+        raise Rejected("the archive is empty")
     inside = [os.path.join(folder, name) for name in os.listdir(folder)]
     return inside[0] if len(inside) == 1 and os.path.isdir(inside[0]) else folder
 
 
-def check_and_place(source, part, target, args):
+def check_and_place(source, part, unpacking, target):
     """Checks the finished download `part` and puts it, or what it unpacks to, under its final name `target`.
 
-    Raises Rejected where a checksum is wrong or the archive is not acceptable.
+    unpacking: a folder for the time being. Raises Rejected where a checksum is wrong or the archive is not acceptable.
     """
     if source.sha256 and sha256_of(part) != source.sha256:
         raise Rejected(f"its sha256 is {sha256_of(part)}, {source.sha256} is expected")
@@ -187,65 +220,97 @@ def check_and_place(source, part, target, args):
     if source.how == "file":
         os.replace(part, target)
         return
-    with tempfile.TemporaryDirectory(dir=os.path.dirname(part)) as temporary:
-        folder = unpack(part, source.how, os.path.join(temporary, "unpacked"))
-        wrong = wrong_files(folder, source.files)
-        if wrong:
-            raise Rejected(f"in the archive the sha256 of {wrong[0]} is not the expected one, or the file is missing")
-        if not source.files:
-            write_sums(folder)
-        if os.path.lexists(target):
-            os.rename(target, os.path.join(temporary, "old"))
-        os.rename(folder, target)
-    os.unlink(part)
+    os.makedirs(unpacking)
+    folder = unpack(part, source.how, os.path.join(unpacking, "new"))
+    wrong = wrong_files(folder, source.files)
+    if wrong:
+        raise Rejected(f"in the archive the sha256 of {wrong[0]} is not the expected one, or the file is missing")
+    if not source.files:
+        write_sums(folder)
+    if os.path.lexists(target):
+        os.rename(target, os.path.join(unpacking, "old"))
+    os.rename(folder, target)
 
 
 def write_sums(folder):
-    """Writes SHA256SUMS, the checksums of all files in `folder`."""
+    """Writes SHA256SUMS, the checksums of all files in `folder`. Raises Rejected where it has none."""
     paths = sorted(os.path.join(where, name) for where, _, names in os.walk(folder) for name in names)
+    if not paths:
+        raise Rejected("the archive has no files")
     sums = [f"{sha256_of(path)}  {os.path.relpath(path, folder)}\n" for path in paths]
     with atomic_write(os.path.join(folder, SUMS)) as file:
         file.writelines(sums)
 
 
-def obtain(source, args):
-    """Downloads one source, unless it is there. A resumed download that is rejected is made anew from its start."""
-    target = os.path.join(os.path.abspath(args.output_dir), source.target)
-    if os.path.lexists(target):
-        if is_right(source, target):
-            print(f"{source.name}: {target} is there and its checksum is right")
-            return
-        if not args.overwrite:
-            raise UserError(f"{source.name}: {target} is there and is not what {source.url} gives; move it away, "
-                            "choose another --output_dir, or add --overwrite to replace it")
-    downloads = os.path.join(os.path.abspath(args.output_dir), ".downloads")
+@contextlib.contextmanager
+def place_to_download(output_dir, name):
+    """Yields a file to download to and a folder to unpack in, for this process alone, in output_dir/.downloads.
+
+    Their names are the same each time. So a killed command's file is gone on with, and whatever else it left is removed
+    here; the file stays if the block ends in an error and it is not empty.
+    """
+    downloads = os.path.join(output_dir, ".downloads")
+    part, unpacking = (os.path.join(downloads, f"{name}.{kind}") for kind in ("part", "unpacking"))
+    refusal = f"{name} is being downloaded by another command; wait for it, or choose another --output_dir"
     os.makedirs(downloads, exist_ok=True)
-    part = os.path.join(downloads, f"{source.name}-{os.path.basename(source.url)}.part")
-    print(f"{source.name}: downloading {source.url}" + (f" ({source.bytes / 1e6:.1f} MB)" if source.bytes else ""))
-    while True:
-        resumed = download(source, part, args)
-        try:
-            check_and_place(source, part, target, args)
-            break
-        except Rejected as error:
-            os.unlink(part)
-            if not resumed:
-                raise UserError(f"{source.name}: {source.url} is not what was expected: {error}; "
-                                "nothing was kept") from None
-            print(f"{source.name}: the resumed download is not right ({error}); downloading it from the start")
-    with contextlib.suppress(OSError):  # another download may be under way in it
-        os.rmdir(downloads)
+    try:
+        with locked(part, refusal, os.O_RDWR | os.O_CREAT):
+            try:
+                remove_folder(unpacking)
+                yield part, unpacking
+                if os.path.exists(part):
+                    os.truncate(part, 0)
+            finally:
+                remove_folder(unpacking)
+                if os.path.exists(part) and os.path.getsize(part) == 0:
+                    os.unlink(part)
+    finally:
+        with contextlib.suppress(OSError):  # it is not empty: the file stays, or another download is under way
+            os.rmdir(downloads)
+
+
+def remove_folder(folder):
+    if os.path.isdir(folder):
+        remove(folder)
+
+
+def obtain(source, args):
+    """Downloads one source, unless it is there. A resumed download that is rejected is started again."""
+    output_dir = os.path.abspath(args.output_dir)
+    target = os.path.join(output_dir, source.target)
+    name = f"{source.name}-{os.path.basename(source.url)}"
+    with place_to_download(output_dir, name) as (part, unpacking), naming(target):
+        if os.path.lexists(target):
+            if is_right(source, target):
+                print(f"{source.name}: {target} is there and its checksum is right")
+                return
+            if not args.overwrite:
+                raise UserError(f"{source.name}: {target} is there and is not what {source.url} gives; move it away, "
+                                "choose another --output_dir, or add --overwrite to replace it")
+        print(f"{source.name}: downloading {source.url}" + (f" ({source.bytes / 1e6:.1f} MB)" if source.bytes else ""))
+        while True:
+            resumed = download(source, part, args)
+            try:
+                check_and_place(source, part, unpacking, target)
+                break
+            except Rejected as error:
+                os.truncate(part, 0)
+                remove_folder(unpacking)
+                if not resumed:
+                    raise UserError(f"{source.name}: {source.url} is not what was expected: {error}; nothing was "
+                                    "kept") from None
+                print(f"{source.name}: the resumed download is not right ({error}); downloading it from the start")
     print(f"wrote {target}")
 
 
 def by_hand(source, output_dir):
     """What to do for a source that no program can download."""
-    return (f"{source.name} is downloaded by hand: open {source.url} in a browser, download the folder, and put its "
+    return (f"{source.name} must be downloaded by hand: open {source.url} in a browser, download the folder, and put its "
             f"train.csv and test.csv into {os.path.join(output_dir, source.target)} ({source.note})")
 
 
 def print_list(sources):
-    """A line for each source: its name, size and what it becomes."""
+    """Prints a line for each source: its name, kind, size, folder and note."""
     for name, parts in sources.items():
         size = sum(source.bytes for source in parts)
         folder = parts[0].target.split("/")[0]
@@ -258,26 +323,28 @@ def parse_arguments():
     # data
     group = parser.add_argument_group("data")
     group.add_argument("names", nargs="*", metavar="NAME", help="What to download; --list shows the names.")
-    add_boolean(group, "--list", False,
-                "Print name, kind, size, folder and note of every source, and stop. Default False.")
-    group.add_argument("--sources", default=os.path.join(FOLDER, "sources.csv"), metavar="FILE",
-                       help="Table of sources, to give another address. Default: sources.csv, beside this script.")
+    add_boolean(group, "--list", False, "Print name, kind, size, folder and note of every source, and stop. "
+                "Default: False.")
+    group.add_argument("--sources", type=path, default=os.path.join(FOLDER, "sources.csv"), metavar="FILE",
+                       help="Table of sources; name a copy of your own to change an address. Default: sources.csv beside "
+                       "this script.")
     # speed
     group = parser.add_argument_group("connection")
     group.add_argument("--attempts", type=number(int, minimum=1), default=5,
-                       help="Tries for a file, each from where the last broke off. Default 5.")
-    group.add_argument("--timeout", type=number(float, above=0), default=30.0,
-                       help="Seconds to wait for a silent server. Default 30.")
-    group.add_argument("--retry_wait", type=number(float, minimum=0), default=2.0,
-                       help="Seconds to wait before the second try, twice that before the third, ... Default 2.")
+                       help="Attempts for each file, each resuming where the last one broke off. Default: 5.")
+    group.add_argument("--timeout", type=number(float, above=0, maximum=1e6), default=30.0,
+                       help="Seconds to wait for a server that sends nothing. Default: 30.")
+    group.add_argument("--retry_wait", type=number(float, minimum=0, maximum=1e6), default=2.0,
+                       help="Seconds to wait before the second attempt, twice as long before the third, and so on. "
+                       "Default: 2.")
     # output
     group = parser.add_argument_group("output")
-    group.add_argument("--output_dir", default=".",
+    group.add_argument("--output_dir", type=path, default=".",
                        help="Folder that gets a folder for each name. Default: the current folder.")
-    add_boolean(group, "--overwrite", False, "Replace what is there and differs. Default False: that is an error.")
+    add_boolean(group, "--overwrite", False, "Replace what is there and differs. Default: False, that is an error.")
     args = parser.parse_args()
     if not args.names and not args.list:
-        parser.error("name what to download, or give --list")
+        parser.error("name what to download, or pass --list")
     return args
 
 
@@ -285,15 +352,15 @@ def next_command(source, output_dir):
     """The command of the pipeline that takes what was downloaded."""
     folder = os.path.join(output_dir, source.target.split("/")[0])
     if source.kind == "checkpoint":
-        return (f"python run_pretraining.py --bert_config_file={folder}/bert_config.json "
-                f"--init_checkpoint={folder}/bert_model.ckpt --input_file=./tmp/tf_AGnews.tfrecord "
-                "--output_dir=./pretrained_further --do_train=True")
+        return command("run_pretraining.py", input_file="./tmp/tf_AGnews.tfrecord", output_dir="./pretrained_further",
+                       do_train=True, bert_config_file=os.path.join(folder, "bert_config.json"),
+                       init_checkpoint=os.path.join(folder, "bert_model.ckpt"))
     if source.name == "ag":
-        return f"python generate_corpus_agnews.py --data_dir {folder}"
+        return command("generate_corpus_agnews.py", data_dir=folder)
     bert = "./chinese_L-12_H-768_A-12" if source.name == "sogou" else "./uncased_L-12_H-768_A-12"
-    return (f"python run_classifier_single_layer.py --task_name {source.name} --data_dir {folder} --do_train --do_eval "
-            f"--do_lower_case --vocab_file {bert}/vocab.txt --bert_config_file {bert}/bert_config.json "
-            f"--init_checkpoint {bert}/bert_model.ckpt --output_dir ./{source.name}_output")
+    return command("run_classifier_single_layer.py", task_name=source.name, data_dir=folder, do_train=True, do_eval=True,
+                   do_lower_case=True, vocab_file=f"{bert}/vocab.txt", bert_config_file=f"{bert}/bert_config.json",
+                   init_checkpoint=f"{bert}/bert_model.ckpt", output_dir=f"./{source.name}_output")
 
 
 def main():
@@ -304,7 +371,7 @@ def main():
         return
     unknown = [name for name in args.names if name not in sources]
     if unknown:
-        raise UserError(f"there is no source {unknown[0]}; there are {', '.join(sources)}")
+        raise UserError(f"there is no source {unknown[0]}; the sources are {', '.join(sources)}")
     wanted = [source for name in dict.fromkeys(args.names) for source in sources[name]]
     check_output_folder(args.output_dir, "--output_dir")
     for source in wanted:

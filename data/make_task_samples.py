@@ -1,10 +1,10 @@
-"""Writes the sample in the format of each of the paper's eight data sets, to try scripts of all of them on.
+"""Writes the sample in the format of each of the paper's eight data sets, to try the scripts on all of them.
 
     python data/make_task_samples.py --output_dir tmp/data
 
-Each task's folder gets train.csv and test.csv with the first rows of data/sample, in that task's columns, and as many
-labels as it has. Where a task has no more labels than the sample's four topics, a label stands for one or two topics; of
-more, each topic has several labels in turn.
+Each task's folder gets train.csv and test.csv: the first rows of data/sample, with the task's columns and labels. A task
+with two labels gives each label two of the sample's four topics; one with more than four labels splits each topic among
+several labels.
 """
 import csv
 import itertools
@@ -13,12 +13,13 @@ import sys
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(FOLDER))  # the scripts of the pipeline are no installed package
-from command_line import ArgumentParser, atomic_write, check_output_folder, number, run  # noqa: E402
+from common.command_line import ArgumentParser, UserError, number, path, run  # noqa: E402
+from common.files import atomic_write, check_output_folder  # noqa: E402
 from tasks import TASKS, read_documents  # noqa: E402
 
 
 def rows_of(task, documents):
-    """The rows of a task's file: lists of label and texts."""
+    """Yields the rows of a task's file: lists of label and texts."""
     labels_of = [itertools.cycle(task.labels[topic % len(task.labels)::4]) for topic in range(4)]
     for _, topic, (title, text) in documents:
         label = next(labels_of[topic])
@@ -36,15 +37,19 @@ def write_rows(path, task, rows):
 
 def main():
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--num_train", type=number(int, minimum=1), default=64, help="Training rows of each (default: 64).")
-    parser.add_argument("--num_test", type=number(int, minimum=1), default=32, help="Test rows of each (default: 32).")
-    parser.add_argument("--output_dir", required=True, help="The folder of the tasks' folders.")
+    parser.add_argument("--num_train", type=number(int, minimum=1), default=64,
+                        help="Training rows for each task, at most as many as the sample has. Default: 64.")
+    parser.add_argument("--num_test", type=number(int, minimum=1), default=32,
+                        help="Test rows for each task, at most as many as the sample has. Default: 32.")
+    parser.add_argument("--output_dir", type=path, required=True, help="Folder that gets a folder for each task.")
     args = parser.parse_args()
     check_output_folder(args.output_dir, "--output_dir")
     for split, count in (("train", args.num_train), ("test", args.num_test)):
-        documents = list(read_documents(TASKS["ag"], os.path.join(FOLDER, "sample"), split))[:count]
+        documents = list(read_documents(TASKS["ag"], os.path.join(FOLDER, "sample"), split))
+        if count > len(documents):
+            raise UserError(f"--num_{split} {count}: the sample has {len(documents)} rows")
         for task in TASKS.values():
-            write_rows(os.path.join(args.output_dir, task.name, f"{split}.csv"), task, rows_of(task, documents))
+            write_rows(os.path.join(args.output_dir, task.name, f"{split}.csv"), task, rows_of(task, documents[:count]))
     print(f"wrote {args.output_dir}: {', '.join(TASKS)}, {args.num_train} + {args.num_test} rows each")
 
 

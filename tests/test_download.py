@@ -10,11 +10,13 @@ import pathlib
 import sys
 import tarfile
 import threading
+import time
+import types
 import zipfile
 
 import pytest
 
-from command_line import UserError
+from common.command_line import UserError
 
 SCRIPT = pathlib.Path(__file__).resolve().parent.parent / "data" / "download.py"
 
@@ -36,6 +38,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         server = self.server
         server.requests.append((self.path, self.headers.get("Range")))
+        time.sleep(server.delay)
         if server.statuses.get(self.path):
             return self.send_error(server.statuses[self.path].pop(0))
         if self.path not in server.files:
@@ -62,6 +65,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         running.files, running.cuts, running.statuses, running.requests, running.honours_range = {}, {}, {}, [], True
+        running.delay, running.handle_error = 0, lambda *_: None  # a client that gave up waiting is no news
         running.address = f"http://127.0.0.1:{running.server_port}"
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -96,8 +100,8 @@ FILE = {"how": "file", "target": "thing/train.csv", "url": "/train.csv", "bytes"
         "sha256": sha256(CONTENT)}
 
 
-def nothing_under_a_final_name(out):
-    return not out.exists() or all(name == ".downloads" for name in os.listdir(out))
+def nothing_is_left(out):
+    return not out.exists() or os.listdir(out) == []
 
 
 def test_a_good_file_is_placed_and_the_second_call_skips_it(server, get, capsys):
@@ -115,7 +119,7 @@ def test_a_wrong_checksum_is_refused_and_nothing_kept(server, get):
     server.files["/train.csv"] = CONTENT[:-1] + b"?"
     with pytest.raises(UserError, match=f"not what was expected: its sha256 is .*{sha256(CONTENT)} is expected"):
         get("thing", FILE)
-    assert nothing_under_a_final_name(get.out) and not list((get.out / ".downloads").iterdir())
+    assert nothing_is_left(get.out)
 
 
 def test_a_server_that_stops_half_way_is_asked_for_the_rest(server, get, capsys):
@@ -138,9 +142,9 @@ def test_a_server_without_range_is_asked_for_all_again(server, get):
 def test_a_server_that_always_stops_is_an_error_and_the_next_call_goes_on(server, get):
     server.files["/train.csv"] = CONTENT
     server.cuts["/train.csv"] = [PART] * 3
-    with pytest.raises(UserError, match=f"broke off 3 times, the last after {3 * PART:,} bytes"):
+    with pytest.raises(UserError, match=f"broke off 3 times, the last time after {3 * PART:,} bytes"):
         get("thing", FILE, flags=["--attempts", "3"])
-    assert nothing_under_a_final_name(get.out)
+    assert os.listdir(get.out) == [".downloads"]
     get("thing", FILE)
     assert server.requests[-1] == ("/train.csv", f"bytes={3 * PART}-")
     assert (get.out / "thing" / "train.csv").read_bytes() == CONTENT
@@ -163,19 +167,56 @@ def test_a_whole_part_is_only_checked(server, get):
 
 
 def test_404_is_told_at_once_and_a_busy_server_is_asked_again(server, get):
-    with pytest.raises(UserError, match=r"refuses http://.*/train.csv \(HTTP 404\)"):
+    with pytest.raises(UserError, match=r"http://.*/train.csv cannot be downloaded \(HTTP 404\)"):
         get("thing", FILE)
-    assert len(server.requests) == 1 and nothing_under_a_final_name(get.out)
+    assert len(server.requests) == 1 and nothing_is_left(get.out)
     server.files["/train.csv"] = CONTENT
     server.statuses["/train.csv"] = [503, 429]
     get("thing", FILE)
     assert len(server.requests) == 4 and (get.out / "thing" / "train.csv").exists()
 
 
+def test_an_address_that_cannot_be_one_is_told_at_once(server, get):
+    for address in ("http://[::1", "http://" + "a" * 70 + ".example/x"):
+        with pytest.raises(UserError, match="cannot be downloaded .*put its new address into a copy"):
+            server.address = ""
+            get("thing", FILE | {"url": address})
+    assert nothing_is_left(get.out)
+
+
+def test_timeout_and_the_waits_between_attempts_are_those_of_the_flags(server, get, monkeypatch):
+    waits = []
+    monkeypatch.setattr(download, "time", types.SimpleNamespace(sleep=waits.append))
+    server.files["/train.csv"] = CONTENT
+    server.delay = 1.0
+    with pytest.raises(UserError, match="broke off 3 times, the last time after 0 bytes .ReadTimeout"):
+        get("thing", FILE, flags=["--attempts", "3", "--timeout", "0.05", "--retry_wait", "7"])
+    assert waits == [7, 14]
+
+
+def test_list_prints_and_downloads_nothing(server, get, capsys):
+    get("", FILE, flags=["--list"])
+    assert capsys.readouterr().out.split()[:4] == ["thing", "dataset", "0.5", "MB"]
+    assert not server.requests and not get.out.exists()
+
+
+def test_a_second_download_of_the_same_thing_is_refused_meanwhile(server, get):
+    server.files["/train.csv"] = CONTENT
+    (get.out / ".downloads").mkdir(parents=True)
+    with download.locked(get.out / ".downloads" / "thing-train.csv.part", "", os.O_RDWR | os.O_CREAT):
+        with pytest.raises(UserError, match="thing-train.csv is being downloaded by another command"):
+            get("thing", FILE)
+        other = FILE | {"name": "other", "target": "other"}
+        get("other", FILE, other)
+        assert (get.out / "other").read_bytes() == CONTENT
+    get("thing", FILE)
+    assert sorted(os.listdir(get.out)) == ["other", "thing"]
+
+
 def test_a_dead_server_is_one_line(get, server):
     server.server_close()
     server.shutdown()
-    with pytest.raises(UserError, match="broke off 2 times, the last after 0 bytes"):
+    with pytest.raises(UserError, match="broke off 2 times, the last time after 0 bytes"):
         get("thing", FILE, flags=["--attempts", "2"])
 
 
@@ -230,7 +271,7 @@ def test_a_zip_with_a_wrong_or_missing_file_is_refused(inside, server, get):
     server.files["/tiny.zip"] = make_zip(inside)
     with pytest.raises(UserError, match="sha256 of vocab.txt is not the expected one, or the file is missing"):
         get("thing", *checkpoint_rows())
-    assert nothing_under_a_final_name(get.out)
+    assert nothing_is_left(get.out)
 
 
 TABLE = {"yelp_csv/train.csv": b'"1","bad"\n"2","good"\n', "yelp_csv/test.csv": b'"2","fine"\n'}
@@ -264,6 +305,14 @@ def test_imdb_and_trec_become_data_directories_that_tasks_reads(server, get):
     assert read_examples(TASKS["trec"], str(get.out / "trec"), "test")[0] == ["Where is S\xe3o Paulo ?"]
 
 
+def changed_zip(local, central, value):
+    """A zip whose headers have `value` at these places of their two kinds: 6 and 8 are flags, 8 and 10 the compression."""
+    content = bytearray(make_zip({"thing/a": b"1" * 100}))
+    content[local] = value
+    content[content.index(b"PK\1\2") + central] = value
+    return bytes(content)
+
+
 def special_entry(name, kind, target=""):
     entry = tarfile.TarInfo(name)
     entry.type, entry.linkname = kind, target
@@ -290,19 +339,24 @@ def zip_with_a_link():
     ("tgz", make_tgz({"a": b"1"}, [special_entry("hard", tarfile.LNKTYPE, "a")]), "is a link or a device"),
     ("tgz", make_tgz({}, [special_entry("thing/null", tarfile.CHRTYPE)]), "is a link or a device"),
     ("tgz", make_tgz(TABLE)[:60], "no whole tgz archive"), ("zip", make_zip(CHECKPOINT)[:-30], "no whole zip archive"),
-    ("zip", b"<html>Sign in</html>", "no whole zip archive")])
+    ("zip", b"<html>Sign in</html>", "no whole zip archive"), ("tgz", b"", "no whole tgz archive"),
+    ("zip", changed_zip(6, 8, 1), "no whole zip archive that can be unpacked .*encrypted"),
+    ("zip", changed_zip(8, 10, 99), "no whole zip archive that can be unpacked .*compression"),
+    ("zip", make_zip({}), "the archive is empty"), ("tgz", make_tgz({}), "the archive is empty"),
+    ("zip", make_zip({"thing/": b""}), "the archive has no files"),
+    ("zip", make_zip({"a": b"1", "a/b": b"2"}), "no whole zip archive"),
+    ("zip", make_zip({"a" * 300: b"1"}), "no whole zip archive")])
 def test_a_hostile_or_broken_archive_is_refused_before_anything_is_placed(how, content, words, server, get, tmp_path):
     server.files["/thing.tgz"] = content
     with pytest.raises(UserError, match=words.replace("\\", "\\\\")):
         get("thing", archive_row(content, how))
-    assert nothing_under_a_final_name(get.out) and not list(tmp_path.rglob("*evil*"))
-    assert not list((get.out / ".downloads").iterdir())
+    assert nothing_is_left(get.out) and not list(tmp_path.rglob("*evil*"))
 
 
 def test_by_hand_says_how_before_any_download(server, get):
     server.files["/train.csv"] = CONTENT
     by_hand = {"name": "sogou", "how": "by hand", "target": "sogou", "url": "/folder", "note": "54,000 rows"}
-    with pytest.raises(UserError, match="sogou is downloaded by hand: open http.*train.csv and test.csv into .*sogou"):
+    with pytest.raises(UserError, match="sogou must be downloaded by hand: open http.*train.csv and test.csv into .*sogou"):
         get("thing sogou", FILE, by_hand)
     assert not server.requests
     (get.out / "sogou").mkdir(parents=True)
@@ -310,13 +364,31 @@ def test_by_hand_says_how_before_any_download(server, get):
     assert (get.out / "thing" / "train.csv").exists()
 
 
-@pytest.mark.parametrize("rows, words", [
-    (["name,url\n"], "sources.csv:1: the columns are"),
-    ([",".join(download.COLUMNS) + "\nx,dataset\n"], ":2: 9 columns"),
-    ([",".join(download.COLUMNS) + "\nx,dataset,file,../x,http://127.0.0.1/x,,,,\n"], ":2: how must be one of"),
-    ([",".join(download.COLUMNS) + "\nx,dataset,rar,x,http://127.0.0.1/x,,,,\n"], ":2: how must be one of")])
-def test_a_wrong_table_of_sources_is_refused(rows, words, tmp_path):
-    (tmp_path / "sources.csv").write_text("".join(rows))
+HEADER = ",".join(download.COLUMNS) + "\n"
+
+
+def row(**values):
+    """A line of sources.csv, all right but for `values`."""
+    right = {"name": "x", "kind": "dataset", "how": "file", "target": "x", "url": "http://127.0.0.1/x"}
+    return ",".join((right | values).get(column, "") for column in download.COLUMNS) + "\n"
+
+
+@pytest.mark.parametrize("text, words", [
+    ("name,url\n", "sources.csv:1: the columns must be name,kind,how"),
+    (HEADER + "x,dataset\n", ":2: 9 columns"),
+    (HEADER + row() + "\n" + row(target="../x"), ":4: target is '../x'; it must be a relative path"),
+    (HEADER + row(target=""), ":2: target is ''"), (HEADER + row(target="./"), ":2: target is './'"),
+    (HEADER + row(how="rar"), ":2: how is 'rar'; it must be file, zip"), (HEADER + row(kind="model"), ":2: kind is"),
+    (HEADER + row(name="../x"), ":2: name is '../x'"), (HEADER + row(url="127.0.0.1/x"), ":2: url is"),
+    (HEADER + row(bytes="\u00b2"), ":2: bytes is"), (HEADER + row(bytes="9" * 5000), ":2: bytes is '9+'; it must be a"),
+    (HEADER + row(sha256="abc"), ":2: sha256 is 'abc'; it must be 64"),
+    (HEADER + row(unpacked_file="/etc/passwd"), ":2: unpacked_file is"),
+    (HEADER + row() + row(note="n" * 200_000), r":3: no row of a csv table \(field larger"),
+    ((HEADER + row()).replace("\n", "\r"), ":1: no row of a csv table .*save the table as csv with lines that end in"),
+    (HEADER + "\0", ":2: a zero byte"), ("", "sources.csv is empty")])
+def test_a_wrong_table_of_sources_is_refused(text, words, tmp_path):
+    (tmp_path / "sources.csv").write_bytes(text.encode())
+    csv.field_size_limit(1 << 17)  # Python's own, which other modules of a test process raise
     with pytest.raises(UserError, match=words):
         download.read_sources(str(tmp_path / "sources.csv"))
 
@@ -342,5 +414,5 @@ def test_the_table_that_ships_agrees_with_the_published_facts(shared):
 
 
 def test_unknown_names_and_flags_are_one_line(refused):
-    refused("data/download.py", "nope", words="there is no source nope; there are ag, ")
+    refused("data/download.py", "nope", words="there is no source nope; the sources are ag, ")
     refused("data/download.py", words="name what to download")

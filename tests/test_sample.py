@@ -2,14 +2,16 @@
 import collections
 import csv
 import importlib.util
+import json
 import pathlib
 import sys
 
 import numpy as np
 import pytest
 
-from command_line import UserError
-from configuration import BertConfig
+import tasks
+from common.command_line import UserError
+from common.configuration import BertConfig
 
 DATA = pathlib.Path(__file__).resolve().parent.parent / "data"
 
@@ -40,12 +42,49 @@ def test_the_generator_makes_the_committed_bytes(tmp_path, monkeypatch):
         assert (tmp_path / pathlib.Path(committed).name).read_bytes() == (DATA / committed).read_bytes(), committed
 
 
-def test_a_sample_elsewhere_has_its_vocabulary_beside_it(tmp_path, monkeypatch):
+def test_a_sample_elsewhere_has_its_vocabulary_beside_it_and_each_flag_acts(tmp_path, monkeypatch, capsys):
     committed = (DATA / "tiny_bert" / "vocab.txt").read_bytes()
-    call(monkeypatch, DATA / "make_sample.py", "--num_train", 80, "--num_test", 4, "--vocab_size", 300,
-         "--output_dir", tmp_path)
-    assert len((tmp_path / "vocab.txt").read_text(encoding="utf-8").splitlines()) == 300
+    size = ["--num_train", 80, "--num_test", 4, "--vocab_size", 300]
+    call(monkeypatch, DATA / "make_sample.py", *size, "--output_dir", tmp_path / "my sample")
+    assert f"next: python generate_corpus_agnews.py --data_dir '{tmp_path}/my sample'" in capsys.readouterr().out
+    first = tmp_path / "my sample"
+    assert len((first / "vocab.txt").read_text(encoding="utf-8").splitlines()) == 300
+    assert (len(read(first / "train.csv")), len(read(first / "test.csv"))) == (80, 4)
     assert (DATA / "tiny_bert" / "vocab.txt").read_bytes() == committed
+    call(monkeypatch, DATA / "make_sample.py", *size, "--seed", 7, "--output_dir", tmp_path / "other")
+    assert (tmp_path / "other" / "train.csv").read_bytes() != (first / "train.csv").read_bytes()
+
+
+def test_damaged_word_lists_are_refused_in_one_line_that_names_them(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("make_sample", DATA / "make_sample.py")
+    make_sample = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_sample)
+    monkeypatch.setattr(make_sample, "WORDS", str(tmp_path / "words.json"))
+    lists = json.loads((DATA / "sample_words.json").read_text(encoding="utf-8"))
+    without_common = {beat: words for beat, words in lists["world"].items() if beat != "common"}
+    for damaged, words in (({}, "no world"), ([], r"\[\] where dict"), (lists | {"world": without_common}, "world has no common"),
+                           (lists | {"shared": {"agents": 1}}, "shared, agents: 1 where str")):
+        (tmp_path / "words.json").write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match=f"words.json.*{words}"):
+            make_sample.read_words()
+
+
+def test_the_sample_is_written_in_each_task_s_format(tmp_path, monkeypatch):
+    call(monkeypatch, DATA / "make_task_samples.py", "--output_dir", tmp_path, "--num_train", 40)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(tasks.TASKS)
+    for task in tasks.TASKS.values():
+        for split, count in (("train", 40), ("test", 32)):
+            texts, labels = tasks.read_examples(task, tmp_path / task.name, split)
+            assert len(texts) == count and len(set(texts)) > count / 2
+            assert len(set(labels)) == len(task.labels), task.name
+
+
+@pytest.mark.parametrize("flag, words", [
+    (["--num_train", 1601], "--num_train 1601: the sample has 1600 rows"),
+    (["--num_test", 401], "--num_test 401: the sample has 400 rows")])
+def test_more_rows_than_the_sample_has_are_refused(tmp_path, monkeypatch, flag, words):
+    with pytest.raises(UserError, match=words):
+        call(monkeypatch, DATA / "make_task_samples.py", "--output_dir", tmp_path, *flag)
 
 
 @pytest.mark.parametrize("script, flags, words", [
@@ -119,14 +158,15 @@ def test_the_vocabulary_is_berts_and_covers_the_sample(train_and_test):
 
 
 def test_a_vocabulary_that_the_stories_cannot_fill_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="20 stories give .* tokens; ask for fewer tokens or for more stories"):
+    with pytest.raises(UserError, match="20 stories give .* tokens; ask for fewer tokens, or for more stories"):
         call(monkeypatch, DATA / "make_sample.py", "--num_train", 20, "--num_test", 4,
              "--output_dir", tmp_path / "sample", "--vocab_file", tmp_path / "vocab.txt")
     assert not (tmp_path / "sample").exists()
 
 
 def test_make_tiny_bert_writes_googles_folder_the_same_each_time(tmp_path, monkeypatch, capsys):
-    from modeling_tf import fitting_values, read_checkpoint, variable_shapes
+    from pretraining.checkpoints import fitting_values, read_checkpoint
+    from pretraining.modeling_tf import variable_shapes
     first, again, other = (tmp_path / name for name in ("first", "again", "other"))
     for folder, seed in ((first, 0), (again, 0), (other, 1)):
         call(monkeypatch, DATA / "make_tiny_bert.py", "--output_dir", folder, "--seed", seed)
@@ -143,11 +183,14 @@ def test_make_tiny_bert_writes_googles_folder_the_same_each_time(tmp_path, monke
     assert not np.array_equal(values[kernel], different[kernel])
     assert abs(values[kernel].std() / config.initializer_range - 0.88) < 0.05  # a normal cut at two deviations
     assert 200_000 < sum(value.size for value in values.values()) < 1_000_000
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict() | {"hidden_size": 32, "num_hidden_layers": 1}))
+    call(monkeypatch, DATA / "make_tiny_bert.py", "--output_dir", first, "--bert_config_file", tmp_path / "config.json")
+    smaller = read_checkpoint(str(first / "bert_model.ckpt"))
+    assert smaller[kernel].shape == (32, 32) and "bert/encoder/layer_1/output/dense/kernel" not in smaller
 
 
 def test_make_tiny_bert_refuses_a_vocabulary_of_another_size(tmp_path, monkeypatch):
     (tmp_path / "vocab.txt").write_text("[PAD]\n")
     with pytest.raises(UserError, match="has 1 tokens, the model's vocab_size is 2000"):
-        call(monkeypatch, DATA / "make_tiny_bert.py", "--output_dir", tmp_path / "out",
-             "--vocab_file", tmp_path / "vocab.txt")
+        call(monkeypatch, DATA / "make_tiny_bert.py", "--output_dir", tmp_path / "out", "--vocab_file", tmp_path / "vocab.txt")
     assert not (tmp_path / "out").exists()
