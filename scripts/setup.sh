@@ -4,7 +4,7 @@
 VENV=${VENV:-.venv}
 PYTHON=$VENV/bin/python
 base=$PYTHON remedy="remove $VENV, then "
-[ -x "$VENV/bin/pip" ] || { base=${BASE_PYTHON:-python3} remedy=; }  # venv installs pip last: without it, a killed set-up
+[ -x "$VENV/bin/pip" ] || { base=${BASE_PYTHON:-python3} remedy=; }  # pip comes last: without it, a killed set-up
 version=$("$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2> /dev/null || true)
 case $version in
     3.11 | 3.12 | 3.13) ;;
