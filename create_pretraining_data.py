@@ -115,11 +115,12 @@ def report(args, corpus, instances, recipe, output_files):
         print(f"wrote {file}: {len(range(number_of_file, records, len(output_files)))} records")
     model_dir = os.path.dirname(args.vocab_file) or "."
     print("next:", command(
-        "run_pretraining.py", input_file=",".join(output_files), output_dir=f"{model_dir}_pretrain", do_train=True,
-        do_eval=True, bert_config_file=os.path.join(model_dir, "bert_config.json"),
-        init_checkpoint=os.path.join(model_dir, "bert_model.ckpt"), train_batch_size=32,
-        max_seq_length=recipe.max_seq_length, max_predictions_per_seq=recipe.max_predictions_per_seq,
-        num_train_steps=100000, num_warmup_steps=10000, save_checkpoints_steps=10000, learning_rate=5e-5))
+        "run_pretraining.py", f"--input_file={','.join(output_files)}", f"--output_dir={model_dir}_pretrain",
+        "--do_train=True", "--do_eval=True", f"--bert_config_file={os.path.join(model_dir, 'bert_config.json')}",
+        f"--init_checkpoint={os.path.join(model_dir, 'bert_model.ckpt')}", "--train_batch_size=32",
+        f"--max_seq_length={recipe.max_seq_length}", f"--max_predictions_per_seq={recipe.max_predictions_per_seq}",
+        "--num_train_steps=100000", "--num_warmup_steps=10000", "--save_checkpoints_steps=10000",
+        "--learning_rate=5e-5"))
 
 
 def main():

@@ -12,7 +12,8 @@ import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-from command_line import UserError, decode_lines, require_file, run
+from common.command_line import UserError, run
+from common.files import decode_lines, require_file
 
 
 def read_documents(path):

@@ -205,9 +205,10 @@ def write_corpus(documents, files, language, spacy_model, batch_size, num_proces
 
 def print_next(corpus, record):
     """Prints the command that makes TFRecords of a corpus, with the paper's settings."""
-    print("next:", command("create_pretraining_data.py", input_file=corpus, output_file=record,
-                           vocab_file="./uncased_L-12_H-768_A-12/vocab.txt", do_lower_case=True, max_seq_length=128,
-                           max_predictions_per_seq=20, masked_lm_prob=0.15, random_seed=12345, dupe_factor=5))
+    print("next:", command("create_pretraining_data.py", f"--input_file={corpus}", f"--output_file={record}",
+                           "--vocab_file=./uncased_L-12_H-768_A-12/vocab.txt", "--do_lower_case=True",
+                           "--max_seq_length=128", "--max_predictions_per_seq=20", "--masked_lm_prob=0.15",
+                           "--random_seed=12345", "--dupe_factor=5"))
 
 
 def add_flags(recipe, speed, default_processes):
