@@ -1,20 +1,18 @@
 """BERT and its classifiers in PyTorch, on packed batches.
 
-A batch is packed: the tokens of all its sequences follow one another in one row of T tokens (batching.PackedBatch),
-and only attention and pooling see where a sequence ends. Nothing is computed for padding, and the result is that of
-the padded batch. Parameters have the names that `transformers` gives them, so that its folders load here and ours
-load there.
-"""
-import os
-import pickle
-import zipfile
+A batch is packed: the tokens of all its sequences follow one another in one row of T tokens (finetuning.data.PackedBatch),
+and only attention and pooling see where a sequence ends. Nothing is computed for padding, and the result is that of the
+padded batch. Parameters have the names that `transformers` gives them, so its folders load here and ours load there.
 
+What can be chosen is a table: ACTIVATIONS, ATTENTIONS, POOLINGS, LAYER_POOLINGS, FRACTION_POOLINGS, CLASSIFIERS. An entry
+more is a choice more of the flag that the table feeds (docs/extending.md).
+"""
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from command_line import UserError, atomic_write, checkpoint_prefix, require_file
+from common.command_line import UserError
 
 ACTIVATIONS = {
     "gelu": F.gelu,
@@ -206,7 +204,8 @@ class BertModel(nn.Module):
 
 
 def initialize(module, config):
-    """Draws linear and embedding weights from N(0, initializer_range), biases 0: what no checkpoint gives."""
+    """Draws linear and embedding weights from N(0, initializer_range), biases 0: what no checkpoint gives. An LSTM keeps
+    PyTorch's own, uniform ones."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):
             nn.init.normal_(part.weight, std=config.initializer_range)
@@ -243,39 +242,67 @@ class BiLSTMAttention(nn.Module):
         return torch.stack([self.attention(output) for output in nn.utils.rnn.unpack_sequence(outputs)])
 
 
+def segment_pooling(reduction):
+    """A pooling over each sequence's tokens, in float32: the kernel takes no bfloat16 (the result is cast by what follows)."""
+    def pool(hidden, batch):
+        return torch.segment_reduce(hidden.float(), reduction, lengths=batch.cu_seqlens.diff(), axis=0)
+    return pool
+
+
+# --pooling_type: what stands for a sequence in a layer, (hidden [T, size], PackedBatch) -> [sequences, size]
+POOLINGS = {
+    "cls": lambda hidden, batch: hidden[batch.cu_seqlens[:-1]],
+    "mean": segment_pooling("mean"),
+    "max": segment_pooling("max"),
+}
+# --layer_pooling: several layers' states become one, [rows, layers, size] -> [rows, any width] (paper, section 5.3.2)
+LAYER_POOLINGS = {
+    "concat": lambda states: states.flatten(1),
+    "mean": lambda states: states.mean(dim=1),
+    "max": lambda states: states.amax(dim=1),
+}
+# --hierarchical: the features of a document's fractions become the document's (paper, section 5.3.1). Each entry makes, for
+# features of `width` numbers and with --attention_size, a function or module [fractions, width] -> [width]
+FRACTION_POOLINGS = {
+    "mean": lambda width, attention_size: lambda fractions: fractions.mean(dim=0),
+    "max": lambda width, attention_size: lambda fractions: fractions.amax(dim=0),
+    "self_attention": StructuredSelfAttention,
+}
+CLASSIFIERS = ("linear", "bilstm_attention")  # --classifier
+
+
 class BertForSequenceClassification(nn.Module):
     """BERT and a classifier over features of chosen layers (paper, section 5.3).
 
-    layers: [-2] the pooled output (tanh of a dense layer on the last [CLS]); [-1] all layers; else the layers listed,
-    in that order (section 5.3.2). layer_pooling: how several layers are joined: `concat`, `mean` or `max`.
-    pooling_type: what stands for the sequence in a layer: `cls`, or `mean` or `max` over its real tokens.
-    classifier: `linear`, one layer over these; or `bilstm_attention`, a biLSTM over the tokens' states before it
-    (BERT-Feat, section 5.4.3), of lstm_hidden_size units each way, attention_size and attention_hops.
-    hierarchical: how the features of a document's fractions are joined: `mean`, `max`, `self_attention` (of
-    attention_size), or None: a document is one sequence (section 5.3.1).
-    bert: the BertModel of another classifier, which this one then shares.
+    layers: [-2] the pooled output (tanh of a dense layer on the last [CLS]); [-1] all layers; else the layers listed, in
+    that order (section 5.3.2). layer_pooling: how several layers become one, see LAYER_POOLINGS. pooling_type: what stands
+    for the sequence in a layer, see POOLINGS. classifier: `linear`, one layer over these; or `bilstm_attention`, a biLSTM
+    over the tokens' states before it (BERT-Feat, section 5.4.3), of lstm_hidden_size units each way, attention_size and
+    attention_hops. hierarchical: how the features of a document's fractions become one, see FRACTION_POOLINGS, or None: a
+    document is one sequence (section 5.3.1). bert: the BertModel of another classifier, which this one then shares.
 
-    Layers above the highest chosen one are not run; they and an unused pooler keep their weights and are frozen.
+    Layers above the highest chosen one are not run; they and an unused pooler keep their weights and are frozen. Raises
+    UserError as `check_features` does.
     """
 
     def __init__(self, config, num_labels, layers=(-2,), layer_pooling="concat", pooling_type="cls", hierarchical=None,
                  classifier="linear", lstm_hidden_size=300, attention_size=350, attention_hops=30, bert=None):
         super().__init__()
-        check_features(config, layers, layer_pooling, pooling_type, classifier)
+        check_features(config, layers, layer_pooling, pooling_type, hierarchical, classifier)
         self.use_pooler = list(layers) == [-2]
         self.layers = list(range(config.num_hidden_layers)) if list(layers) == [-1] else list(layers)
-        self.layer_pooling = layer_pooling
-        self.pooling_type = pooling_type
-        self.hierarchical = hierarchical
         self.num_layers = config.num_hidden_layers if self.use_pooler else max(self.layers) + 1
+        self.pool_tokens, self.pool_layers = POOLINGS[pooling_type], LAYER_POOLINGS[layer_pooling]
+        # The order of what follows is the order in which random weights are drawn: another one would be another run.
         self.bert = bert or BertModel(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        width = config.hidden_size * (len(self.layers) if layer_pooling == "concat" else 1)
+        width = self.pool_layers(torch.empty(1, len(self.layers), config.hidden_size)).shape[1]
+        self.bilstm_attention = self.pool_fractions = None
         if classifier == "bilstm_attention":
             self.bilstm_attention = BiLSTMAttention(width, lstm_hidden_size, attention_size, attention_hops)
             width = 2 * lstm_hidden_size * attention_hops
-        if hierarchical == "self_attention":
-            self.fraction_attention = StructuredSelfAttention(width, attention_size)
+        if hierarchical:
+            self.pool_fractions = FRACTION_POOLINGS[hierarchical](width, attention_size)
         self.classifier = nn.Linear(width, num_labels)
         for part in self.children():
             if part is not bert:
@@ -284,48 +311,21 @@ class BertForSequenceClassification(nn.Module):
         self.bert.pooler.requires_grad_(self.use_pooler)
 
     def forward(self, batch):
-        """Logits [documents, labels], float32."""
-        return self.classifier(self.dropout(self.features(batch))).float()
-
-    def features(self, batch):
-        """What the linear layer sees of each document: [documents, width]."""
-        sequences = self.sequence_features(batch)
-        if self.hierarchical is None:
-            return sequences
-        return torch.stack([self.combine(fractions) for fractions in sequences.split(batch.fractions)])
-
-    def combine(self, fractions):
-        """[fractions, width] of one document -> [width]."""
-        if self.hierarchical == "mean":
-            return fractions.mean(dim=0)
-        if self.hierarchical == "max":
-            return fractions.amax(dim=0)
-        return self.fraction_attention(fractions)
+        """Logits [documents, labels], float32, of a PackedBatch."""
+        features = self.sequence_features(batch)
+        if self.pool_fractions:
+            features = torch.stack([self.pool_fractions(fractions) for fractions in features.split(batch.fractions)])
+        return self.classifier(self.dropout(features)).float()
 
     def sequence_features(self, batch):
-        """[sequences, width]."""
+        """What the classifier sees of each sequence: [sequences, width]."""
         _, outputs = self.bert(batch, self.num_layers)
         if self.use_pooler:
             return self.bert.pooler(outputs[-1][batch.cu_seqlens[:-1]])
         chosen = [outputs[layer] for layer in self.layers]
-        if hasattr(self, "bilstm_attention"):
-            return self.bilstm_attention(self.join(chosen), batch.lengths)
-        return self.join([self.pool(hidden, batch) for hidden in chosen])
-
-    def join(self, states):
-        """A list of [rows, hidden], one for each layer -> [rows, hidden], or concatenated [rows, layers * hidden]."""
-        states = torch.stack(states, dim=1)
-        if self.layer_pooling == "mean":
-            return states.mean(dim=1)
-        if self.layer_pooling == "max":
-            return states.amax(dim=1)
-        return states.flatten(1)
-
-    def pool(self, hidden, batch):
-        """[T, hidden] -> [sequences, hidden]."""
-        if self.pooling_type == "cls":
-            return hidden[batch.cu_seqlens[:-1]]
-        return torch.segment_reduce(hidden.float(), self.pooling_type, lengths=batch.cu_seqlens.diff(), axis=0)
+        if self.bilstm_attention:
+            return self.bilstm_attention(self.pool_layers(torch.stack(chosen, dim=1)), batch.lengths)
+        return self.pool_layers(torch.stack([self.pool_tokens(hidden, batch) for hidden in chosen], dim=1))
 
 
 class MultiTaskModel(nn.Module):
@@ -340,8 +340,13 @@ class MultiTaskModel(nn.Module):
         return self.classifiers[task](batch)
 
 
-def check_features(config, layers, layer_pooling, pooling_type, classifier="linear"):
-    """Raises UserError where the flags of the same names ask for features that the model does not have."""
+def check_features(config, layers, layer_pooling, pooling_type, hierarchical=None, classifier="linear"):
+    """Raises UserError where the flags of the same names ask for features that there are not, or that the model has not."""
+    for flag, value, table in (("layer_pooling", layer_pooling, LAYER_POOLINGS), ("pooling_type", pooling_type, POOLINGS),
+                               ("hierarchical", hierarchical, {None, *FRACTION_POOLINGS}),
+                               ("classifier", classifier, CLASSIFIERS)):
+        if value not in table:
+            raise UserError(f"--{flag} {value}: there is {', '.join(filter(None, table))}")
     layers, top = list(layers), config.num_hidden_layers - 1
     if any(layer < 0 for layer in layers) and len(layers) > 1:
         raise UserError(f"--layers {' '.join(map(str, layers))}: -1 (all) and -2 (pooled output) stand alone")
@@ -411,108 +416,3 @@ class BertMaskedLMTransform(nn.Module):
 
     def forward(self, hidden):
         return self.LayerNorm(self.activation(self.dense(hidden)))
-
-
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-
-
-def find_weights(path, flag="--init_checkpoint"):
-    """The file of weights, or the prefix of a TensorFlow checkpoint, that `path` names, see `read_weights`. Raises
-    UserError where there is none."""
-    prefix = checkpoint_prefix(path)
-    if prefix != path and os.path.exists(prefix + ".index"):
-        raise UserError(f"{flag}: {path} is one file of a TensorFlow checkpoint; give the prefix they share, {prefix}")
-    if os.path.exists(path + ".index"):
-        return path
-    if os.path.isdir(path):
-        found = [name for name in WEIGHT_FILES if os.path.exists(os.path.join(path, name))]
-        if not found:
-            raise UserError(f"{flag}: the folder {path} has neither {' nor '.join(WEIGHT_FILES)}; for a TensorFlow "
-                            "checkpoint give its prefix (.../bert_model.ckpt)")
-        path = os.path.join(path, found[0])
-    return require_file(path, flag)
-
-
-def read_weights(path, config, flag="--init_checkpoint"):
-    """Reads a checkpoint as a state dict on the CPU with the names of this file.
-
-    path: a folder with model.safetensors or pytorch_model.bin, one such file (also the authors' released files: gamma
-    and beta, no `bert.` prefix), or the prefix of a TensorFlow checkpoint (which imports TensorFlow, the only place
-    here). Raises UserError where there is none, or the file is no checkpoint.
-    """
-    path = find_weights(path, flag)
-    if os.path.exists(path + ".index"):
-        from convert_tf_checkpoint_to_pytorch import read_tf_checkpoint, tf_to_pytorch
-        return tf_to_pytorch(read_tf_checkpoint(path, flag), config, where=f"{flag}: {path}")[0]
-    if path.endswith(".safetensors"):
-        import safetensors
-        import safetensors.torch
-        try:
-            state = safetensors.torch.load_file(path)
-        except safetensors.SafetensorError as error:
-            raise UserError(f"{flag}: {path} is no whole safetensors file ({error})") from None
-    else:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:  # what torch says is advice to whoever calls it
-            raise UserError(f"{flag}: {path} is no whole PyTorch checkpoint of tensors (nor a safetensors file, whose name "
-                            "ends in .safetensors)") from None
-        except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-            raise UserError(f"{flag}: {path} is no whole PyTorch checkpoint of tensors "
-                            f"({type(error).__name__}: {str(error).splitlines()[0][:120]})") from None
-    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"{flag}: {path} is a pickle, but no dictionary of tensors, so no checkpoint of a model")
-    return with_our_names(state)
-
-
-def write_torch(value, path):
-    """torch.save to a temporary name, then renamed. Raises UserError where it cannot be written."""
-    try:
-        with atomic_write(path, "wb") as file:
-            torch.save(value, file)
-    except RuntimeError as error:  # what torch makes of the system's error (no space left)
-        raise UserError(f"{path} cannot be written ({str(error).splitlines()[0]}), what was there before is kept; free "
-                        "some space and run the same command again") from None
-
-
-def with_our_names(state):
-    """Renames: DataParallel's `module.`, TensorFlow's gamma and beta, an encoder without `bert.` before it."""
-    renamed = {}
-    for name, value in state.items():
-        name = name.removeprefix("module.")
-        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-        if name.startswith(("embeddings.", "encoder.", "pooler.")):
-            name = "bert." + name
-        renamed[name] = value
-    return renamed
-
-
-def load_weights(model, path, flag="--init_checkpoint"):
-    """Loads the weights at `path` into a model of this file, where names match.
-
-    Returns three lists of names: matched, ignored (only in the file, or above BERT and of another shape), missing (not
-    taken from the file: they keep the values they were drawn with). Raises UserError where a weight of the encoder is
-    missing or has another shape.
-    """
-    state = read_weights(path, model.bert.config, flag)
-    own = model.state_dict()
-    other_head = [name for name in own if not name.startswith(("bert.", "cls.")) and name in state
-                  and state[name].shape != own[name].shape]
-    state = {name: value for name, value in state.items() if name not in other_head}
-    matched = sorted(own.keys() & state.keys())
-    missing = sorted(own.keys() - state.keys())
-    ignored = sorted(state.keys() - own.keys()) + other_head
-    needed = [name for name in missing if name.startswith("bert.")
-              and (model.get_parameter(name).requires_grad or "pooler" not in name)]
-    if needed:
-        raise UserError(f"{flag}: {path} lacks {len(needed)} of the encoder's weights, first {needed[0]}; "
-                        "is --bert_config_file the one that came with it?")
-    for name in matched:
-        if own[name].shape != state[name].shape:
-            raise UserError(f"{flag}: {name} is {list(state[name].shape)} in {path}, the model's is "
-                            f"{list(own[name].shape)}; is --bert_config_file the one that came with it?")
-    extra_layers = [name for name in ignored if name.startswith("bert.encoder.layer.")]
-    if extra_layers:
-        raise UserError(f"{flag}: {path} has more layers than --bert_config_file says, first {extra_layers[0]}")
-    model.load_state_dict({name: state[name] for name in matched}, strict=False)
-    return matched, ignored, missing

@@ -14,24 +14,24 @@ All else is as in run_classifier_single_layer.py.
 """
 import argparse
 
-import fine_tuning
-from command_line import add_boolean, number, run
-from fine_tuning_flags import make_parser
+import finetuning.command
+from common.command_line import add_boolean, number, run
+from finetuning.flags import make_parser
 from optimization import layer_rates
 
 
 def add_flags(group, discr):
     """The flags of a rate for each layer. discr: whether there is one by default."""
-    add_boolean(group, "--discr", discr, "A rate for each layer; off: --learning_rate everywhere (default: "
+    add_boolean(group, "--discr", discr, "Use a learning rate for each layer; if off, --learning_rate everywhere (default: "
                                          f"{'on' if discr else 'off'}).")
     group.add_argument("--layer_learning_rate", type=number(float, minimum=0), nargs="+", default=[2e-5],
-                       help="The top layer's rate, or one for each layer, the lowest first (default: 2e-5).")
+                       help="The top layer's rate, or one rate per layer, the lowest layer first (default: 2e-5).")
     group.add_argument("--layer_learning_rate_decay", type=number(float, above=0, maximum=1), default=0.95,
-                       help="What a layer's rate is multiplied with for the layer below; not used where every layer's rate "
-                            "is given (default: 0.95; 1: the same for all).")
+                       help="Factor from a layer's rate to that of the layer below; not used if a rate per layer is given "
+                            "(default: 0.95; 1: the same rate for all).")
     group.add_argument("--embeddings_learning_rate", type=embeddings_rate, default="full",
-                       help="The embeddings' rate: full is --learning_rate, as the authors have it, decayed one step below "
-                            "layer 0, or a number (default: full).")
+                       help="The embeddings' rate: full is --learning_rate, as in the authors' code; decayed is one step below "
+                            "layer 0; or a number (default: full).")
 
 
 def embeddings_rate(text):
@@ -55,7 +55,7 @@ def rates_of(config, args):
 def main():
     parser = make_parser(__doc__)
     add_flags(parser.recipe, discr=True)
-    fine_tuning.run(parser, rates_of)
+    finetuning.command.run(parser, rates_of)
 
 
 if __name__ == "__main__":

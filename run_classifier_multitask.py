@@ -16,16 +16,16 @@ on, at a lower rate:
 
 All else is as in run_classifier_single_layer.py and, with --discr, run_classifier_discriminative.py.
 """
-import fine_tuning
-from command_line import run
-from fine_tuning_flags import make_parser
+import finetuning.command
+from common.command_line import run
+from finetuning.flags import make_parser
 from run_classifier_discriminative import add_flags, rates_of
 
 
 def main():
     parser = make_parser(__doc__, several_tasks=True)
     add_flags(parser.recipe, discr=False)
-    fine_tuning.run(parser, rates_of)
+    finetuning.command.run(parser, rates_of)
 
 
 if __name__ == "__main__":

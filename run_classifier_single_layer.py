@@ -18,13 +18,13 @@ Predict with what a run left, no flag repeated:
     python run_classifier_single_layer.py --do_predict --predict_file texts.txt --init_checkpoint ./imdb/best \\
         --output_dir ./imdb
 """
-import fine_tuning
-from command_line import run
-from fine_tuning_flags import make_parser
+import finetuning.command
+from common.command_line import run
+from finetuning.flags import make_parser
 
 
 def main():
-    fine_tuning.run(make_parser(__doc__))
+    finetuning.command.run(make_parser(__doc__))
 
 
 if __name__ == "__main__":

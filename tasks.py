@@ -27,7 +27,8 @@ import os
 
 import numpy as np
 
-from command_line import UserError, decode_lines, require_file, require_folder
+from common.command_line import UserError
+from common.files import decode_lines, require_file, require_folder
 
 MAX_FIELD = 1 << 24  # characters; the longest document of the paper has about 200,000: beyond, a quote was not closed
 
@@ -72,7 +73,8 @@ class Task:
 
 def task_from_dict(values):
     """The Task that `Task.to_dict` stored, also after a round trip through JSON."""
-    return Task(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    return Task(**{field.name: tuple(values[field.name]) if isinstance(values[field.name], list) else values[field.name]
+                   for field in dataclasses.fields(Task)})
 
 
 def numbers(last):

@@ -19,7 +19,8 @@ import unicodedata
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from command_line import UserError, decode_lines, require_file
+from common.command_line import UserError
+from common.files import decode_lines, require_file
 
 REQUIRED_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_CHARACTERS_PER_WORD = 200  # a longer word is [UNK]

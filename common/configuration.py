@@ -81,6 +81,11 @@ class BertConfig:
             raise UserError(f"--vocab_file: {vocab_file} has {num_tokens} tokens, the model's vocab_size is "
                             f"{self.vocab_size}; take the vocabulary that came with the checkpoint")
 
+    def identity(self):
+        """What tells a run's model from another of the same weights: {"configuration KEY": value}, without `others`."""
+        return {f"configuration {field.name}": getattr(self, field.name) for field in dataclasses.fields(self)
+                if field.name != "others"}
+
     def to_dict(self):
         """All keys and values as they are written to a file."""
         values = dataclasses.asdict(self)

@@ -1,35 +1,17 @@
-"""Texts -> WordPiece ids -> truncated, or cut into fractions -> packed batches.
+"""Texts -> WordPiece ids -> truncated, or cut into fractions -> packed batches; and the plan of an epoch.
 
-Text is tokenised once, into one flat array of ids with offsets; truncation is slicing; a batch is the real tokens of
-its sequences in one row, without padding. A document is one sequence, or, hierarchically, as many as it has fractions.
+Text is tokenised once, into one flat array of ids with offsets; truncation is slicing; a batch is the real tokens of its
+sequences in one row, without padding. A document is one sequence, or, hierarchically, as many as it has fractions.
 """
 import dataclasses
+import functools
 import math
 
 import numpy as np
 import torch
 
-from command_line import UserError
-
-
-@dataclasses.dataclass
-class TokenizedTexts:
-    """WordPiece ids of N texts, without [CLS] and [SEP]: `ids` int32 [sum of lengths], `offsets` int64 [N + 1]."""
-    ids: np.ndarray
-    offsets: np.ndarray
-    cls_id: int
-    sep_id: int
-
-    def __len__(self):
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index):
-        return self.ids[self.offsets[index]:self.offsets[index + 1]]
-
-
-def tokenize(tokenizer, texts):
-    """Runs a tokenization.FullTokenizer over a list of texts, in batches and threads."""
-    return TokenizedTexts(*tokenizer.encode_batch(texts), tokenizer.cls_id, tokenizer.sep_id)
+from common.command_line import UserError
+from common.files import digest
 
 
 def head_and_tail(budget, trunc_medium):
@@ -47,56 +29,57 @@ def head_and_tail(budget, trunc_medium):
     return head, budget - head
 
 
-def truncate(ids, budget, trunc_medium):
-    """The ids of one text as they are, or those of its head and tail where it has more than `budget`."""
-    if len(ids) <= budget:
-        return ids
-    head, tail = head_and_tail(budget, trunc_medium)
-    return np.concatenate([ids[:head], ids[len(ids) - tail:]])
+def make_dataset(tokenizer, texts, labels, max_seq_length, trunc_medium=-2, max_fractions=1):
+    """Texts (list of N str) and class indices (int [N]) as a Dataset.
 
-
-def make_sequences(tokenized, max_seq_length, trunc_medium, max_fractions=1):
-    """The model's input: each text in sequences `[CLS] text [SEP]` of at most max_seq_length tokens.
-
-    max_fractions: the most sequences of a text, beyond which it is truncated. 1: one sequence a text; more: the text is
-    cut into fractions of max_seq_length - 2 tokens, the last one what remains (paper, section 5.3.1); math.inf: as many
-    as it takes. Returns (ids int32, one flat array; offsets int64 [sequences + 1] of each sequence in it;
-    document_offsets int64 [texts + 1] of each text among the sequences).
+    tokenizer: a tokenization.FullTokenizer. max_fractions: the most sequences of a text, beyond which it is truncated. 1:
+    one sequence a text; more: the text is cut into fractions of max_seq_length - 2 tokens, the last one what remains
+    (paper, section 5.3.1); math.inf: as many as it takes.
     """
-    room = max_seq_length - 2
+    room = max_seq_length - 2  # beside [CLS] and [SEP]
     budget = max_fractions * room
     if budget < math.inf:
-        head_and_tail(budget, trunc_medium)  # a wrong value is refused even where every text fits
-    sizes = np.minimum(np.diff(tokenized.offsets), budget).astype(np.int64)
-    fractions = np.maximum(1, -(-sizes // room))  # an empty text is one sequence, too
+        head, tail = head_and_tail(budget, trunc_medium)  # also refuses a wrong value where every text fits
+    text_ids, text_offsets = tokenizer.encode_batch(texts)
+    text_lengths = np.diff(text_offsets)
+    kept = np.minimum(text_lengths, budget).astype(np.int64)
+    fractions = np.maximum(1, -(-kept // room))  # an empty text is one sequence, too
     document_offsets = np.concatenate([[0], np.cumsum(fractions)])
     lengths = np.full(document_offsets[-1], max_seq_length)
-    lengths[document_offsets[1:] - 1] = sizes - (fractions - 1) * room + 2
+    lengths[document_offsets[1:] - 1] = kept - (fractions - 1) * room + 2
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     ids = np.empty(offsets[-1], np.int32)
-    ids[offsets[:-1]] = tokenized.cls_id
-    ids[offsets[1:] - 1] = tokenized.sep_id
-    for index in range(len(tokenized)):
-        text = truncate(tokenized[index], budget, trunc_medium)
-        for start, sequence in zip(range(0, len(text), room), range(*document_offsets[index:index + 2])):
-            ids[offsets[sequence] + 1:offsets[sequence + 1] - 1] = text[start:start + room]
-    return ids, offsets, document_offsets
+    ids[offsets[:-1]] = tokenizer.cls_id
+    ids[offsets[1:] - 1] = tokenizer.sep_id
+    for index, (start, end) in enumerate(zip(text_offsets, text_offsets[1:])):
+        text = text_ids[start:end]
+        if len(text) > budget:
+            text = np.concatenate([text[:head], text[len(text) - tail:]])
+        for position, sequence in zip(range(0, len(text), room), range(*document_offsets[index:index + 2])):
+            ids[offsets[sequence] + 1:offsets[sequence + 1] - 1] = text[position:position + room]
+    return Dataset(ids, offsets, document_offsets, labels, int((text_lengths > budget).sum()))
 
 
 class Dataset:
     """N documents and their labels, ready to be packed.
 
-    ids int32 [sum of lengths], offsets int64 [sequences + 1], document_offsets int64 [N + 1]: as `make_sequences` gives
-    them; labels int64 [N] (zeros where there are none); lengths: int64 [N], tokens of each document's sequences.
+    ids int32 [sum of lengths]: `[CLS] text [SEP]` of all sequences, one after another; offsets int64 [sequences + 1] of each
+    sequence in them; document_offsets int64 [N + 1] of each document among the sequences; labels int64 [N]; num_cut: how
+    many texts were truncated; lengths int64 [N]: tokens of each document's sequences.
     """
 
-    def __init__(self, ids, offsets, document_offsets, labels):
-        self.ids, self.offsets, self.document_offsets = ids, offsets, document_offsets
+    def __init__(self, ids, offsets, document_offsets, labels, num_cut=0):
+        self.ids, self.offsets, self.document_offsets, self.num_cut = ids, offsets, document_offsets, num_cut
         self.labels = np.asarray(labels, np.int64)
         self.lengths = np.diff(offsets[document_offsets])
 
     def __len__(self):
         return len(self.labels)
+
+    def digest(self):
+        """What tells this data from any other: its size, and a digest of ids, sequences, documents and labels."""
+        content = digest(self.ids, *(np.asarray(part, np.int64) for part in (self.offsets, self.document_offsets)), self.labels)
+        return f"{len(self)} texts, {len(self.ids)} tokens, sha256 {content}"
 
     def sequences(self, index):
         """The sequences of a document, a list of arrays of ids."""
@@ -175,3 +158,25 @@ def pack(sequences, segments=None, labels=None, fractions=None):
     )
     return PackedBatch(**{name: torch.from_numpy(np.asarray(array, np.int64)) for name, array in arrays.items()},
                        lengths=lengths.tolist(), fractions=fractions)
+
+
+def plan_epoch(sizes, batch_size, alpha, seed, epoch):
+    """The updates of an epoch: a list of (task's index, indices of its examples), each of one batch of one task.
+
+    sizes: training examples of each task; their batches make up an epoch. A task is drawn for each update by its size to
+    the power `alpha`, and takes the next batch of its own passes, each over a fresh permutation of its examples: with one
+    task, an epoch is a pass. A function of its arguments alone, so a run that goes on in the middle meets the same batches.
+    """
+    batches = [math.ceil(size / batch_size) for size in sizes]
+    chances = np.array(sizes, float) ** alpha
+    # 1 in the seed keeps the draws of tasks apart from the permutations. Earlier epochs say where each task's pass stands.
+    draws = [np.random.default_rng([seed, earlier, 1]).choice(len(sizes), sum(batches), p=chances / chances.sum())
+             for earlier in range(epoch + 1)]
+    taken = np.bincount(np.concatenate([[], *draws[:-1]]).astype(int), minlength=len(sizes))
+    order = functools.cache(lambda task, pass_: np.random.default_rng([seed, pass_]).permutation(sizes[task]))
+    updates = []
+    for task in draws[-1].tolist():
+        pass_, batch = divmod(int(taken[task]), batches[task])
+        updates.append((task, order(task, pass_)[batch * batch_size:(batch + 1) * batch_size]))
+        taken[task] += 1
+    return updates

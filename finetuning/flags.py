@@ -1,8 +1,23 @@
-"""The flags that all fine-tuning scripts have, and the checks that need no file."""
+"""The flags that the fine-tuning scripts share, and the checks that need no file."""
 import argparse
 
 import tasks
-from command_line import ArgumentParser, UserError, add_boolean, number
+from common.command_line import ArgumentParser, UserError, add_boolean, number, path
+from finetuning.evaluation import METRICS
+from modeling import CLASSIFIERS, FRACTION_POOLINGS, LAYER_POOLINGS, POOLINGS
+from optimization import CLIPPINGS, SCHEDULES
+
+FEATURE_FLAGS = ("layers", "layer_pooling", "pooling_type", "hierarchical", "classifier", "lstm_hidden_size",
+                 "attention_size", "attention_hops")
+MODEL_FLAGS = ("do_lower_case", "max_seq_length", "trunc_medium", "max_fractions", *FEATURE_FLAGS)
+TASK_FLAGS = ("task_name", "label_column", "text_columns", "sep")
+# No part of a run's recipe: paths, of which the recipe has what they lead to; and what does not decide the result. Those
+# of WATCHED leave it the same in distribution alone, by rounding or by how dropout is drawn.
+PATH_FLAGS = ("data_dir", "bert_config_file", "vocab_file", "init_checkpoint")
+WATCHED = ("gradient_accumulation_steps", "num_processes", "bf16", "compile")
+NOT_RECIPE = {*PATH_FLAGS, *WATCHED, "do_train", "do_predict", "predict_file", "eval_batch_size", "gradient_checkpointing",
+              "no_cuda", "local_rank", "rendezvous_timeout", "output_dir", "overwrite_output_dir", "save_checkpoints_steps",
+              "log_steps", "seed"}
 
 
 def count_or_fraction(text):
@@ -20,144 +35,152 @@ def make_parser(description, several_tasks=False):
     else:
         add_one_task(group)
     group.add_argument("--num_datas", type=count_or_fraction,
-                       help="Train on this many examples (500), or on this fraction (0.02; 1.0 is all): stratified, drawn by "
-                            "--seed, a smaller part is contained in a larger one (default: all; paper, section 5.6).")
+                       help="Train on this many examples (500) or this fraction (0.02; 1.0 is all), a stratified sample drawn "
+                            "by --seed; a smaller sample is part of a larger one (default: all; paper, section 5.6).")
     group.add_argument("--num_test_datas", type=count_or_fraction,
-                       help="Evaluate on this many test examples, or this fraction, the same for every seed (default: all).")
+                       help="Evaluate on this many test examples or this fraction, the same for every seed (default: all).")
     group.add_argument("--dev_fraction", type=number(float, minimum=0, below=1), default=0.0,
-                       help="Hold this fraction of the training data out, choose the best epoch on it and test once. "
-                            "Default 0: the test set is evaluated each epoch and chooses the best, as in the paper.")
+                       help="Hold out this fraction of the training data, choose the best epoch on it and test once (default: "
+                            "0, the test set is evaluated after each epoch and chooses the best one, as in the paper).")
 
     group = parser.model = parser.add_argument_group("model")
-    group.add_argument("--bert_config_file", help="The model's shape (default: the one in the folder --init_checkpoint).")
-    group.add_argument("--vocab_file", help="The model's WordPiece vocabulary (default: the one in --init_checkpoint).")
-    group.add_argument("--init_checkpoint",
+    group.add_argument("--bert_config_file", type=path,
+                       help="The model's configuration (default: the one in the folder --init_checkpoint).")
+    group.add_argument("--vocab_file", type=path,
+                       help="The model's WordPiece vocabulary (default: the one in the folder --init_checkpoint).")
+    group.add_argument("--init_checkpoint", type=path,
                        help="The weights to start from: a folder, a .bin or .safetensors file, the prefix of a TensorFlow "
-                            "checkpoint, the folder of a multi-task run; for --do_eval or --do_predict alone: a folder that a "
-                            "run wrote, .../best.")
+                            "checkpoint, or the folder of a multi-task run; for --do_eval or --do_predict alone, a folder "
+                            "that a run wrote (.../best).")
     add_boolean(group, "--do_lower_case", False, "Lower-case the text, for uncased models (default: off).")
     group.add_argument("--max_seq_length", type=int, default=128,
-                       help="Tokens of a sequence, [CLS] and [SEP] included; longer texts are cut (default: 128).")
+                       help="Maximum length of a sequence in tokens, [CLS] and [SEP] included (default: 128).")
     group.add_argument("--trunc_medium", type=int, default=-2,
-                       help="What is kept of a longer text: -2 the head, -1 the tail, 0 half and half, k > 0 the first k "
+                       help="What to keep of a longer text: -2 the head, -1 the tail, 0 half and half, k > 0 the first k "
                             "tokens and the rest from the tail (default: -2; paper, section 5.3.1).")
     group.add_argument("--layers", type=int, nargs="+",
-                       help="The layers that are the classifier's features, from 0: -2 the pooled output, -1 all, else "
-                            "those listed (default: -2, and the last layer with --hierarchical or --classifier "
+                       help="The layers whose output is the classifier's input, counted from 0: -2 the pooled output, -1 all "
+                            "layers, else those listed (default: -2, and the last layer with --hierarchical or --classifier "
                             "bilstm_attention; paper, Table 3).")
-    group.add_argument("--layer_pooling", choices=["concat", "mean", "max"], default="concat",
-                       help="How several layers are joined (default: concat; paper, Table 3).")
-    group.add_argument("--pooling_type", choices=["cls", "mean", "max"], default="cls",
-                       help="What stands for the sequence in a layer: [CLS], or mean or max over its tokens (default: cls).")
-    group.add_argument("--hierarchical", choices=["mean", "max", "self_attention"],
-                       help="Cut a text into fractions of --max_seq_length, read each by itself, and join their features so "
-                            "(default: off, a text is one sequence; paper, section 5.3.1).")
+    group.add_argument("--layer_pooling", choices=LAYER_POOLINGS, default="concat",
+                       help="How to combine several layers (default: concat; paper, Table 3).")
+    group.add_argument("--pooling_type", choices=POOLINGS, default="cls",
+                       help="What represents a sequence in a layer: its [CLS] token, or the mean or maximum over its tokens "
+                            "(default: cls).")
+    group.add_argument("--hierarchical", choices=FRACTION_POOLINGS,
+                       help="Cut a text into fractions of --max_seq_length, encode each by itself and combine their features "
+                            "in this way (default: off; paper, section 5.3.1).")
     group.add_argument("--max_fractions", type=number(int, minimum=2),
-                       help="For --hierarchical: the most fractions of a text; of a longer one --trunc_medium says what is "
-                            "kept (default: as many as it has).")
-    group.add_argument("--classifier", choices=["linear", "bilstm_attention"], default="linear",
-                       help="One linear layer, or a biLSTM over the tokens' states with structured self-attention before "
-                            "it, BERT-Feat's with --frozen_bert (default: linear; paper, section 5.4.3).")
+                       help="With --hierarchical, the maximum number of fractions of a text; --trunc_medium says what to keep "
+                            "of a longer one (default: no limit).")
+    group.add_argument("--classifier", choices=CLASSIFIERS, default="linear",
+                       help="A linear layer, or a biLSTM with structured self-attention over the tokens' states before it, "
+                            "which is BERT-Feat's with --frozen_bert (default: linear; paper, section 5.4.3).")
     group.add_argument("--lstm_hidden_size", type=number(int, minimum=1), default=300,
-                       help="For bilstm_attention: the LSTM's units in each direction (default: 300).")
+                       help="With --classifier bilstm_attention, the LSTM's units in each direction (default: 300).")
     group.add_argument("--attention_size", type=number(int, minimum=1), default=350,
-                       help="For bilstm_attention and --hierarchical self_attention: the attention's hidden units "
+                       help="With --classifier bilstm_attention or --hierarchical self_attention, the attention's hidden units "
                             "(default: 350).")
     group.add_argument("--attention_hops", type=number(int, minimum=1), default=30,
-                       help="For bilstm_attention: how many weighted sums of a text's tokens there are (default: 30).")
+                       help="With --classifier bilstm_attention, the number of weighted sums over a text's tokens (default: "
+                            "30).")
 
     group = parser.recipe = parser.add_argument_group("recipe", "what changes the result")
-    add_boolean(group, "--do_train", False, "Fine-tune.")
+    add_boolean(group, "--do_train", False, "Fine-tune (default: off).")
     if several_tasks:
-        add_boolean(group, "--do_eval", False, "Evaluate on each task's test set after each epoch.")
+        add_boolean(group, "--do_eval", False, "Evaluate on each task's test set after each epoch (default: off).")
     else:
         add_boolean(group, "--do_eval", False,
-                    "Evaluate on the test set: after each epoch of --do_train, or a saved model.")
-        add_boolean(group, "--do_predict", False, "Write predictions.tsv for --predict_file.")
+                    "Evaluate on the test set: after each epoch of --do_train, or a saved model (default: off).")
+        add_boolean(group, "--do_predict", False, "Write predictions.tsv for --predict_file (default: off).")
     add_boolean(group, "--frozen_bert", False,
-                "Train the classifier alone: BERT stays fixed and runs without dropout (default: off).")
+                "Train the classifier only: BERT stays fixed and runs without dropout (default: off).")
     group.add_argument("--frozen_layers", type=number(int, minimum=1),
-                       help="Keep the embeddings and so many of the lowest layers fixed and without dropout (default: "
-                            "none).")
+                       help="Keep the embeddings and this many of the lowest layers fixed, without dropout (default: none).")
     group.add_argument("--train_batch_size", type=number(int, minimum=1), default=32,
-                       help="Examples of one update, over all devices and accumulation steps (default: 32; paper: 24).")
+                       help="Examples per update, over all devices and micro-batches (default: 32; paper: 24).")
     group.add_argument("--learning_rate", type=number(float, minimum=0), default=5e-5,
-                       help="The rate at the schedule's peak (default: 5e-5; paper: 2e-5).")
+                       help="Peak learning rate (default: 5e-5; paper: 2e-5).")
     group.add_argument("--num_train_epochs", type=number(float, above=0), default=3.0,
-                       help="Passes over the training data, not necessarily whole (default: 3.0; paper: 4.0).")
+                       help="Number of epochs; may be fractional (default: 3.0; paper: 4.0).")
+    group.add_argument("--schedule", choices=SCHEDULES, default="slanted_triangular",
+                       help="How the rate changes after warm-up: the authors' 1 - progress; linear, the same without its step "
+                            "at the end of warm-up; or constant (default: slanted_triangular).")
     group.add_argument("--warmup_proportion", type=number(float, minimum=0, below=1), default=0.1,
-                       help="The part of all updates in which the rate rises; 0 switches warm-up off (default: 0.1).")
+                       help="Fraction of all updates over which the rate rises from 0; 0 switches warm-up off (default: 0.1).")
     group.add_argument("--weight_decay", type=number(float, minimum=0), default=0.01,
-                       help="Decoupled weight decay, not for biases and LayerNorm; 0 switches it off (default: 0.01).")
-    group.add_argument("--clip_grad", choices=["tensor", "global"], default="tensor",
-                       help="Clip each tensor's gradient to norm 1, as the authors do, or the whole gradient "
-                            "(default: tensor).")
-    add_boolean(group, "--bias_correction", False, "Adam's bias correction, which the authors leave out (default: off).")
+                       help="Decoupled weight decay, not applied to biases and LayerNorm; 0 switches it off (default: 0.01).")
+    group.add_argument("--clip_grad", choices=CLIPPINGS, default="tensor",
+                       help="Clip each tensor's gradient to norm 1, as the authors do, or the whole gradient (default: "
+                            "tensor).")
+    add_boolean(group, "--bias_correction", False, "Use Adam's bias correction, which the authors leave out (default: off).")
+    group.add_argument("--best_metric", choices=METRICS, default="accuracy",
+                       help="The metric that chooses the best epoch; a tie goes to the lower loss (default: accuracy).")
     group.add_argument("--patience", type=number(int, minimum=1),
-                       help="Stop after so many epochs without a better one; needs --dev_fraction (default: never).")
+                       help="Stop after this many epochs without a better one; needs --dev_fraction (default: never).")
     group.add_argument("--seed", type=number(int, minimum=0, maximum=2**32 - 1), nargs="+", default=[42],
-                       help="One run for each seed; several are summed up as mean and standard deviation (default: 42).")
+                       help="One run per seed; several are summarised by mean and standard deviation (default: 42).")
 
-    group = parser.speed = parser.add_argument_group("speed", "what changes only time and memory, beyond rounding")
+    group = parser.speed = parser.add_argument_group(
+        "speed", "what changes time and memory; where rounding or the drawing of dropout changes with it, the flag says so")
     group.add_argument("--eval_batch_size", type=number(int, minimum=1), default=32,
-                       help="Sequences of one batch of evaluation or prediction on each device (default: 32).")
+                       help="Sequences per batch of evaluation or prediction on each device (default: 32).")
     group.add_argument("--gradient_accumulation_steps", "--accumulate_gradients", type=number(int, minimum=1), default=1,
-                       help="Work an update's batch off in so many parts, for less memory (default: 1).")
-    add_boolean(group, "--bf16", False, "Compute in bfloat16 where it is safe; weights stay float32 (default: off).")
-    add_boolean(group, "--compile", False, "Compile the encoder's layers with torch.compile (default: off).")
+                       help="Split each batch into N micro-batches to save memory; draws other dropout, so the result is the "
+                            "same in distribution (default: 1).")
+    add_boolean(group, "--bf16", False,
+                "Compute in bfloat16 where it is safe; weights stay float32 and results differ by rounding (default: off).")
+    add_boolean(group, "--compile", False, "Compile the encoder's layers with torch.compile, which draws dropout and rounds in "
+                                           "its own way (default: off).")
     add_boolean(group, "--gradient_checkpointing", False,
-                "Compute each layer's inner states again instead of keeping them, for less memory (default: off).")
-    add_boolean(group, "--no_cuda", False, "Use the CPU where there is a GPU (default: off).")
+                "Recompute each layer's inner states in the backward pass instead of keeping them, to save memory (default: "
+                "off).")
+    add_boolean(group, "--no_cuda", False, "Use the CPU even if there is a GPU (default: off).")
     group.add_argument("--num_processes", type=number(int, minimum=1),
-                       help="Processes on this machine, one a device (default: one for each visible GPU; under torchrun "
-                            "what torchrun started).")
+                       help="Processes on this machine, one per device; each draws its own dropout (default: one per visible "
+                            "GPU; under torchrun, what torchrun started).")
     group.add_argument("--local_rank", type=int, default=-1,
                        help="The process's number on its machine, set by launchers (default: from LOCAL_RANK).")
+    group.add_argument("--rendezvous_timeout", type=number(float, above=0), default=300.0,
+                       help="Seconds to wait for the other processes at the start (default: 300).")
 
     group = parser.output = parser.add_argument_group("output")
-    group.add_argument("--output_dir", required=True, help="The run's folder; the same command goes on where it stopped.")
-    add_boolean(group, "--overwrite_output_dir", False, "Remove another run's files from --output_dir first.")
+    group.add_argument("--output_dir", type=path, required=True,
+                       help="The run's folder; the same command resumes a stopped run.")
+    add_boolean(group, "--overwrite_output_dir", False,
+                "Remove the run that --output_dir holds and start anew (default: off, another run is refused).")
     group.add_argument("--save_checkpoints_steps", type=number(int, minimum=1), default=1000,
-                       help="Updates between checkpoints to resume from, beside one an epoch (default: 1000).")
+                       help="Updates between checkpoints to resume from, in addition to one per epoch (default: 1000).")
     group.add_argument("--log_steps", type=number(int, minimum=1), default=10,
-                       help="Updates between lines of metrics.jsonl (default: 10).")
+                       help="Updates between lines of metrics.jsonl, each a mean over them (default: 10).")
     return parser
 
 
 def add_one_task(group):
     group.add_argument("--task_name", type=str.lower, choices=[*tasks.TASKS, "csv"],
                        help="The data set; csv is a file of your own, with --label_column and --text_columns.")
-    group.add_argument("--data_dir", help="The folder with the task's train and test files.")
+    group.add_argument("--data_dir", type=path, help="The folder of the task's train and test files.")
     group.add_argument("--label_column", default="label",
-                       help="For csv: name of the label's column, or its number from 0 where the file has no header "
-                            "(default: label).")
+                       help="For csv, the name of the label's column, or its number from 0 if the file has no header (default: "
+                            "label).")
     group.add_argument("--text_columns", nargs="+", default=["text"],
-                       help="For csv: names or numbers of the text's columns, joined by a space (default: text).")
-    group.add_argument("--sep", default=",", help="For csv: the character between columns, or tab (default: a comma).")
-    group.add_argument("--predict_file",
-                       help="For --do_predict: a text a line; or rows as the task has them, with or without the label, "
-                            "if the name ends in .csv or .tsv.")
+                       help="For csv, the names or numbers of the text's columns, joined by a space (default: text).")
+    group.add_argument("--sep", default=",", help="For csv, the character between columns, or tab (default: a comma).")
+    group.add_argument("--predict_file", type=path,
+                       help="For --do_predict, a text per line; or, if the name ends in .csv or .tsv, rows as the task has "
+                            "them, with or without the label.")
 
 
 def add_several_tasks(parser, group):
     group.add_argument("--task_name", type=str.lower, choices=list(tasks.TASKS), nargs="+",
-                       help="The data sets that are learnt together.")
-    group.add_argument("--data_dir", nargs="+",
-                       help="The folder of each task's train and test files, in their order; or one folder that has a "
-                            "folder by the name of each task.")
+                       help="The data sets to learn together.")
+    group.add_argument("--data_dir", type=path, nargs="+",
+                       help="The folder of each task's train and test files, in their order; or one folder that has a folder "
+                            "named after each task.")
     group.add_argument("--task_sampling_alpha", type=number(float, minimum=0), default=1.0,
-                       help="An update's task is drawn by its number of training examples to this power: 1 in "
-                            "proportion, 0 evenly (default: 1.0).")
+                       help="The probability of a task is its number of training examples to this power: 1 in proportion, 0 "
+                            "all the same (default: 1.0).")
     parser.set_defaults(do_predict=False, predict_file=None)
-
-
-FEATURE_FLAGS = ("layers", "layer_pooling", "pooling_type", "hierarchical", "classifier", "lstm_hidden_size",
-                 "attention_size", "attention_hops")
-MODEL_FLAGS = ("do_lower_case", "max_seq_length", "trunc_medium", "max_fractions", *FEATURE_FLAGS)
-TASK_FLAGS = ("task_name", "label_column", "text_columns", "sep")
-NOT_RECIPE = {"do_train", "do_predict", "predict_file", "eval_batch_size", "gradient_accumulation_steps", "bf16",
-              "compile", "gradient_checkpointing", "no_cuda", "num_processes", "local_rank", "output_dir",
-              "overwrite_output_dir", "save_checkpoints_steps", "log_steps", "seed"}
 
 
 def parse(parser, argv=None):
@@ -166,14 +189,20 @@ def parse(parser, argv=None):
     marked = parser.parse_args(argv, argparse.Namespace(**{action.dest: unset for action in parser._actions}))
     given = {name for name, value in vars(marked).items() if value is not unset}
     args = parser.parse_args(argv)
+    args.task_sampling_alpha = getattr(args, "task_sampling_alpha", 1.0)
+    check_job(args)
+    check_combinations(args, given)
+    return args, given
+
+
+def check_job(args):
+    """Raises UserError where it is not clear what to do, or with what."""
     if not (args.do_train or args.do_eval or args.do_predict):
         raise UserError("nothing to do: give --do_train, --do_eval or --do_predict")
     if args.do_predict and not args.predict_file:
         raise UserError("--do_predict needs --predict_file")
     if args.predict_file and not args.do_predict:
         raise UserError("--predict_file is read only with --do_predict")
-    if args.patience and not args.dev_fraction:
-        raise UserError("--patience needs data to watch: add for example --dev_fraction 0.1")
     if isinstance(args.task_name, list):
         if len(set(args.task_name)) < len(args.task_name):
             raise UserError("--task_name names a task twice")
@@ -182,23 +211,23 @@ def parse(parser, argv=None):
                             "run_classifier_single_layer.py with --init_checkpoint OUTPUT_DIR/TASK/best")
     if not args.do_train and not args.init_checkpoint:
         raise UserError("without --do_train, --init_checkpoint must name the folder of a fine-tuned model")
-    if not args.do_train and len(args.seed) > 1:
-        raise UserError("several --seed need --do_train")
     for flag in ("task_name", "data_dir"):
         if args.do_train and getattr(args, flag) is None:
             raise UserError(f"--{flag} is needed with --do_train")
     if args.do_eval and args.data_dir is None:
         raise UserError("--data_dir is needed with --do_eval")
-    if args.task_name != "csv" and args.task_name and given & set(TASK_FLAGS[1:]):
-        raise UserError(f"--{sorted(given & set(TASK_FLAGS[1:]))[0]} belongs to --task_name csv, not to {args.task_name}")
-    if len(set(args.seed)) < len(args.seed):
-        raise UserError("--seed names a seed twice")
-    check_combinations(args, given)
-    return args, given
 
 
 def check_combinations(args, given):
-    """Raises UserError where a flag that was given has nothing to act on."""
+    """Raises UserError where a flag that was given has nothing to act on, or contradicts another."""
+    if args.task_name != "csv" and args.task_name and given & set(TASK_FLAGS[1:]):
+        raise UserError(f"--{sorted(given & set(TASK_FLAGS[1:]))[0]} belongs to --task_name csv, not to {args.task_name}")
+    if not args.do_train and len(args.seed) > 1:
+        raise UserError("several --seed need --do_train")
+    if len(set(args.seed)) < len(args.seed):
+        raise UserError("--seed names a seed twice")
+    if args.patience and not args.dev_fraction:
+        raise UserError("--patience needs data to watch: add for example --dev_fraction 0.1")
     if args.max_fractions and not args.hierarchical:
         raise UserError("--max_fractions belongs to --hierarchical, which is not given")
     if args.hierarchical and "trunc_medium" in given and not args.max_fractions:

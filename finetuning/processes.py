@@ -1,17 +1,19 @@
 """The processes of a fine-tuning run, one a device: how they start, talk and stop together."""
 import contextlib
 import dataclasses
+import datetime
 import gc
 import logging
 import os
 import signal
 import sys
+import time
 import traceback
 
 import torch
 import torch.distributed as dist
 
-from command_line import UserError, end_with_parent
+from common.command_line import UserError, end_with_parent, print_error, rendezvous
 
 
 @dataclasses.dataclass
@@ -36,41 +38,62 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def max(self, number):
+        """The largest of every process's whole number: all of them stop after the same update."""
+        if self.size == 1:
+            return number
+        numbers = torch.tensor([number])
+        dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+        return numbers.item()
+
     def gather(self, value):
-        """The list of every process's value, any that can be pickled."""
+        """The list of every process's value, any that can be pickled. Each waits here for all."""
         if self.size == 1:
             return [value]
         values = [None] * self.size
         dist.all_gather_object(values, value)
         return values
 
+    def on_main(self, function, *arguments):
+        """What function(*arguments) gives in the main process, in all of them. Where it raises UserError there, the others
+        end without a word of their own."""
+        value = error = None
+        if self.main:
+            try:
+                value = function(*arguments)
+            except UserError as raised:
+                error = raised
+        value, failed = self.gather((value, error is not None))[0]
+        if error:
+            raise error
+        if failed:
+            sys.exit(1)
+        return value
+
 
 LAUNCHER = "FINE_TUNING_LAUNCHER_PID"  # set by `launch` for the processes that it starts
 
 
-def end_with_launcher():
-    """Has this process end with the one that started it: a command that is typed again must not meet processes of the
-    last one that still write."""
+@contextlib.contextmanager
+def connect(local_rank, use_gpu, timeout):
+    """Connects the processes of the run, one a device, and yields this one's World.
+
+    local_rank: the device's number, unless LOCAL_RANK of a launcher says another. timeout: seconds to wait for those that have not come, then the process ends with an error (see
+    common.command_line.rendezvous). Raises UserError where another process is lost on the way.
+    """
     if LAUNCHER in os.environ and sys.platform == "linux":
+        # A command that is typed again must not meet processes of the last one that still write.
         end_with_parent()
         if os.getppid() != int(os.environ[LAUNCHER]):  # it had ended before
             sys.exit(128 + signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def join(args):
-    """Joins the processes of the run, one a device."""
-    end_with_launcher()
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    local_rank = int(os.environ.get("LOCAL_RANK", max(args.local_rank, 0)))
-    cuda = torch.cuda.is_available() and not args.no_cuda
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    if cuda:
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", local_rank))) if use_gpu else torch.device("cpu")
+    if use_gpu:
         torch.cuda.set_device(device)
     if size == 1:
         yield World(0, 1, device)
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    meet("cpu:gloo,cuda:nccl" if use_gpu else "gloo", rank, size, timeout)
     try:
         yield World(rank, size, device)
     except BaseException as error:
@@ -80,20 +103,40 @@ def join(args):
                             f"({str(error).splitlines()[0][:200]})") from None
         raise
     finally:
-        # One that outlives the process group ends it, and waits, without giving the interpreter's lock back, for
-        # gloo's thread, which may be waiting for that lock.
+        # A DistributedDataParallel that outlives the process group ends it, and waits, without giving the interpreter's
+        # lock back, for gloo's thread, which may be waiting for that lock.
         gc.collect()
         dist.destroy_process_group()
 
 
-def launch(args):
-    """Starts this command once for each device of the machine, unless a launcher did. Returns whether it ran so."""
+def meet(backend, rank, size, timeout):
+    """Makes the process group once all processes have come."""
+    host, port = os.environ.get("MASTER_ADDR", "localhost"), int(os.environ.get("MASTER_PORT", 29500))
+    is_host = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # else the launcher's own store is there
+    come = 1
+    with rendezvous(lambda: f"{size - come} of {size} processes at {host}:{port}", timeout):
+        # A little longer than our own wait, which ends the process with a line instead of a traceback.
+        patience = datetime.timedelta(seconds=timeout + 60)
+        store = dist.TCPStore(host, port, size, is_host, patience, wait_for_workers=False)
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)  # a restart counts anew
+        come = store.add("come", 1)
+        while come < size:  # not init_process_group, which would wait without saying for how many
+            time.sleep(0.01)
+            come = store.add("come", 0)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+
+
+def launch(num_processes, use_gpu):
+    """Starts this command once for each device of the machine, unless a launcher did. Returns whether it ran so.
+
+    num_processes: --num_processes, or None for one a visible GPU. Ends the process as its first failing one ended.
+    """
     if "RANK" in os.environ:
-        if args.num_processes and args.num_processes != int(os.environ.get("LOCAL_WORLD_SIZE", args.num_processes)):
+        if num_processes and num_processes != int(os.environ.get("LOCAL_WORLD_SIZE", num_processes)):
             raise UserError("--num_processes differs from what the launcher started; leave it out under torchrun")
         return False
-    gpus = 0 if args.no_cuda else torch.cuda.device_count()
-    processes = args.num_processes or max(1, gpus)
+    gpus = torch.cuda.device_count() if use_gpu else 0
+    processes = num_processes or max(1, gpus)
     if gpus and processes > gpus:
         raise UserError(f"--num_processes {processes}: only {gpus} GPUs are visible")
     if processes == 1:
@@ -108,40 +151,14 @@ def launch(args):
                           rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
     try:
         elastic_launch(config, sys.executable)("-u", *sys.argv)
-    except ChildFailedError as error:  # the process itself has said why
-        sys.exit(error.get_first_failure()[1].exitcode)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:  # else the process itself has said why
+            print_error(f"process {rank} of {processes} was ended by {signal.Signals(-failure.exitcode).name}"
+                        + (", perhaps for want of memory" if failure.exitcode == -signal.SIGKILL else "")
+                        + "; the same command goes on from the last checkpoint")
+            sys.exit(128 - failure.exitcode)
+        sys.exit(failure.exitcode)
     except SignalException as error:
         sys.exit(128 + error.sigval)
     return True
-
-
-class StopRequest:
-    """SIGTERM or SIGINT (Ctrl-C), remembered until the update under way is done and saved: a context, for training alone.
-
-    Elsewhere the signal ends the process at once: nothing is lost there, because what was learnt is saved already.
-    `received` is the signal's number, or 0.
-    """
-
-    def __init__(self, world):
-        self.world, self.received = world, 0
-
-    def __enter__(self):
-        self.handlers = {number: signal.signal(number, self.receive) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-        if self.received:  # after the last update
-            os.kill(os.getpid(), self.received)
-
-    def receive(self, number, _):
-        self.received = number
-
-    def agreed(self):
-        """The signal that any process got, or 0: all of them stop after the same update."""
-        if self.world.size == 1:
-            return self.received
-        number = torch.tensor([self.received])
-        dist.all_reduce(number, op=dist.ReduceOp.MAX)
-        return number.item()

@@ -1,0 +1,358 @@
+"""What the three fine-tuning scripts do with their flags: train, evaluate or predict, in a folder.
+
+    run.json                          flags, versions, device, commit, recipe: what the run is
+    metrics.jsonl, tensorboard/       its metrics
+    eval_results_epN.txt, results_epN.txt, classification_report_epN.txt    after epoch N
+    best/, last/                      the models of the best and of the last epoch: load again here and in transformers
+    checkpoint.pt                     what a stopped run goes on from; removed at the end
+    results.json                      the figures of the finished run
+
+Of several seeds each has such a folder, seed_N, and summary.json stands beside them. A run on several tasks writes what
+belongs to one task into a folder by the task's name.
+"""
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+import platform
+import re
+import sys
+
+import numpy as np
+import torch
+
+import tasks
+from common.command_line import UserError, command
+from common.files import atomic_write, check_output_folder, read_json, remove, write_json
+from common.run_folder import RunFolder, versions
+from finetuning.data import make_dataset
+from finetuning.evaluation import (describe, describe_result, measure, predict, summarize_seeds, write_evaluation)
+from finetuning.flags import NOT_RECIPE, WATCHED, parse
+from finetuning.model import describe_classifier, identity, make_model, read_inputs
+from finetuning.processes import connect, launch
+from finetuning.training import Execution, Recipe, TaskRun, read_checkpoint, train
+from finetuning.weights import save_classifier
+
+KIND = "fine-tuning"  # of a run, in its run.json
+OWNED = re.compile(r"run\.json|metrics\.jsonl|results\.json|checkpoint\.pt|(eval_results|results|classification_report)"
+                   r"(_ep\d+)?\.txt|best|last|tensorboard|\..*\.tmp")
+SEED_FOLDER = re.compile(r"seed_(\d+)")
+
+
+def run(parser, rates_of=lambda config, args: (None, None), argv=None):
+    """What a script does with its flags.
+
+    rates_of(config, args) gives the rate of each layer and of the embeddings, or None and None: --learning_rate.
+    """
+    args, given = parse(parser, argv)
+    check_output_folder(args.output_dir, "--output_dir")
+    use_gpu = torch.cuda.is_available() and not args.no_cuda
+    if launch(args.num_processes, use_gpu):
+        return
+    with out_of_memory_in_one_line(), connect(max(args.local_rank, 0), use_gpu, args.rendezvous_timeout) as world:
+        inputs = read_inputs(args, given)
+        model_folder = args.init_checkpoint
+        if args.do_train:
+            model_folder = fine_tune(args, inputs, rates_of(inputs.config, args), world)
+        elif args.do_eval:
+            evaluate_saved(args, inputs, world)
+        if args.do_predict:
+            predict_file(args, inputs, model_folder, world)
+
+
+@contextlib.contextmanager
+def out_of_memory_in_one_line():
+    """Turns what torch raises where the device's or the machine's memory is used up into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise UserError(f"out of memory ({str(error).splitlines()[0][:160]}); raise --gradient_accumulation_steps, lower "
+                        "--eval_batch_size, or add --gradient_checkpointing") from None
+
+
+# Data
+
+def read_dataset(args, inputs, index, split, world, num=None):
+    """The split `train` or `test` of the task of that index, or a stratified part of it, as a finetuning.data.Dataset."""
+    texts, labels = tasks.read_examples(inputs.tasks[index], inputs.data_dirs[index], split)
+    if num:
+        chosen = tasks.subsample(labels, num, seed=0)
+        texts, labels = [texts[i] for i in chosen], labels[chosen]
+    return tokenize(args, inputs, texts, labels, f"{prefix_of(inputs, index)}{split} data", world)
+
+
+def tokenize(args, inputs, texts, labels, name, world):
+    """Texts and class indices as a finetuning.data.Dataset. name: what the log calls them."""
+    max_fractions = (args.max_fractions or math.inf) if args.hierarchical else 1
+    dataset = make_dataset(inputs.tokenizer, texts, labels, args.max_seq_length, args.trunc_medium, max_fractions)
+    fractions = f" in {np.diff(dataset.document_offsets).mean():.2f} fractions" if args.hierarchical else ""
+    world.print(f"{name}: {len(dataset):,} texts, {dataset.lengths.mean():.1f} tokens on average{fractions}, "
+                f"{dataset.num_cut:,} ({dataset.num_cut / len(dataset):.1%}) are truncated")
+    return dataset
+
+
+def prefix_of(inputs, index):
+    """What a line of the log about a task begins with: its name where there are several."""
+    return f"{inputs.tasks[index].name}: " if len(inputs.tasks) > 1 else ""
+
+
+def task_run(args, inputs, index, train_set, test_set, seed, folder):
+    """The TaskRun of one seed: its part of the training set, what is evaluated each epoch and what is tested at the end."""
+    task = inputs.tasks[index]
+    if args.num_datas:
+        train_set = train_set.subset(tasks.subsample(train_set.labels, args.num_datas, seed))
+    evaluated, evaluated_name, tested = test_set, "test", None
+    if args.dev_fraction:
+        kept, held_out = tasks.split_train_dev(train_set.labels, args.dev_fraction, seed)
+        evaluated, evaluated_name, tested = train_set.subset(held_out), "held-out", test_set
+        train_set = train_set.subset(kept)
+    save = functools.partial(save_model, args, inputs.config, task)
+    return TaskRun(task, prefix_of(inputs, index), part_of(folder, inputs.tasks, task), train_set, evaluated, evaluated_name,
+                   tested, save)
+
+
+def save_model(args, config, task, classifier, folder):
+    save_classifier(folder, classifier, config, task.labels, describe_classifier(args, task), args.vocab_file,
+                    args.max_seq_length, args.do_lower_case)
+
+
+def show_examples(inputs, run, world):
+    """Prints three full training examples, as the model sees them."""
+    inverse = inputs.tokenizer.inv_vocab
+    for index in range(min(3, len(run.train))):
+        label = run.train.labels[index]
+        world.print(f"{run.prefix}training example {index}: label {run.task.labels[label]} (class {label})")
+        for sequence in run.train.sequences(index):
+            world.print(f"  tokens: {' '.join(inverse[i] for i in sequence)}\n"
+                        f"  input_ids: {' '.join(map(str, sequence))}")
+
+
+# Training
+
+def fine_tune(args, inputs, rates, world):
+    """The runs of all seeds, one after the other. Returns the folder of the model to go on with: the best of the first
+    seed (and, of several tasks, of the first)."""
+    check_start(args)
+    indices = range(len(inputs.tasks))
+    train_sets = [read_dataset(args, inputs, index, "train", world) for index in indices]
+    test_sets = [read_dataset(args, inputs, index, "test", world, args.num_test_datas) if args.do_eval else None
+                 for index in indices]
+    if args.do_eval and not args.dev_fraction:
+        world.print("the test set is evaluated after each epoch and chooses the best one, as in the paper; "
+                    "--dev_fraction 0.1 chooses on held-out training data and tests once")
+    recipe = world.on_main(recipe_of, args, inputs, train_sets, test_sets)
+    folders = {seed: RunFolder(seed_folder(args, seed), KIND, OWNED) for seed in args.seed}
+    with contextlib.ExitStack() as locks:
+        world.on_main(lock_all, locks, dict.fromkeys([args.output_dir, *(folder.path for folder in folders.values())]))
+        # every folder is looked at before the first run, not hours later
+        found = world.on_main(look_at_folders, args, inputs, folders, recipe)
+        results = []
+        for seed, folder in folders.items():
+            finished = found[seed] and finished_result(folder, world)
+            results.append(finished or run_seed(args, inputs, rates, recipe | {"seed": seed}, folder, found[seed],
+                                                train_sets, test_sets, world))
+    first = part_of(seed_folder(args, args.seed[0]), inputs.tasks, inputs.tasks[0])
+    model_folder = os.path.join(first, "best" if args.do_eval or args.dev_fraction else "last")
+    if world.main:
+        if len(args.seed) > 1:
+            summary, lines = summarize_seeds(args.seed, results)
+            print(*lines, sep="\n")
+            path = os.path.join(args.output_dir, "summary.json")
+            if not os.path.exists(path) or read_json(path, {}) != summary:
+                write_json(path, summary)
+        if os.path.isdir(model_folder):  # a finished run's models may have been moved away
+            script = os.path.basename(sys.argv[0]).replace("multitask", "single_layer")
+            print(f"wrote {args.output_dir}; next, predict with it:\n  " + command(
+                script, do_predict=True, predict_file="FILE", init_checkpoint=model_folder, output_dir=args.output_dir))
+    return model_folder
+
+
+def lock_all(locks, paths):
+    for path in paths:
+        locks.enter_context(RunFolder(path, KIND, OWNED).lock())
+
+
+def run_seed(args, inputs, rates, recipe, folder, found, train_sets, test_sets, world):
+    """The run of one seed: begins it in its folder, or goes on with it. found: its run.json, None where it is new.
+    Returns the figures of results.json."""
+    torch.manual_seed(recipe["seed"])
+    model, lines = make_model(args, inputs, world.device)  # before the folder changes: wrong weights leave it as it is
+    flags = vars(args) | {"num_processes": world.size}
+    checkpoint = os.path.join(folder.path, "checkpoint.pt")
+    state = None
+    if found is None:
+        world.on_main(begin, args, inputs, folder, recipe, flags, world)
+    elif os.path.exists(checkpoint):
+        state = read_checkpoint(checkpoint)
+        note = world.on_main(folder.resume, found, state["progress"]["global_step"], flags, WATCHED)
+        if note:
+            world.print(note)
+    runs = [task_run(args, inputs, index, *sets, recipe["seed"], folder.path)
+            for index, sets in enumerate(zip(train_sets, test_sets))]
+    if state is None:
+        world.print(*lines, sep="\n")
+        for run in runs:
+            show_examples(inputs, run, world)
+    held_out = f", {sum(len(run.evaluated) for run in runs):,} held out" if args.dev_fraction else ""
+    world.print(f"seed {recipe['seed']}: {sum(len(run.train) for run in runs):,} training examples{held_out}")
+    values = vars(args) | {"seed": recipe["seed"], "layer_rates": rates[0], "embeddings_rate": rates[1]}
+    result = train(model, runs, fields_of(Recipe, values), fields_of(Execution, values), world, folder.path, state)
+    if world.main:
+        write_json(os.path.join(folder.path, "results.json"), result)
+        remove(checkpoint)
+    world.print(f"{folder.path}: {describe_result(result)}")
+    return result
+
+
+def fields_of(kind, values):
+    """An object of a dataclass, its fields taken from a dict that may hold more."""
+    return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
+
+
+# Whose folder it is
+
+def recipe_of(args, inputs, train_sets, test_sets):
+    """What decides the result of a run, beside the seed: the flags that do, and digests of all that is read. Two runs of
+    an equal recipe are the same, wherever their files lie."""
+    data = {f"{prefix_of(inputs, index)}{name} data": dataset.digest()
+            for name, datasets in (("training", train_sets), ("test", test_sets))
+            for index, dataset in enumerate(datasets) if dataset}
+    labels = {f"{prefix_of(inputs, index)}labels": list(task.labels) for index, task in enumerate(inputs.tasks)}
+    return ({key: value for key, value in vars(args).items() if key not in NOT_RECIPE}
+            | identity(args, inputs.config) | labels | data)
+
+
+def seed_folder(args, seed):
+    """The folder of one seed's run: --output_dir, or where there are several seeds one in it."""
+    return args.output_dir if len(args.seed) == 1 else os.path.join(args.output_dir, f"seed_{seed}")
+
+
+def part_of(folder, all_tasks, task):
+    """Where a run in `folder` writes what belongs to one of its tasks."""
+    return os.path.join(folder, task.name) if len(all_tasks) > 1 else folder
+
+
+def check_start(args):
+    """Raises UserError where the run would write over the weights that it starts from."""
+    inside = os.path.relpath(os.path.realpath(args.init_checkpoint or os.sep), os.path.realpath(args.output_dir))
+    if inside == "." or not inside.startswith("..") and {"best", "last"} & set(inside.split(os.sep)):
+        raise UserError(f"--output_dir: {args.output_dir} holds --init_checkpoint {args.init_checkpoint}, and would be "
+                        "written anew; name another folder")
+
+
+def look_at_folders(args, inputs, folders, recipe):
+    """{seed: the run.json of the run that it goes on with, or None}. Changes nothing. Raises UserError where --output_dir
+    holds another run that may not be overwritten."""
+    found = {}
+    one_seed = os.path.exists(os.path.join(args.output_dir, "run.json"))
+    several = os.path.exists(os.path.join(args.output_dir, "summary.json"))
+    if not args.overwrite_output_dir and (one_seed if len(args.seed) > 1 else several and not one_seed):
+        raise UserError(f"--output_dir: {args.output_dir} holds a run of {'one seed' if one_seed else 'several seeds'}; name "
+                        "another folder, or add --overwrite_output_dir to remove it")
+    for seed, folder in folders.items():
+        found[seed] = folder.check(recipe | {"seed": seed}, args.overwrite_output_dir)
+        for part in parts(folder, inputs.tasks):
+            if os.path.exists(part.record):
+                raise UserError(f"--output_dir: {part.path} holds a run of its own, and would get files of this one; name "
+                                "another folder")
+            if found[seed] is None and not args.overwrite_output_dir:
+                part.check({})
+    return found
+
+
+def parts(folder, all_tasks):
+    """The RunFolder of each task of a run on several."""
+    return [RunFolder(os.path.join(folder.path, task.name), KIND, OWNED) for task in all_tasks] if len(all_tasks) > 1 else []
+
+
+def begin(args, inputs, folder, recipe, flags, world):
+    """Removes other runs where --overwrite_output_dir says so, and writes run.json."""
+    if args.overwrite_output_dir:
+        summary = os.path.join(args.output_dir, "summary.json")
+        for name in filter(SEED_FOLDER.fullmatch, os.listdir(args.output_dir)):
+            if len(args.seed) == 1 or int(SEED_FOLDER.fullmatch(name)[1]) not in args.seed:
+                clear(RunFolder(os.path.join(args.output_dir, name), KIND, OWNED))
+        if len(args.seed) > 1:
+            RunFolder(args.output_dir, KIND, OWNED).clear()
+        if os.path.exists(summary):
+            remove(summary)
+    clear(folder, inputs.tasks)
+    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.machine() + " CPU"
+    os.makedirs(folder.path, exist_ok=True)
+    folder.begin(recipe, flags, versions=versions("torch", "numpy", "tokenizers", "scikit-learn"), device=device,
+                 processes=world.size, threads=torch.get_num_threads())
+
+
+def clear(folder, own_tasks=()):
+    """Removes a run, if one of ours is there: its files, those of its tasks, and folders that are empty then.
+
+    The names of its tasks are read from its run.json, so only those that are tasks' are believed; a folder that holds a
+    run of its own is left alone.
+    """
+    found = folder.earlier()
+    names = found["recipe"].get("task_name") if found else None
+    known = [tasks.TASKS[name] for name in (names if isinstance(names, list) else []) if name in tasks.TASKS]
+    for part in parts(folder, [*known, *own_tasks]):
+        if not os.path.exists(part.record) and not os.path.islink(part.path):
+            clear_and_remove(part)
+    if own_tasks:
+        folder.clear()
+    elif found:
+        clear_and_remove(folder)
+
+
+def clear_and_remove(folder):
+    """Removes what a run wrote into a folder, and the folder if that was all."""
+    folder.clear()
+    if os.path.isdir(folder.path) and not os.listdir(folder.path):
+        os.rmdir(folder.path)
+
+
+def finished_result(folder, world):
+    """The results.json of a finished run, or None. What a process that was killed just then left is removed."""
+    path = os.path.join(folder.path, "results.json")
+    if not os.path.exists(path):
+        return None
+    result = read_json(path, {"seed": int, "train_seconds": float, "peak_memory_mib": int})
+    world.print(f"{folder.path}: this run is finished: {describe_result(result)}")
+    checkpoint = os.path.join(folder.path, "checkpoint.pt")
+    if world.main and os.path.exists(checkpoint):
+        remove(checkpoint)
+    return result
+
+
+# A saved model
+
+def evaluate_saved(args, inputs, world):
+    """Evaluates a fine-tuned model on the test set. In the folder of a run its own results keep their names."""
+    test_set = read_dataset(args, inputs, 0, "test", world, args.num_test_datas)
+    classifier = make_model(args, inputs, world.device)[0].classifiers[0]
+    logits = predict(classifier, test_set, args.eval_batch_size, world, args.bf16)
+    measured = measure(test_set.labels, logits)
+    suffix = "_saved_model" if os.path.exists(os.path.join(args.output_dir, "run.json")) else ""
+    if world.main:
+        write_evaluation(args.output_dir, suffix, measured, test_set.labels, logits, inputs.tasks[0].labels)
+    world.print(f"{args.init_checkpoint}: {describe(measured)} on {len(test_set):,} test examples\nwrote "
+                f"{os.path.join(args.output_dir, f'eval_results{suffix}.txt')}, results{suffix}.txt and "
+                f"classification_report{suffix}.txt")
+
+
+def predict_file(args, inputs, model_folder, world):
+    """Writes predictions.tsv: a header, then the label and each class's probability for each text of --predict_file."""
+    task = inputs.tasks[0]
+    texts = tasks.read_texts(task, args.predict_file)
+    args = type(args)(**vars(args) | {"do_train": False, "init_checkpoint": model_folder})
+    classifier = make_model(args, inputs, world.device)[0].classifiers[0]
+    dataset = tokenize(args, inputs, texts, np.zeros(len(texts)), args.predict_file, world)
+    logits = predict(classifier, dataset, args.eval_batch_size, world, args.bf16)
+    if not world.main:
+        return
+    path = os.path.join(args.output_dir, "predictions.tsv")
+    with atomic_write(path) as file:
+        file.write("\t".join(["label", *task.labels]) + "\n")
+        for row in torch.from_numpy(logits).softmax(dim=1).numpy():
+            file.write("\t".join([task.labels[row.argmax()], *(f"{value:.6f}" for value in row)]) + "\n")
+    print(f"wrote {path}: the label and the probability of each class for {len(texts):,} texts")

@@ -1,0 +1,144 @@
+"""Metrics, predictions, the best epoch, and means over seeds."""
+import dataclasses
+import os
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from common.files import atomic_write
+from common.run_folder import write_key_values
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """compute: (labels int [N], predictions int [N], logits float32 [N, classes]) -> float."""
+    compute: Callable
+    greater_is_better: bool = True
+    in_percent: bool = True
+
+
+def scikit_learn(name, **options):
+    """The metric of that name in sklearn.metrics, of labels and predictions."""
+    def compute(labels, predictions, logits):
+        import sklearn.metrics  # 0.7 s: at the first evaluation, not at the start
+        return float(getattr(sklearn.metrics, name)(labels, predictions, **options))
+    return Metric(compute)
+
+
+def cross_entropy(labels, predictions, logits):
+    """The mean negative log-likelihood, in float64."""
+    return F.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels)).item()
+
+
+# Each appears as eval_NAME in the log, metrics.jsonl, TensorBoard, eval_results*.txt, results.json, summary.json and the
+# experiments' tables, and is a choice of --best_metric. zero_division: of a class that is never predicted.
+METRICS = {
+    "accuracy": scikit_learn("accuracy_score"),
+    "loss": Metric(cross_entropy, greater_is_better=False, in_percent=False),
+    "macro_f1": scikit_learn("f1_score", average="macro", zero_division=0),
+    "weighted_f1": scikit_learn("f1_score", average="weighted", zero_division=0),
+    "macro_precision": scikit_learn("precision_score", average="macro", zero_division=0),
+    "macro_recall": scikit_learn("recall_score", average="macro", zero_division=0),
+}
+
+
+def predict(model, dataset, batch_size, world, bf16):
+    """A task's logits, float32 [N, classes] in the dataset's order.
+
+    model: a BertForSequenceClassification. batch_size: sequences of a batch. Each example is computed once, by one of the
+    world's processes, and all of them get all logits.
+    """
+    model.eval()
+    own = dataset.batches_by_length(batch_size)[world.rank::world.size]
+    bar = tqdm(own, unit="batch", desc="evaluation", disable=not world.main, mininterval=1, leave=False)
+    with torch.inference_mode(), torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
+        computed = [model(dataset.batch(indices).to(world.device)).cpu().numpy() for indices in bar]
+    logits = np.full((len(dataset), model.classifier.out_features), np.nan, np.float32)
+    for batches, values in world.gather((own, computed)):
+        for indices, rows in zip(batches, values):
+            logits[indices] = rows
+    return logits
+
+
+def measure(labels, logits):
+    """{eval_NAME: value} of every metric, for class indices (int64 [N]) and logits (float32 [N, classes])."""
+    predictions = logits.argmax(axis=1)
+    return {f"eval_{name}": metric.compute(labels, predictions, logits) for name, metric in METRICS.items()}
+
+
+def describe(evaluation):
+    """The metrics of an evaluation in words."""
+    return ", ".join(f"{name} {evaluation[f'eval_{name}']:{'.4%' if metric.in_percent else '.4f'}}"
+                     for name, metric in METRICS.items() if f"eval_{name}" in evaluation)
+
+
+def write_evaluation(folder, suffix, evaluation, labels, logits, names):
+    """Writes results{suffix}.txt, a predicted class index a line, and eval_results{suffix}.txt, `key = value` lines: the
+    authors' two files; and classification_report{suffix}.txt, each class's figures and the confusion matrix.
+
+    evaluation: what eval_results gets. labels: class indices [N]. logits [N, classes]. names: the classes.
+    """
+    import sklearn.metrics
+    predictions = logits.argmax(axis=1)
+    with atomic_write(os.path.join(folder, f"results{suffix}.txt")) as file:
+        file.writelines(f"{prediction}\n" for prediction in predictions)
+    classes = range(len(names))
+    with atomic_write(os.path.join(folder, f"classification_report{suffix}.txt")) as file:
+        file.write(sklearn.metrics.classification_report(labels, predictions, labels=classes, target_names=names, digits=4,
+                                                         zero_division=0))
+        file.write("\nconfusion matrix: a row for each true class, in it how often each class was predicted\n")
+        file.writelines(f"{name}\t" + "\t".join(map(str, row)) + "\n" for name, row in zip(
+            names, sklearn.metrics.confusion_matrix(labels, predictions, labels=classes)))
+    write_key_values(os.path.join(folder, f"eval_results{suffix}.txt"), evaluation)
+
+
+def is_better(evaluation, other, best_metric):
+    """Whether an evaluation beats another by the metric of that name, or, where they tie, by its lower loss."""
+    def key(values):
+        sign = 1 if METRICS[best_metric].greater_is_better else -1
+        return sign * values[f"eval_{best_metric}"], -values["eval_loss"]
+    return key(evaluation) > key(other)
+
+
+def best_of(evaluations, best_metric):
+    """The best of a list of evaluations; of equal ones the first."""
+    best = evaluations[0]
+    for evaluation in evaluations[1:]:
+        if is_better(evaluation, best, best_metric):
+            best = evaluation
+    return best
+
+
+def figures_by_task(result):
+    """[("", the figures)] of the results.json of one task, [("NAME: ", its figures), ...] of that of several."""
+    return [(f"{name}: ", figures) for name, figures in result["tasks"].items()] if "tasks" in result else [("", result)]
+
+
+def describe_result(result):
+    """The figures of a finished run in one line."""
+    words = [f"{task}{name} accuracy {figures[name]['eval_accuracy']:.4%} (epoch {figures[name]['epoch']})"
+             for task, figures in figures_by_task(result) for name in ("best", "last", "test") if name in figures]
+    return ", ".join(words + [f"{result['train_seconds']:.0f} s of training, {result['peak_memory_mib']:,} MiB"])
+
+
+def summarize_seeds(seeds, results):
+    """(what summary.json holds, the lines to print): mean and standard deviation (n - 1) over the seeds of the accuracy,
+    and of every other metric, of the best and the last epoch and of the test."""
+    summary, lines = {"seeds": seeds}, []
+    for position, (task, figures) in enumerate(figures_by_task(results[0])):
+        own = summary.setdefault("tasks", {}).setdefault(task.removesuffix(": "), {}) if task else summary
+        for name in ("best", "last", "test"):
+            if name not in figures:
+                continue
+            values = {metric: np.array([figures_by_task(result)[position][1][name][f"eval_{metric}"] for result in results])
+                      for metric in METRICS}
+            statistics = {metric: {"mean": of_seeds.mean(), "std": of_seeds.std(ddof=1), "values": of_seeds.tolist()}
+                          for metric, of_seeds in values.items()}
+            own[name] = statistics["accuracy"] | {"metrics": statistics}
+            lines.append(f"{task}{name} over {len(seeds)} seeds: " + ", ".join(
+                f"{metric} {statistics[metric]['mean']:{form}} (std {statistics[metric]['std']:{form}})"
+                for metric in METRICS for form in (".4%" if METRICS[metric].in_percent else ".4f",)))
+    return summary, lines

@@ -1,0 +1,149 @@
+"""Flags and a checkpoint -> a model on a device."""
+import dataclasses
+import os
+
+import tasks
+from common.command_line import UserError
+from common.configuration import BertConfig
+from common.files import digest_of_file, read_json
+from finetuning.data import head_and_tail
+from finetuning.flags import FEATURE_FLAGS, MODEL_FLAGS
+from finetuning.weights import digest_of_weights, find_weights, load_weights, read_weights
+from modeling import BertForSequenceClassification, MultiTaskModel, check_features
+from tokenization import FullTokenizer
+
+CLASSIFIER_SCHEMA = {  # of classifier.json, which a saved model has beside its weights
+    "task": {"name": str, "domain": str, "labels": [str], "text_columns": [(int, str)], "label_column": (int, str),
+             "sep": (str, type(None)), "joiner": str, "numbered": bool, "original": (str, type(None)), "titled": bool,
+             "language": str},
+    "do_lower_case": bool, "max_seq_length": int, "trunc_medium": int, "max_fractions": (int, type(None)), "layers": [int],
+    "layer_pooling": str, "pooling_type": str, "hierarchical": (str, type(None)), "classifier": str,
+    "lstm_hidden_size": int, "attention_size": int, "attention_hops": int}
+
+
+@dataclasses.dataclass
+class Inputs:
+    """What the flags of a command name: the model's configuration, its tokenizer, and each task with its data folder."""
+    config: BertConfig
+    tokenizer: FullTokenizer
+    tasks: list
+    data_dirs: list
+
+
+def read_inputs(args, given):
+    """Reads configuration, vocabulary and tasks that the flags name, or those stored in --init_checkpoint, and completes
+    `args` by what is found there. given: the names of the flags that the user gave. Raises UserError where something is
+    missing or does not fit together."""
+    args.init_checkpoint = model_of_task(args.init_checkpoint, args.task_name)
+    folder = args.init_checkpoint if args.init_checkpoint and os.path.isdir(args.init_checkpoint) else None
+    stored_task = None if args.do_train else restore_flags(args, given, folder)
+    if args.init_checkpoint:
+        find_weights(args.init_checkpoint)
+    for flag, names in (("bert_config_file", ("config.json", "bert_config.json")), ("vocab_file", ("vocab.txt",))):
+        if getattr(args, flag) is None:
+            found = [os.path.join(folder, name) for name in names
+                     if os.path.exists(os.path.join(folder, name))] if folder else []
+            if not found:
+                raise UserError(f"--{flag} is needed: --init_checkpoint is no folder with {' or '.join(names)}")
+            setattr(args, flag, found[0])
+    config = BertConfig.from_json_file(args.bert_config_file)
+    config.check_max_seq_length(args.max_seq_length)
+    if args.layers is None:
+        args.layers = [config.num_hidden_layers - 1] if args.hierarchical or args.classifier != "linear" else [-2]
+    check_features(config, args.layers, args.layer_pooling, args.pooling_type, args.hierarchical, args.classifier)
+    head_and_tail((args.max_fractions or 1) * (args.max_seq_length - 2), args.trunc_medium)
+    if (args.frozen_layers or 0) > config.num_hidden_layers:
+        raise UserError(f"--frozen_layers {args.frozen_layers}: this model has {config.num_hidden_layers} layers")
+    tokenizer = FullTokenizer(args.vocab_file, do_lower_case=args.do_lower_case)
+    config.check_vocab(len(tokenizer.vocab), args.vocab_file)
+    return Inputs(config, tokenizer, *read_tasks(args, stored_task))
+
+
+def read_tasks(args, stored_task):
+    """(the tasks of the command, the data folder of each). stored_task: that of a saved model, or None."""
+    if isinstance(args.task_name, list):
+        return [tasks.TASKS[name] for name in args.task_name], tasks.data_folders(args.task_name, args.data_dir)
+    if stored_task is None and args.task_name == "csv":
+        stored_task = tasks.csv_task(args.data_dir, args.label_column, args.text_columns, args.sep)
+    return [stored_task or tasks.TASKS[args.task_name]], [args.data_dir]
+
+
+def model_of_task(path, task_name):
+    """The folder of a task's best model (its last, where none was evaluated) if `path` is that of a multi-task run, else
+    `path` as it is."""
+    for name in ("best", "last"):
+        found = os.path.join(path or "", str(task_name), name)
+        if os.path.exists(os.path.join(found, "model.safetensors")):
+            return found
+    return path
+
+
+def restore_flags(args, given, folder):
+    """Sets the flags of a fine-tuned model to what it was trained with. Returns its task."""
+    path = os.path.join(folder or "", "classifier.json")
+    if folder is None or not os.path.exists(path):
+        raise UserError(f"--init_checkpoint: {args.init_checkpoint} is no folder of a fine-tuned model (it has no "
+                        "classifier.json); name a run's best or last folder, or add --do_train")
+    stored = read_json(path, CLASSIFIER_SCHEMA)
+    task = tasks.task_from_dict(stored["task"])
+    if args.task_name not in (None, task.name):
+        raise UserError(f"--task_name {args.task_name}: the model in {folder} was trained for {task.name}; leave the "
+                        "flag out")
+    for flag in MODEL_FLAGS:
+        if flag in given and getattr(args, flag) != stored[flag]:
+            raise UserError(f"--{flag} {getattr(args, flag)}: the model in {folder} was trained with {stored[flag]}; "
+                            "leave the flag out")
+        setattr(args, flag, stored[flag])
+    return task
+
+
+def describe_classifier(args, task):
+    """What classifier.json holds: all that `restore_flags` reads."""
+    return {"task": task.to_dict()} | {flag: getattr(args, flag) for flag in MODEL_FLAGS}
+
+
+def make_model(args, inputs, device):
+    """The modeling.MultiTaskModel of the flags on the device, with the weights of --init_checkpoint.
+
+    Returns (model, lines that say which weights were taken for each task). To train, a part that no checkpoint gives keeps
+    what it was drawn with. Raises UserError where the encoder's weights do not fit, and, without --do_train, where the
+    classifier's are missing or of another number of classes.
+    """
+    where = f"--init_checkpoint: {args.init_checkpoint}"
+    state = read_weights(args.init_checkpoint, inputs.config) if args.init_checkpoint else None
+    classifiers, lines, bert = [], [], None
+    for task in inputs.tasks:
+        classifier = BertForSequenceClassification(inputs.config, len(task.labels), bert=bert,
+                                                   **{flag: getattr(args, flag) for flag in FEATURE_FLAGS})
+        bert = classifier.bert
+        classifiers.append(classifier)
+        if state is None:
+            lines.append("no --init_checkpoint: all weights are random")
+            continue
+        matched, ignored, missing = load_weights(classifier, state, where)
+        head = [name for name in missing if not name.startswith("bert.")]
+        if head and not args.do_train:
+            raise UserError(f"{where} has no {head[0]} of this model, or for another number of classes than the task "
+                            f"{task.name}: a prediction would be random; fine-tune first, with --do_train")
+        lines.append(f"{task.name}: {len(matched)} weights from {args.init_checkpoint}; {listed('not used', ignored)}; "
+                     f"{listed('new and random', missing)}")
+    if args.frozen_bert:
+        bert.freeze(inputs.config.num_hidden_layers)
+        bert.pooler.requires_grad_(False)
+    elif args.frozen_layers:
+        bert.freeze(args.frozen_layers)
+    bert.encoder.gradient_checkpointing = args.gradient_checkpointing
+    if args.compile:
+        bert.encoder.compile_layers()
+    return MultiTaskModel(classifiers).to(device), lines
+
+
+def listed(words, names):
+    return f"{len(names)} {words}" + (f" ({', '.join(names)})" if names else "")
+
+
+def identity(args, config):
+    """What tells the model that a run starts from: digests of its weights, vocabulary and configuration, whatever their
+    paths are."""
+    return {"weights (--init_checkpoint)": digest_of_weights(args.init_checkpoint),
+            "vocabulary (--vocab_file)": "sha256 " + digest_of_file(args.vocab_file)} | config.identity()

@@ -1,0 +1,383 @@
+"""Weights of every kind in, folders for `transformers` out, and the TensorFlow <-> PyTorch map of names.
+
+    state = read_weights("uncased_L-12_H-768_A-12/bert_model.ckpt", config)  # or a folder, a .bin, a .safetensors
+    matched, ignored, missing = load_weights(model, state, "the checkpoint")
+
+TensorFlow is imported here alone, and only for a TensorFlow checkpoint.
+"""
+import dataclasses
+import os
+import warnings
+import zipfile
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+
+from common.command_line import UserError, tensorflow_start_up
+from common.files import atomic_write, checkpoint_prefix, copy_file, digest_of_file, require_file, write_json
+from finetuning.data import pack
+from modeling import BertForPreTraining
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # under which transformers finds weights in a folder
+OPTIMIZER_SLOTS = ("adam_m", "adam_v", "Adam", "Adam_1", "lamb_m", "lamb_v")  # last part of a slot's name
+TRAINING_STATE = ("global_step", "beta1_power", "beta2_power")
+HEADS = {"masked LM": ("cls/predictions/", "cls.predictions."),
+         "next sentence": ("cls/seq_relationship/", "cls.seq_relationship.")}  # name in TensorFlow, in PyTorch
+ARCHITECTURES = {(): "BertForPreTraining", ("next sentence",): "BertForMaskedLM",
+                 ("masked LM",): "BertForNextSentencePrediction", ("masked LM", "next sentence"): "BertModel"}
+TIED = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias"}  # two names of one tensor, in PyTorch alone
+DUPLICATES = (*TIED, "bert.embeddings.position_ids")  # the last: a counter that old `transformers` files hold
+TOLERANCE = 1e-5
+
+
+
+# Reading
+
+def find_weights(path, flag="--init_checkpoint"):
+    """The file of weights, or the prefix of a TensorFlow checkpoint, that `path` names, see `read_weights`. Raises
+    UserError where there is none."""
+    prefix = checkpoint_prefix(path)
+    if prefix != path and os.path.exists(prefix + ".index"):
+        raise UserError(f"{flag}: {path} is one file of a TensorFlow checkpoint; give the prefix they share, {prefix}")
+    if os.path.exists(path + ".index"):
+        return path
+    if os.path.isdir(path):
+        found = [name for name in WEIGHT_FILES if os.path.exists(os.path.join(path, name))]
+        if not found:
+            raise UserError(f"{flag}: the folder {path} has neither {' nor '.join(WEIGHT_FILES)}; for a TensorFlow "
+                            "checkpoint give its prefix (.../bert_model.ckpt)")
+        path = os.path.join(path, found[0])
+    return require_file(path, flag)
+
+
+def digest_of_weights(path):
+    """A digest of the weights that `path` names, `none` without any. A TensorFlow checkpoint's index has the checksums of
+    all its tensors."""
+    if not path:
+        return "none"
+    found = find_weights(path)
+    return "sha256 " + digest_of_file(found + ".index" if os.path.exists(found + ".index") else found)
+
+
+def read_torch(path, where):
+    """What torch.save wrote to `path`, tensors and plain values alone. Raises UserError, its text starting with `where`,
+    for everything else, also for a file of which a bit is not what was written: torch does not look at its checksums."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                damaged = file.testzip()
+            if damaged:
+                raise UserError(f"{where}: {path} is damaged (the checksum of {damaged} is wrong); copy or make it again")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's words on how to load what is refused here anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged or foreign pickle fails in any way at all
+        raise UserError(f"{where}: {path} is no whole PyTorch checkpoint of tensors ({type(error).__name__}); a safetensors "
+                        "file's name ends in .safetensors") from None
+
+
+def read_weights(path, config, flag="--init_checkpoint"):
+    """Reads a checkpoint as a state dict on the CPU with the names of modeling.py.
+
+    path: a folder with model.safetensors or pytorch_model.bin, one such file (also the authors' released files: gamma
+    and beta, no `bert.` prefix), or the prefix of a TensorFlow checkpoint (which imports TensorFlow). Raises UserError
+    where there is none, or the file is no checkpoint.
+    """
+    path = find_weights(path, flag)
+    if os.path.exists(path + ".index"):
+        return tf_to_pytorch(read_tf_checkpoint(path, flag), config, where=f"{flag}: {path}")[0]
+    if path.endswith(".safetensors"):
+        try:
+            state = safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise UserError(f"{flag}: {path} is no whole safetensors file ({error})") from None
+    else:
+        state = read_torch(path, flag)
+    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{flag}: {path} is a pickle, but no dictionary of tensors, so no checkpoint of a model")
+    return with_our_names(state)
+
+
+def with_our_names(state):
+    """Renames: DataParallel's `module.`, TensorFlow's gamma and beta, an encoder without `bert.` before it."""
+    renamed = {}
+    for name, value in state.items():
+        name = str(name).removeprefix("module.")
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        if name.startswith(("embeddings.", "encoder.", "pooler.")):
+            name = "bert." + name
+        renamed[name] = value
+    return renamed
+
+
+def load_weights(model, state, where):
+    """Loads a state dict into a model of modeling.py, where names match.
+
+    Returns three lists of names: matched, ignored (only in the file, or above BERT and of another shape), missing (not
+    taken from the file: they keep the values they were drawn with). Raises UserError, its text starting with `where`, for
+    a weight of the encoder that is missing or has another shape.
+    """
+    own = model.state_dict()
+    other_head = [name for name in own if not name.startswith(("bert.", "cls.")) and name in state
+                  and state[name].shape != own[name].shape]
+    state = {name: value for name, value in state.items() if name not in other_head}
+    matched = sorted(own.keys() & state.keys())
+    missing = sorted(own.keys() - state.keys())
+    ignored = sorted(state.keys() - own.keys()) + other_head
+    needed = [name for name in missing if name.startswith("bert.")
+              and (model.get_parameter(name).requires_grad or "pooler" not in name)]
+    if needed:
+        raise UserError(f"{where} lacks {len(needed)} of the encoder's weights, first {needed[0]}; "
+                        "is --bert_config_file the one that came with it?")
+    for name in matched:
+        if own[name].shape != state[name].shape:
+            raise UserError(f"{where}: {name} is {list(state[name].shape)} there, the model's is {list(own[name].shape)}; "
+                            "is --bert_config_file the one that came with it?")
+    extra_layers = [name for name in ignored if name.startswith("bert.encoder.layer.")]
+    if extra_layers:
+        raise UserError(f"{where} has more layers than --bert_config_file says, first {extra_layers[0]}")
+    model.load_state_dict({name: state[name] for name in matched}, strict=False)
+    return matched, ignored, missing
+
+
+# Writing
+
+def write_torch(value, path):
+    """torch.save to a temporary name, then renamed. Raises UserError where it cannot be written."""
+    try:
+        with atomic_write(path, "wb") as file:
+            torch.save(value, file)
+    except RuntimeError as error:  # what torch makes of the system's error (no space left)
+        raise UserError(f"{path} cannot be written ({str(error).splitlines()[0]}), what was there before is kept; free "
+                        "some space and run the same command again") from None
+
+
+def write_safetensors(state, path):
+    """A state dict as a safetensors file for transformers; two names of one tensor are written once."""
+    once = {name: value.detach().cpu().contiguous() for name, value in state.items() if name not in TIED}
+    with atomic_write(path, "wb") as file:
+        file.write(safetensors.torch.save(once, metadata={"format": "pt"}))
+
+
+def save_classifier(folder, classifier, config, labels, description, vocab_file, max_seq_length, do_lower_case):
+    """Writes a folder that loads here and in transformers; the weights come last, in one rename.
+
+    classifier: a BertForSequenceClassification. labels: the classes' names. description: what classifier.json holds, from
+    which the model is built again here.
+    """
+    os.makedirs(folder, exist_ok=True)
+    plain = classifier.use_pooler and not classifier.pool_fractions  # what transformers' own head computes
+    config.write(os.path.join(folder, "config.json"), model_type="bert",
+                 architectures=["BertForSequenceClassification" if plain else "BertModel"],
+                 id2label={str(index): label for index, label in enumerate(labels)},
+                 label2id={label: index for index, label in enumerate(labels)})
+    write_json(os.path.join(folder, "classifier.json"), description)
+    write_json(os.path.join(folder, "tokenizer_config.json"),
+               {"tokenizer_class": "BertTokenizer", "do_lower_case": do_lower_case, "model_max_length": max_seq_length})
+    copy_file(vocab_file, os.path.join(folder, "vocab.txt"))
+    write_safetensors(classifier.state_dict(), os.path.join(folder, WEIGHT_FILES[0]))
+
+
+# TensorFlow <-> PyTorch
+
+@dataclasses.dataclass
+class Report:
+    """What became of every name: converted (name there, name here, shape, transposed), left out, heads absent."""
+    converted: list
+    left_out: list
+    absent_heads: tuple
+
+    def print(self):
+        for source, target, shape, transposed in self.converted:
+            print(f"  {source} {list(shape)} -> {target}{' (transposed)' if transposed else ''}")
+        for name in self.left_out:
+            print(f"  {name}: left out")
+        for head in self.absent_heads:
+            print(f"  the {head} head: absent, so it is not written")
+        print(f"{len(self.converted)} tensors converted, {len(self.left_out)} left out")
+
+
+def pytorch_name(name):
+    """(name in PyTorch, whether the matrix is transposed) of google-research/bert's variable `name`."""
+    *path, last = name.replace("/layer_", "/layer/").split("/")
+    path = ".".join(path)
+    if name.startswith("bert/embeddings/") and last.endswith("_embeddings"):
+        return f"{path}.{last}.weight", False
+    renamed = {"gamma": "weight", "beta": "bias", "kernel": "weight", "bias": "bias",
+               "output_weights": "weight", "output_bias": "bias"}
+    return f"{path}.{renamed[last]}", last == "kernel"
+
+
+def names_and_shapes(config):
+    """Of every tensor of BERT with its pre-training heads: {name in TensorFlow: (name in PyTorch, transposed, shape in
+    TensorFlow)}."""
+    with tensorflow_start_up():
+        from pretraining.modeling_tf import variable_shapes
+    return {name: (*pytorch_name(name), shape) for name, shape in variable_shapes(config).items()}
+
+
+def read_tf_checkpoint(prefix, flag="--tf_checkpoint_path"):
+    """Reads a name-based TensorFlow checkpoint without session or graph: {variable name: array}.
+
+    Raises UserError, its text starting with `flag`, where there is none or it is damaged.
+    """
+    with tensorflow_start_up():
+        from pretraining.checkpoints import read_checkpoint
+    return read_checkpoint(prefix, flag)
+
+
+def is_training_state(name):
+    """Whether a variable belongs to the optimizer and not to the model."""
+    return name in TRAINING_STATE or name.rsplit("/", 1)[-1] in OPTIMIZER_SLOTS
+
+
+def check_names(expected, present, side, where):
+    """The heads that are absent as a whole. Raises UserError where other names than those `expected` are `present`, or
+    one of the encoder's, the pooler's or of half a head is missing. `side`: 0: TensorFlow's names, 1: PyTorch's."""
+    unmatched = sorted(set(present) - set(expected))
+    if any(".ATTRIBUTES" in name for name in unmatched):
+        raise UserError(f"{where} is an object-based checkpoint of TensorFlow 2; a name-based one is needed, "
+                        "as run_pretraining.py and google-research/bert write it")
+    absent = tuple(head for head, prefixes in HEADS.items() if not any(n.startswith(prefixes[side]) for n in present))
+    missing = [name for name in expected if name not in present
+               and not any(name.startswith(HEADS[head][side]) for head in absent)]
+    for names, fault, mend in (
+            (missing, "lacks", "is --bert_config_file the one that came with it?"),
+            (unmatched, "has what this model has not:", "is --bert_config_file the one that came with it? "
+             "What shall be dropped is named with --leave_out of convert_tf_checkpoint_to_pytorch.py")):
+        if names:
+            more = f" and {len(names) - 1} more" if names[1:] else ""
+            raise UserError(f"{where} {fault} {names[0]}{more}; {mend}")
+    return absent
+
+
+def check_left_out(leave_out, present, where):
+    """Raises UserError where a name of --leave_out is not `present`."""
+    unknown = sorted(set(leave_out) - set(present))
+    if unknown:
+        raise UserError(f"{where} has no {unknown[0]}, which --leave_out names")
+
+
+def check_shape(where, name, shape, expected):
+    if tuple(shape) != tuple(expected):
+        raise UserError(f"{where} does not fit --bert_config_file: {name} has the shape {list(shape)}, "
+                        f"by the configuration it is {list(expected)}")
+
+
+def tf_to_pytorch(variables, config, leave_out=(), where="the TensorFlow checkpoint"):
+    """TensorFlow's variables as a PyTorch state dict.
+
+    variables: {name: array} with google-research/bert's names, see `read_tf_checkpoint`. Kernels are transposed. The
+    masked-LM decoder is the word embeddings' tensor itself. leave_out: names to drop beside the optimizer's.
+    Returns (state dict of float32 tensors, Report). Raises UserError, its text starting with `where`, for a name that
+    is missing or that the model has not, and for a shape that does not fit the configuration.
+    """
+    names = names_and_shapes(config)
+    check_left_out(leave_out, variables, where)
+    left_out = sorted(name for name in variables if is_training_state(name) or name in leave_out)
+    absent_heads = check_names(names, variables.keys() - set(left_out), 0, where)
+    state, converted = {}, []
+    for name, (target, transposed, shape) in names.items():
+        if name not in variables:
+            continue
+        check_shape(where, name, variables[name].shape, shape)
+        value = np.asarray(variables[name], np.float32)
+        state[target] = torch.from_numpy(np.array(value.T if transposed else value, order="C"))
+        converted.append((name, target, shape, transposed))
+    if "masked LM" not in absent_heads:
+        state |= {copy: state[original] for copy, original in TIED.items()}
+    return state, Report(converted, left_out, absent_heads)
+
+
+def pytorch_to_tf(state, config, leave_out=(), where="the PyTorch file"):
+    """The reverse of `tf_to_pytorch`: (a state dict, configuration) -> ({name: float32 array}, Report).
+
+    A decoder that is not tied to the word embeddings has no place in TensorFlow's checkpoint: UserError.
+    """
+    names = {target: (name, transposed, shape)
+             for name, (target, transposed, shape) in names_and_shapes(config).items()}
+    if "cls.predictions.bias" not in state and "cls.predictions.decoder.bias" in state:
+        state = state | {"cls.predictions.bias": state["cls.predictions.decoder.bias"]}
+    for copy, original in TIED.items():
+        if copy in state and original in state and not torch.equal(state[copy], state[original]):
+            raise UserError(f"{where}: {copy} is not the same as {original}; "
+                            "BERT in TensorFlow has one tensor for both")
+    check_left_out(leave_out, state, where)
+    left_out = sorted(name for name in state if name in DUPLICATES or name in leave_out)
+    absent_heads = check_names(names, state.keys() - set(left_out), 1, where)
+    variables, converted = {}, []
+    for name, (target, transposed, shape) in names.items():
+        if name not in state:
+            continue
+        value = state[name].float().numpy()
+        value = np.array(value.T if transposed else value, order="C")
+        check_shape(where, name, value.shape, shape)
+        variables[target] = value
+        converted.append((name, target, value.shape, transposed))
+    return variables, Report(converted, left_out, absent_heads)
+
+
+def verification_batch(config, num_sequences=4, max_length=64):
+    """Two-segment sequences of random ids and different lengths: a list of id arrays and one of segment id arrays."""
+    rng = np.random.default_rng(0)
+    longest = min(max_length, config.max_position_embeddings)
+    lengths = [max(2, longest - longest * i // num_sequences) for i in range(num_sequences)]
+    sequences = [rng.integers(0, config.vocab_size, length) for length in lengths]
+    segments = [(np.arange(length) >= length // 2).astype(np.int64) % config.type_vocab_size for length in lengths]
+    return sequences, segments
+
+
+def run_tensorflow(variables, config, sequences, segments):
+    """TensorFlow's outputs for the batch, padded: hidden states [layers + 1, T, hidden] and masked-LM logits
+    [T, vocabulary] of the real tokens, pooled output [sequences, hidden], next-sentence logits [sequences, 2]."""
+    import tensorflow as tf
+    from pretraining import modeling_tf
+    absent = {name: np.zeros(shape, np.float32) for name, shape in modeling_tf.variable_shapes(config).items()
+              if name not in variables}
+    model = modeling_tf.BertForPreTraining(config, variables | absent)
+    longest = max(map(len, sequences))
+    input_ids, segment_ids, input_mask = (
+        tf.constant(np.stack([np.pad(row, (0, longest - len(row))) for row in rows]).astype(np.int32))
+        for rows in (sequences, segments, [np.ones(len(row)) for row in sequences]))
+    hidden_states, pooled = model.encode(input_ids, input_mask, segment_ids)
+    positions = tf.tile(tf.range(longest)[tf.newaxis], [len(sequences), 1])
+    logits = model.masked_lm_logits(hidden_states[-1], positions)
+    real = input_mask.numpy().astype(bool)
+    return {"hidden states": np.stack([layer.numpy()[real] for layer in hidden_states]),
+            "pooled output": pooled.numpy(), "masked LM": logits.numpy()[real],
+            "next sentence": model.next_sentence_logits(pooled).numpy()}
+
+
+def run_pytorch(state, config, sequences, segments):
+    """The same of PyTorch, packed."""
+    model = BertForPreTraining(config).eval()
+    model.load_state_dict(state, strict=False)  # a head may be absent; tf_to_pytorch has checked the names
+    with torch.no_grad():
+        hidden_states, pooled, logits, next_sentence = model(pack(sequences, segments))
+    return {"hidden states": torch.stack(hidden_states).numpy(), "pooled output": pooled.numpy(),
+            "masked LM": logits.numpy(), "next sentence": next_sentence.numpy()}
+
+
+def verify(variables, state, config, absent_heads):
+    """Runs both frameworks in float32 on one batch and prints the largest difference of each output.
+
+    Raises UserError where one is over 1e-5, or over 1e-5 of the output's largest value where that is above 1.
+    """
+    batch = verification_batch(config)
+    theirs, ours = run_tensorflow(variables, config, *batch), run_pytorch(state, config, *batch)
+    wrong = []
+    for output in theirs:
+        if output in absent_heads:
+            continue
+        difference = np.abs(theirs[output] - ours[output]).max()
+        allowed = TOLERANCE * max(1.0, np.abs(theirs[output]).max())
+        print(f"verify: {output}: largest difference {difference:.2e} (allowed {allowed:.2e})")
+        if not difference <= allowed:  # NaN is not
+            wrong.append(output)
+    if wrong:
+        raise UserError(f"--verify: TensorFlow and PyTorch differ in {', '.join(wrong)}; nothing was written")
