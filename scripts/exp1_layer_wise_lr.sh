@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Exp-I, Table 4: a learning rate for each layer, each at 1.00, 0.95, 0.90 or 0.85 times that of the one above. IMDb.
-# Variables and what may be typed again: scripts/experiment.sh.
-# 8 settings x SEEDS fine-tunings of BERT-base: about 25 minutes a seed.
+# Exp-I, Table 4: a learning rate for each layer, 1.00, 0.95, 0.90 or 0.85 times that of the layer above. IMDb.
+# Settings and how to resume: scripts/experiment.sh.
+# Fine-tunes BERT-base 8 times for each seed: about 25 minutes a seed.
 source "$(dirname "$0")/experiment.sh"
 
 for rate in 2.5e-5 2.0e-5; do

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Exp-I, Table 3: which layers the classifier sees: each alone, the first 4, the last 4, all. IMDb, head+tail.
-# Variables and what may be typed again: scripts/experiment.sh. ENDS=2 takes the first and last 2, for a smaller BERT.
-# 19 settings x SEEDS fine-tunings of BERT-base: about 1 hour a seed.
-# LAYERS is how many the BERT has; default: what its configuration says.
+# Exp-I, Table 3: which layers feed the classifier: each alone, the first 4, the last 4, or all. IMDb, head+tail.
+# Settings and how to resume: scripts/experiment.sh. ENDS=2 takes the first and last 2 layers, for a smaller BERT.
+# LAYERS is the number of layers of the BERT (default: what its configuration says).
+# Fine-tunes BERT-base 19 times for each seed: about 1 hour a seed.
 source "$(dirname "$0")/experiment.sh"
 ENDS=${ENDS:-4}
 
@@ -16,7 +16,7 @@ num_layers() {
 }
 
 LAYERS=${LAYERS:-$(num_layers)}
-top=$((${LAYERS:-12} - 1))  # BERT-base's, for DRY_RUN without a BERT
+top=$((${LAYERS:-12} - 1))  # 12, BERT-base's: for DRY_RUN without a BERT
 for layer in $(seq 0 $top); do
     layers "layer_$layer" --layers "$layer"
 done

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Exp-I, Table 2: what to read of a long text: its head, its tail, both, or all of it in fractions. IMDb and Sogou.
-# Variables and what may be typed again: scripts/experiment.sh. Sogou needs BERT_CHINESE.
-# 6 methods x 2 data sets x SEEDS fine-tunings of BERT-base: about 2 hours a seed.
+# Exp-I, Table 2: how to read a long text: its head, its tail, both, or all of it in fractions. IMDb and Sogou.
+# Settings and how to resume: scripts/experiment.sh. TASKS lists the data sets; Sogou needs BERT_CHINESE.
+# Fine-tunes BERT-base 6 times on each data set for each seed: about 2 hours a seed.
 source "$(dirname "$0")/experiment.sh"
 TASKS=${TASKS:-imdb sogou}
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Exp-II, Table 6: BERT as features, fine-tuned, and further pre-trained within task, in domain, across domains first.
-# Variables and what may be typed again: scripts/experiment.sh. Shares its runs with exp2_domains.sh; sogou needs
-# BERT_CHINESE. 8 x SEEDS trainings on frozen BERT-base, and of exp2_domains.sh's runs those that the table shows: about
-# 9 hours, and 15 hours a seed.
+# Exp-II, Table 6: BERT as fixed features; fine-tuned; and fine-tuned after further pre-training on the texts of the
+# task, of its domain, or of all domains.
+# Settings and how to resume: scripts/experiment.sh. TASKS lists the data sets; Sogou needs BERT_CHINESE. Shares runs
+# with exp2_domains.sh. 12 further pre-trainings of BERT-base and, for each seed, 8 trainings on frozen BERT-base and 30
+# fine-tunings: about 9 hours, and 15 hours a seed.
 source "$(dirname "$0")/experiment.sh"
 TASKS=${TASKS:-imdb yelp_p yelp_f trec yahoo ag dbpedia sogou}
 
@@ -20,7 +21,7 @@ further() {  # further NAME MODEL TASK...: BERT-FiT on each task after further p
     done
 }
 
-chosen() {  # chosen TASK...: those of them that are in TASKS
+chosen() {  # chosen TASK...: prints those that are in TASKS
     for task in "$@"; do
         [[ " $TASKS " != *" $task "* ]] || echo "$task"
     done

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Exp-II, Table 5: further pre-training on each data set, on each domain, on all of them; BERT-FiT on each data set.
-# Variables and what may be typed again: scripts/experiment.sh. CORPORA: what is pre-trained on; CORPORA= for nothing.
-# 11 further pre-trainings of BERT-base, 12 x 7 x SEEDS fine-tunings: about 8 hours, and 33 hours
-# a seed.
+# Exp-II, Table 5: further pre-training on each data set, each domain, and all of them; BERT-FiT on each data set.
+# Settings and how to resume: scripts/experiment.sh. TASKS lists the data sets, CORPORA what to pre-train on (CORPORA=
+# for nothing). 11 further pre-trainings of BERT-base and, for each seed, 12 x 7 fine-tunings: about 8 hours, and 33
+# hours a seed.
 source "$(dirname "$0")/experiment.sh"
 TASKS=${TASKS:-imdb yelp_p yelp_f trec yahoo ag dbpedia}
 CORPORA=${CORPORA-$TASKS sentiment question topic all}

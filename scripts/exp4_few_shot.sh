@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Exp-IV, Figure 4: error by the part of IMDb's training data, with and without further pre-training on all its texts.
-# Variables and what may be typed again: scripts/experiment.sh. FRACTIONS: the parts of the data; 1 is all of it.
-# One further pre-training, 2 x 8 x SEEDS fine-tunings of BERT-base: about 45 minutes, and 20 minutes a seed.
+# Exp-IV, Figure 4: test error against the share of IMDb's training data, with and without further pre-training on all
+# of its texts.
+# Settings and how to resume: scripts/experiment.sh. FRACTIONS lists the shares; 1 is all of the data. One further
+# pre-training of BERT-base and 2 x 8 fine-tunings for each seed: about 45 minutes, and 20 minutes a seed.
 source "$(dirname "$0")/experiment.sh"
 FRACTIONS=${FRACTIONS:-0.004 0.01 0.02 0.05 0.1 0.2 0.5 1}
 

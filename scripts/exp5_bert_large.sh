@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Exp-V, Table 8: BERT-large, with and without further pre-training within the task; BERT-base beside it.
-# Variables and what may be typed again: scripts/experiment.sh. BERT_LARGE is the folder of BERT-large.
-# 5 further pre-trainings of each, 2 x 2 x 5 x SEEDS fine-tunings: about 14 hours, and 14 hours a seed. For a small GPU:
+# Exp-V, Table 8: BERT-large and BERT-base, with and without further pre-training on the task's texts.
+# Settings and how to resume: scripts/experiment.sh. BERT_LARGE is the folder of BERT-large. 5 further pre-trainings of
+# each model and 2 x 2 x 5 fine-tunings for each seed: about 14 hours, and 14 hours a seed. On a small GPU:
 # FLAGS="--bf16 --gradient_checkpointing".
 source "$(dirname "$0")/experiment.sh"
 TASKS=${TASKS:-imdb yelp_p yelp_f ag dbpedia}
-LARGE_STEPS=${LARGE_STEPS:-$((STEPS + STEPS / 5))}  # 120,000
+LARGE_STEPS=${LARGE_STEPS:-$((STEPS + STEPS / 5))}  # 120,000, as in the paper
 
 further() {  # further TASK: both models, further pre-trained on the task
     pretrain "$1" base "$1"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The whole pipeline on the sample in data/, with a tiny BERT: corpus, TFRecord, further pre-training in TensorFlow,
-# conversion, fine-tuning in PyTorch with and without further pre-training, prediction.
-# At most 3 minutes on 2 cores after installation. Typed again, it goes on where it stopped, or shows the figures.
+# The whole pipeline on the sample in data/ with a tiny BERT: corpus, TFRecord, further pre-training in TensorFlow,
+# conversion, fine-tuning in PyTorch with and without further pre-training, prediction. It takes about 3 minutes on 2
+# cores after the installation. Run it again to resume it, or to see the figures again.
 #
 #     bash scripts/quickstart.sh
 #     OUT=another_folder SEEDS="1 2 3 4 5" bash scripts/quickstart.sh
@@ -12,7 +12,7 @@ SEEDS=${SEEDS:-1 2}
 source scripts/setup.sh requirements.txt
 mkdir -p "$OUT/logs"
 
-step() {  # step NAME SCRIPT [flags]: one step of the pipeline, its output in logs/NAME.log, its seconds in logs/NAME.seconds
+step() {  # step NAME SCRIPT [flags]: one step of the pipeline; logs/NAME.log has its output, NAME.seconds its duration
     local name=$1 start=$SECONDS log=$OUT/logs/$1.log
     shift
     printf '%-28s' "$name"
@@ -25,14 +25,14 @@ step() {  # step NAME SCRIPT [flags]: one step of the pipeline, its output in lo
     [ -e "${log%.log}.seconds" ] || echo $((SECONDS - start)) > "${log%.log}.seconds"
 }
 
-fine_tune() {  # fine_tune NAME FOLDER: the classifier on the BERT in FOLDER
+fine_tune() {  # fine_tune NAME FOLDER: fine-tunes the BERT in FOLDER
     step "fine_tune_$1" run_classifier_single_layer.py --task_name ag --do_train --do_eval --do_lower_case \
         --data_dir data/sample --vocab_file "$2/vocab.txt" --bert_config_file "$2/bert_config.json" \
         --init_checkpoint "$2/pytorch_model.bin" --max_seq_length 128 --train_batch_size 24 --learning_rate 5e-4 \
         --num_train_epochs 3.0 --seed $SEEDS --layers -2 --trunc_medium -2 --output_dir "$OUT/ag_$1"
 }
 
-convert() {  # convert NAME FOLDER CHECKPOINT: to PyTorch, beside it
+convert() {  # convert NAME FOLDER CHECKPOINT: writes the PyTorch weights beside the checkpoint
     step "convert_$1" convert_tf_checkpoint_to_pytorch.py --tf_checkpoint_path "$2/$3" \
         --bert_config_file "$2/bert_config.json" --pytorch_dump_path "$2/pytorch_model.bin"
 }
