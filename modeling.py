@@ -312,13 +312,17 @@ class BertForSequenceClassification(nn.Module):
 
     def forward(self, batch):
         """Logits [documents, labels], float32, of a PackedBatch."""
-        features = self.sequence_features(batch)
-        if self.pool_fractions:
-            features = torch.stack([self.pool_fractions(fractions) for fractions in features.split(batch.fractions)])
-        return self.classifier(self.dropout(features)).float()
+        return self.classifier(self.dropout(self.features(batch))).float()
+
+    def features(self, batch):
+        """What the linear layer sees of each document: [documents, width]."""
+        sequences = self.sequence_features(batch)
+        if self.pool_fractions is None:
+            return sequences
+        return torch.stack([self.pool_fractions(fractions) for fractions in sequences.split(batch.fractions)])
 
     def sequence_features(self, batch):
-        """What the classifier sees of each sequence: [sequences, width]."""
+        """The same of each sequence: [sequences, width]."""
         _, outputs = self.bert(batch, self.num_layers)
         if self.use_pooler:
             return self.bert.pooler(outputs[-1][batch.cu_seqlens[:-1]])

@@ -62,6 +62,8 @@ class BertAdam(torch.optim.Optimizer):
 
     def __init__(self, params, lr, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01, max_grad_norm=1.0, clip_grad="tensor",
                  bias_correction=False):
+        if clip_grad not in CLIPPINGS:
+            raise ValueError(f"clip_grad is one of {', '.join(CLIPPINGS)}, not {clip_grad!r}")
         self.max_grad_norm, self.clip_norms, self.grad_norm = max_grad_norm, CLIPPINGS[clip_grad], None
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay,
                                       bias_correction=bias_correction, updates=0))

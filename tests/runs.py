@@ -13,9 +13,9 @@ import time
 import safetensors.torch
 import torch
 
-import command_line
 import optimization
-from configuration import BertConfig
+from common import command_line
+from common.configuration import BertConfig
 from modeling import BertForPreTraining
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

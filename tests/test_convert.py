@@ -13,10 +13,13 @@ import pytest
 import torch
 
 import convert_tf_checkpoint_to_pytorch as conversion
-from command_line import UserError
-from configuration import BertConfig
+from common.command_line import UserError
+from common.configuration import BertConfig
 from conftest import ROOT
-from modeling import BertForPreTraining, load_weights
+from finetuning import weights
+from finetuning.data import pack
+from finetuning.weights import load_weights, read_weights
+from modeling import BertForPreTraining
 
 CONFIG = BertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
                     max_position_embeddings=40, hidden_dropout_prob=0.3, initializer_range=0.1)
@@ -26,13 +29,13 @@ SCRIPT = "convert_tf_checkpoint_to_pytorch.py"
 def random_variables(config=CONFIG, seed=0):
     """{name: array} of a checkpoint in which no tensor is trivial, LayerNorm's and biases included."""
     rng = np.random.default_rng(seed)
-    shapes = {name: shape for name, (_, _, shape) in conversion.names_and_shapes(config).items()}
+    shapes = {name: shape for name, (_, _, shape) in weights.names_and_shapes(config).items()}
     return {name: rng.normal(name.endswith("gamma"), 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def write_folder(folder, variables, config=CONFIG):
     """A folder as run_pretraining.py leaves it. Returns the checkpoint's prefix."""
-    from modeling_tf import write_checkpoint
+    from pretraining.checkpoints import write_checkpoint
     folder.mkdir(parents=True)
     write_checkpoint(str(folder / "model.ckpt-7"), variables)
     config.write(str(folder / "bert_config.json"))
@@ -91,18 +94,18 @@ def assert_equal_to_1e5(ours, theirs):
 
 def test_pytorch_equals_tensorflow_to_1e5():
     variables = random_variables()
-    state, report = conversion.tf_to_pytorch(variables, CONFIG)
-    batch = conversion.verification_batch(CONFIG)
-    assert_equal_to_1e5(conversion.run_pytorch(state, CONFIG, *batch),
-                        conversion.run_tensorflow(variables, CONFIG, *batch))
+    state, report = weights.tf_to_pytorch(variables, CONFIG)
+    batch = weights.verification_batch(CONFIG)
+    assert_equal_to_1e5(weights.run_pytorch(state, CONFIG, *batch),
+                        weights.run_tensorflow(variables, CONFIG, *batch))
     assert len(report.converted) == len(variables) and not report.left_out and not report.absent_heads
 
 
 def test_transformers_loads_the_folder_and_equals_tensorflow_to_1e5(converted, trained):
     from transformers import BertForPreTraining as TheirBert, BertModel
     variables = random_variables()
-    batch = conversion.verification_batch(CONFIG)
-    expected = conversion.run_tensorflow(variables, CONFIG, *batch)
+    batch = weights.verification_batch(CONFIG)
+    expected = weights.run_tensorflow(variables, CONFIG, *batch)
     for use_safetensors in (True, False):
         model, info = TheirBert.from_pretrained(converted, use_safetensors=use_safetensors, output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
@@ -119,8 +122,8 @@ def test_the_folder_is_complete_and_loads_here(converted, trained):
     assert BertConfig.from_json_file(str(converted / "config.json")).hidden_size == 32
     for path in (converted / "pytorch_model.bin", converted / "model.safetensors", trained):
         model = BertForPreTraining(CONFIG)
-        matched, ignored, missing = load_weights(model, str(path))
-        assert not ignored and set(missing) <= set(conversion.TIED), path
+        matched, ignored, missing = load_weights(model, read_weights(str(path), model.bert.config), str(path))
+        assert not ignored and set(missing) <= set(weights.TIED), path
         expected = random_variables()["bert/encoder/layer_1/intermediate/dense/kernel"]
         assert torch.equal(model.bert.encoder.layer[1].intermediate.dense.weight, torch.tensor(expected.T))
 
@@ -129,9 +132,9 @@ def test_every_name_is_reported(trained, tmp_path, monkeypatch, capsys):
     call(monkeypatch, *flags(trained, tmp_path / "pytorch_model.bin"))
     printed = capsys.readouterr().out
     lines = {line.split()[0].rstrip(":"): line for line in printed.splitlines() if line.startswith("  ")}
-    names = conversion.read_tf_checkpoint(str(trained))
+    names = weights.read_tf_checkpoint(str(trained))
     assert lines.keys() == names.keys()
-    assert all(("left out" in line) == conversion.is_training_state(name) for name, line in lines.items())
+    assert all(("left out" in line) == weights.is_training_state(name) for name, line in lines.items())
     assert lines["bert/pooler/dense/kernel"].endswith("[32, 32] -> bert.pooler.dense.weight (transposed)")
     assert f"62 tensors converted, {2 * 62 + 1} left out" in printed
     assert "next: python run_classifier_single_layer.py" in printed
@@ -142,9 +145,9 @@ def test_verify_prints_all_four_outputs_and_refuses_a_difference(trained, tmp_pa
     printed = capsys.readouterr().out
     assert all(f"verify: {output}: largest difference" in printed
                for output in ("hidden states", "pooled output", "masked LM", "next sentence"))
-    honest = conversion.run_pytorch
+    honest = weights.run_pytorch
     for wrong in (1e-3, float("nan")):
-        monkeypatch.setattr(conversion, "run_pytorch",
+        monkeypatch.setattr(weights, "run_pytorch",
                             lambda *a: honest(*a) | {"masked LM": honest(*a)["masked LM"] + wrong})
         with pytest.raises(UserError, match="differ in masked LM"):
             call(monkeypatch, *flags(trained, tmp_path / "wrong" / "pytorch_model.bin"), "--verify")
@@ -156,7 +159,7 @@ def test_round_trip_is_bit_equal(converted, tmp_path, monkeypatch):
     for source in (converted / "pytorch_model.bin", converted / "model.safetensors", converted):
         target = tmp_path / f"from_{source.name}" / "bert_model.ckpt"
         call(monkeypatch, *flags(target, source, converted / "config.json"), "--reverse")
-        back = conversion.read_tf_checkpoint(str(target))
+        back = weights.read_tf_checkpoint(str(target))
         assert back.keys() == original.keys()
         assert all(np.array_equal(back[name].view(np.int32), original[name].view(np.int32)) for name in original)
         assert sorted(os.listdir(target.parent)) == ["bert_config.json", "bert_model.ckpt.data-00000-of-00001",
@@ -168,7 +171,7 @@ def test_round_trip_is_bit_equal(converted, tmp_path, monkeypatch):
 
 
 def test_reverse_verifies_and_reads_half_precision_and_old_names(tmp_path, monkeypatch, capsys):
-    state, _ = conversion.tf_to_pytorch(random_variables(), CONFIG)
+    state, _ = weights.tf_to_pytorch(random_variables(), CONFIG)
     old = {name.removeprefix("bert."): value.half() for name, value in state.items() if name.startswith("bert.")}
     old = {name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): old[name] for name in old}
     old["embeddings.position_ids"] = torch.arange(40)
@@ -179,7 +182,7 @@ def test_reverse_verifies_and_reads_half_precision_and_old_names(tmp_path, monke
     printed = capsys.readouterr().out
     assert "bert.embeddings.position_ids: left out" in printed and "the masked LM head: absent" in printed
     assert "verify: hidden states" in printed and "verify: masked LM" not in printed
-    back = conversion.read_tf_checkpoint(str(tmp_path / "tf" / "bert_model.ckpt"))
+    back = weights.read_tf_checkpoint(str(tmp_path / "tf" / "bert_model.ckpt"))
     assert not any(name.startswith("cls/") for name in back)
     expected = random_variables()["bert/embeddings/LayerNorm/gamma"].astype(np.float16).astype(np.float32)
     assert np.array_equal(back["bert/embeddings/LayerNorm/gamma"], expected)
@@ -213,12 +216,12 @@ def without(name):
     (lambda v: v | {"layer/.ATTRIBUTES/VARIABLE_VALUE": np.ones(1)}, "object-based checkpoint")])
 def test_other_variables_are_refused(change, words):
     with pytest.raises(UserError, match=words):
-        conversion.tf_to_pytorch(change(random_variables()), CONFIG)
+        weights.tf_to_pytorch(change(random_variables()), CONFIG)
 
 
 def test_leave_out_of_a_name_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="the TensorFlow checkpoint has no nothing, which --leave_out names"):
-        conversion.tf_to_pytorch(random_variables(), CONFIG, leave_out=["nothing"])
+        weights.tf_to_pytorch(random_variables(), CONFIG, leave_out=["nothing"])
 
 
 @pytest.mark.parametrize("reverse, target, words", [
@@ -237,15 +240,15 @@ def test_a_target_that_cannot_be_written_is_refused_before_the_work(tmp_path, mo
 
 def test_leave_out_drops_a_classifier():
     variables = random_variables() | {"output_weights": np.ones((3, 32)), "output_bias": np.ones(3)}
-    _, report = conversion.tf_to_pytorch(variables, CONFIG, leave_out=["output_weights", "output_bias"])
+    _, report = weights.tf_to_pytorch(variables, CONFIG, leave_out=["output_weights", "output_bias"])
     assert report.left_out == ["output_bias", "output_weights"] and len(report.converted) == len(variables) - 2
 
 
 def test_a_decoder_of_its_own_is_refused():
-    state, _ = conversion.tf_to_pytorch(random_variables(), CONFIG)
+    state, _ = weights.tf_to_pytorch(random_variables(), CONFIG)
     state["cls.predictions.decoder.weight"] = state["cls.predictions.decoder.weight"] + 1
     with pytest.raises(UserError, match="decoder.weight is not the same as bert.embeddings.word_embeddings.weight"):
-        conversion.pytorch_to_tf(state, CONFIG)
+        weights.pytorch_to_tf(state, CONFIG)
 
 
 @pytest.mark.parametrize("depth", [2, 4])
@@ -253,7 +256,7 @@ def test_a_configuration_of_another_depth_is_refused(depth, trained):
     import dataclasses
     other = dataclasses.replace(CONFIG, num_hidden_layers=depth)
     with pytest.raises(UserError, match="lacks bert/encoder/layer_3|has not: bert/encoder/layer_2"):
-        conversion.tf_to_pytorch(conversion.read_tf_checkpoint(str(trained)), other)
+        weights.tf_to_pytorch(weights.read_tf_checkpoint(str(trained)), other)
 
 
 @pytest.mark.parametrize("case, words", [
@@ -336,11 +339,11 @@ def test_googles_checkpoint_converts_and_equals_tensorflow_to_1e5(shared, tmp_pa
     config = BertConfig.from_json_file(str(folder / "bert_config.json"))
     call(monkeypatch, *flags(folder / "pretrain_init.ckpt", tmp_path / "pytorch_model.bin",
                              folder / "bert_config.json"), "--verify")
-    variables = conversion.read_tf_checkpoint(str(folder / "pretrain_init.ckpt"))
-    batch = conversion.verification_batch(config)
-    expected = conversion.run_tensorflow(variables, config, *batch)
+    variables = weights.read_tf_checkpoint(str(folder / "pretrain_init.ckpt"))
+    batch = weights.verification_batch(config)
+    expected = weights.run_tensorflow(variables, config, *batch)
     state = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
-    assert_equal_to_1e5(conversion.run_pytorch(state, config, *batch), expected)
+    assert_equal_to_1e5(weights.run_pytorch(state, config, *batch), expected)
     assert_equal_to_1e5(outputs_of_transformers(TheirBert.from_pretrained(tmp_path), *batch), expected)
 
 
@@ -372,9 +375,9 @@ def test_fastnlps_bert_embedding_gives_the_same_hidden_states(converted, tmp_pat
     words = ["worda", "wordc", "b", "wordj", "wordc"]
     subprocess.run([python, "-c", FASTNLP_PROGRAM, converted, tmp_path / "out.pt", " ".join(words)], check=True)
     model = BertForPreTraining(CONFIG).eval()
-    load_weights(model, str(converted))
+    load_weights(model, read_weights(str(converted), model.bert.config), str(converted))
     ids = np.array([tokens.index(token) for token in ["[CLS]", *words, "[SEP]"]])
     with torch.no_grad():
-        ours = torch.cat(model(conversion.pack([ids]))[0], dim=-1)
+        ours = torch.cat(model(pack([ids]))[0], dim=-1)
     theirs = torch.load(tmp_path / "out.pt", weights_only=True)[0]
     assert ours.shape == theirs.shape and (ours - theirs).abs().max() <= 1e-5

@@ -1,15 +1,15 @@
 """Hierarchical fractions, BERT-Feat's biLSTM, frozen layers, several tasks: the paper's methods beyond one sequence."""
 import csv
 import math
+import types
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-import batching
-import fine_tuning
-from configuration import BertConfig
+from common.configuration import BertConfig
+from finetuning import data
 from modeling import BertForSequenceClassification, BiLSTMAttention, StructuredSelfAttention
 from runs import (NUM_TEST, NUM_TRAIN, SINGLE, assert_equal_weights, call, losses_of, make_bert, predictions_of, read_json,
                   read_metrics, start_together, train_flags, wait, weights)
@@ -29,9 +29,9 @@ def dataset_of(lengths, max_seq_length=12, max_fractions=math.inf):
     """Texts of these many random ids."""
     generator = np.random.default_rng(0)
     ids = generator.integers(5, 50, sum(lengths)).astype(np.int32)
-    tokenized = batching.TokenizedTexts(ids, np.cumsum([0, *lengths]), 2, 3)
-    return batching.Dataset(*batching.make_sequences(tokenized, max_seq_length, -2, max_fractions),
-                            labels=generator.integers(0, 3, len(lengths)))
+    labels = generator.integers(0, 3, len(lengths))
+    tokenizer = types.SimpleNamespace(encode_batch=lambda texts: (ids, np.cumsum([0, *lengths])), cls_id=2, sep_id=3)
+    return data.make_dataset(tokenizer, None, labels, max_seq_length, -2, max_fractions)
 
 
 def classifier(config, **features):
@@ -58,11 +58,11 @@ def test_fractions_are_read_by_themselves_and_combined(config, combiner, feature
     model = classifier(config, hierarchical=combiner, **features)
     together = model.features(dataset.batch(np.arange(4)))
     for index in range(4):
-        alone = torch.cat([model.sequence_features(batching.pack([sequence])) for sequence in dataset.sequences(index)])
+        alone = torch.cat([model.sequence_features(data.pack([sequence])) for sequence in dataset.sequences(index)])
         assert len(alone) == [3, 1, 1, 2][index]
         expected = {"mean": alone.mean(0), "max": alone.max(0).values}.get(combiner)
         if combiner == "self_attention":
-            scores = torch.tanh(alone @ model.fraction_attention.w1.weight.T) @ model.fraction_attention.w2.weight.T
+            scores = torch.tanh(alone @ model.pool_fractions.w1.weight.T) @ model.pool_fractions.w2.weight.T
             expected = (torch.softmax(scores, 0) * alone).sum(0)
         torch.testing.assert_close(together[index], expected, rtol=1e-5, atol=1e-5)
 
@@ -264,10 +264,10 @@ def test_tasks_are_drawn_by_size_to_the_power_alpha():
     """Each example once a pass, in fresh orders; shares of updates to 3 standard deviations."""
     sizes, batch_size = [600, 150], 1
     for alpha, share in ((1.0, 0.8), (0.5, 2 / 3), (0.0, 0.5)):
-        draws = [task for epoch in range(4) for task, _ in fine_tuning.plan_epoch(sizes, batch_size, alpha, 7, epoch)]
+        draws = [task for epoch in range(4) for task, _ in data.plan_epoch(sizes, batch_size, alpha, 7, epoch)]
         assert len(draws) == 4 * 750
         assert abs(draws.count(0) / len(draws) - share) < 3 * math.sqrt(share * (1 - share) / len(draws))
-    updates = [update for epoch in range(3) for update in fine_tuning.plan_epoch([50, 23], 4, 0.5, 7, epoch)]
+    updates = [update for epoch in range(3) for update in data.plan_epoch([50, 23], 4, 0.5, 7, epoch)]
     for task, size in ((0, 50), (1, 23)):
         taken = np.concatenate([indices for drawn, indices in updates if drawn == task])
         passes = [taken[start:start + size] for start in range(0, len(taken) - size + 1, size)]

@@ -9,10 +9,11 @@ import torch
 import transformers
 
 import modeling
-from batching import pack
-from command_line import UserError
-from configuration import BertConfig
-from modeling import BertForPreTraining, BertForSequenceClassification, BertModel, load_weights
+from finetuning.data import pack
+from common.command_line import UserError
+from common.configuration import BertConfig
+from finetuning.weights import load_weights, read_weights
+from modeling import BertForPreTraining, BertForSequenceClassification, BertModel
 
 LENGTHS = [7, 1, 20, 2, 13]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]
@@ -299,7 +300,7 @@ def loaded_from(path, layers=(-2,)):
     """A fresh classifier with the weights at `path`, and the three lists of names."""
     torch.manual_seed(4)
     model = BertForSequenceClassification(small_config(), 3, layers)
-    return model, load_weights(model, str(path))
+    return model, load_weights(model, read_weights(str(path), model.bert.config), "--init_checkpoint")
 
 
 def assert_same_encoder(model, source):

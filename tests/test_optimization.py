@@ -10,11 +10,18 @@ import pytest
 import torch
 
 import optimization
-from batching import pack
-from command_line import UserError
-from configuration import BertConfig
-from modeling import BertForSequenceClassification, load_weights
+from finetuning.data import pack
+from common.command_line import UserError
+from common.configuration import BertConfig
+from finetuning.weights import load_weights, read_weights
+from modeling import BertForSequenceClassification
 from optimization import BertAdam, layer_rates, parameter_groups, slanted_triangular
+
+
+def scheduled(optimizer, warmup, t_total):
+    """The authors' schedule of an optimizer's rates, or, with t_total -1, a constant one."""
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: slanted_triangular(step / t_total, warmup) if t_total > 0 else 1.0)
 
 
 # BertAdam
@@ -56,12 +63,13 @@ def test_bert_adam_equals_the_literal_reference_to_1e_12(max_norm, clip, correct
     expected = reference_updates([x.tolist() for x in values], [[g.tolist() for g in step] for step in grads],
                                  0.01, warmup, t_total, 0.1, max_norm, clip, correct)
     params = [torch.nn.Parameter(x.clone()) for x in values]
-    optimizer = BertAdam(params, lr=0.01, warmup=warmup, t_total=t_total, weight_decay=0.1, max_grad_norm=max_norm,
-                         clip_grad=clip, bias_correction=correct)
+    optimizer = BertAdam(params, lr=0.01, weight_decay=0.1, max_grad_norm=max_norm, clip_grad=clip, bias_correction=correct)
+    scheduler = scheduled(optimizer, warmup, t_total)
     for step in range(steps):
         for param, grad in zip(params, grads[step]):
             param.grad = grad.clone()
         optimizer.step()
+        scheduler.step()
         for param, wanted in zip(params, expected[step]):
             np.testing.assert_allclose(param.detach().numpy(), wanted, rtol=0, atol=1e-12)
 
@@ -101,7 +109,7 @@ def test_each_group_has_its_rate_and_decay_and_a_parameter_without_gradient_stay
 def test_state_dict_continues_bit_for_bit(correct):
     def make():
         params = [torch.nn.Parameter(torch.linspace(-1, 1, 6)), torch.nn.Parameter(torch.ones(2))]
-        return params, BertAdam(params, lr=0.1, t_total=10, bias_correction=correct)
+        return params, BertAdam(params, lr=0.1, bias_correction=correct)
 
     def train(params, optimizer, steps):
         for step in steps:
@@ -144,12 +152,14 @@ def test_slanted_triangular_schedule():
 
 def test_the_optimizer_follows_the_schedule_past_its_end():
     param = torch.nn.Parameter(torch.zeros(1))
-    optimizer = BertAdam([param], lr=1.0, t_total=10, warmup=0.2)
+    optimizer = BertAdam([param], lr=1.0)
+    scheduler = scheduled(optimizer, 0.2, 10)
     factors = []
     for _ in range(13):
-        factors.append(optimizer.factor())
+        factors.append(optimizer.param_groups[0]["lr"])
         param.grad = torch.ones(1)
         optimizer.step()
+        scheduler.step()
     np.testing.assert_allclose(factors, [0, .5, .8, .7, .6, .5, .4, .3, .2, .1, 0, 0, 0], atol=1e-12)
 
 
@@ -244,14 +254,15 @@ def test_losses_equal_the_authors_at_every_step_to_1e_4_relative(shared, real_en
     head = np.load(folder / f"{setting}_classifier_init.npz")
     options = GOLDENS[setting]
     model = BertForSequenceClassification(BertConfig.from_json_file(folder / "bert_config.json"), 4, options["layers"])
-    load_weights(model, real_encoder)
+    load_weights(model, read_weights(real_encoder, model.bert.config), real_encoder)
     with torch.no_grad():
         model.classifier.weight.copy_(torch.from_numpy(head["weight"]))
         model.classifier.bias.copy_(torch.from_numpy(head["bias"]))
     groups = parameter_groups(model, 2e-5, rates=options.get("rates"))
     assert_same_groups(groups, golden["param_groups"], without_gradient="pooler" if setting == "concat54" else None)
 
-    optimizer = BertAdam(groups, lr=2e-5, warmup=0.1, t_total=100)
+    optimizer = BertAdam(groups, lr=2e-5)
+    scheduler = scheduled(optimizer, 0.1, 100)
     losses = []
     for step in range(golden["steps"]):
         lengths = batches["input_mask"][step].sum(1)
@@ -263,6 +274,7 @@ def test_losses_equal_the_authors_at_every_step_to_1e_4_relative(shared, real_en
         model.zero_grad()
         loss.backward()
         optimizer.step()
+        scheduler.step()
     np.testing.assert_allclose(losses, golden["losses"], rtol=1e-4)
     sums = {name: param.detach().double().abs().sum().item() for name, param in model.named_parameters()}
     wanted = {our_name(name): value for name, value in golden["final_param_abs_sum"].items()}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tasks
-from command_line import UserError
+from common.command_line import UserError
 from tasks import TASKS
 
 

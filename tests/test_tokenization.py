@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tokenization
-from command_line import UserError
+from common.command_line import UserError
 from tokenization import FullTokenizer
 
 WORDS = ("[PAD] [UNK] [CLS] [SEP] [MASK] a b ab ##b ##c abc mask unk ##s σ ς ##ς i ##i e é ! [ ] - ? $ 中 文 \ue000 « "

@@ -1,18 +1,24 @@
-"""batching.py: truncation against its definition in words, and packed batches that hold exactly the right tokens."""
+"""finetuning/data.py: truncation against its definition in words, and packed batches that hold exactly the right tokens."""
 import numpy as np
 import pytest
 import torch
 
-import batching
-from command_line import UserError
+from common.command_line import UserError
+from finetuning import data
 
 CLS, SEP = 101, 102
 
 
-def flat(texts):
-    """TokenizedTexts of lists of ids."""
-    offsets = np.cumsum([0] + [len(ids) for ids in texts])
-    return batching.TokenizedTexts(np.array([i for ids in texts for i in ids], np.int32), offsets, CLS, SEP)
+class Words:
+    """A tokenizer of texts that are lists of ids already."""
+    cls_id, sep_id = CLS, SEP
+
+    def encode_batch(self, texts):
+        return np.array([i for ids in texts for i in ids], np.int32), np.cumsum([0] + [len(ids) for ids in texts])
+
+
+def dataset_of(texts, *settings, labels=None):
+    return data.make_dataset(Words(), texts, [0] * len(texts) if labels is None else labels, *settings)
 
 
 def truncated_by_definition(ids, budget, trunc_medium):
@@ -32,10 +38,11 @@ def test_truncation_equals_its_definition(max_seq_length, trunc_medium):
     budget = max_seq_length - 2
     trunc_medium = budget if trunc_medium == "budget" else trunc_medium
     texts = [list(range(1, length + 1)) for length in (0, 1, budget - 1, budget, budget + 1, budget + 2, 3 * budget)]
-    ids, offsets, _ = batching.make_sequences(flat(texts), max_seq_length, trunc_medium)
-    assert offsets.tolist() == np.cumsum([0] + [min(len(text), budget) + 2 for text in texts]).tolist()
-    for text, start, end in zip(texts, offsets, offsets[1:]):
-        assert ids[start:end].tolist() == [CLS, *truncated_by_definition(text, budget, trunc_medium), SEP]
+    dataset = dataset_of(texts, max_seq_length, trunc_medium)
+    assert dataset.offsets.tolist() == np.cumsum([0] + [min(len(text), budget) + 2 for text in texts]).tolist()
+    assert dataset.num_cut == sum(len(text) > budget for text in texts)
+    for text, start, end in zip(texts, dataset.offsets, dataset.offsets[1:]):
+        assert dataset.ids[start:end].tolist() == [CLS, *truncated_by_definition(text, budget, trunc_medium), SEP]
 
 
 def test_paper_settings_at_512():
@@ -43,7 +50,7 @@ def test_paper_settings_at_512():
     long = list(range(1000))
     for trunc_medium, expected in ((-2, long[:510]), (-1, long[-510:]), (128, long[:128] + long[-382:]),
                                    (0, long[:255] + long[-255:])):
-        ids, *_ = batching.make_sequences(flat([long]), 512, trunc_medium)
+        ids = dataset_of([long], 512, trunc_medium).ids
         assert ids[1:-1].tolist() == expected
 
 
@@ -51,12 +58,12 @@ def test_paper_settings_at_512():
                                                  (-3, "--trunc_medium -3")])
 def test_wrong_truncation_is_refused_even_where_every_text_is_short(trunc_medium, words):
     with pytest.raises(UserError, match=words):
-        batching.make_sequences(flat([[1]]), 12, trunc_medium)
+        dataset_of([[1]], 12, trunc_medium)
 
 
 def test_packed_batch_holds_the_sequences_in_the_order_asked_for():
     texts = [[7], [], [1, 2, 3, 4], [5, 6]]
-    dataset = batching.Dataset(*batching.make_sequences(flat(texts), 5, -1), labels=[3, 2, 1, 0])
+    dataset = dataset_of(texts, 5, -1, labels=[3, 2, 1, 0])
     batch = dataset.batch(np.array([2, 0, 1]))
     assert batch.input_ids.tolist() == [CLS, 2, 3, 4, SEP, CLS, 7, SEP, CLS, SEP]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 1]
@@ -70,14 +77,14 @@ def test_packed_batch_holds_the_sequences_in_the_order_asked_for():
 
 
 def test_segments_are_packed_too():
-    batch = batching.pack([np.array([1, 2]), np.array([3])], segments=[np.array([0, 1]), np.array([1])])
+    batch = data.pack([np.array([1, 2]), np.array([3])], segments=[np.array([0, 1]), np.array([1])])
     assert batch.segment_ids.tolist() == [0, 1, 1]
 
 
 def test_every_token_is_in_exactly_one_batch_of_an_epoch():
     generator = np.random.default_rng(0)
     texts = [generator.integers(1, 100, generator.integers(0, 30)).tolist() for _ in range(50)]
-    dataset = batching.Dataset(*batching.make_sequences(flat(texts), 20, 5), labels=np.zeros(50))
+    dataset = dataset_of(texts, 20, 5, labels=np.zeros(50))
     order = generator.permutation(50)
     seen = {}
     for start in range(0, 50, 8):
@@ -93,9 +100,8 @@ def test_every_token_is_in_exactly_one_batch_of_an_epoch():
 def test_tokenize_keeps_texts_apart(tmp_path):
     from tokenization import FullTokenizer
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nhello\nworld\n##s\n")
-    tokenized = batching.tokenize(FullTokenizer(tmp_path / "vocab.txt", True), ["Hello worlds", "", "[SEP] hello"])
-    assert [ids.tolist() for ids in tokenized] == [[5, 6, 7], [], [1, 1, 1, 5]]
-    assert (tokenized.cls_id, tokenized.sep_id) == (2, 3)
+    dataset = data.make_dataset(FullTokenizer(tmp_path / "vocab.txt", True), ["Hello worlds", "", "[SEP] hello"], [0] * 3, 20)
+    assert [dataset.sequences(index)[0].tolist() for index in range(3)] == [[2, 5, 6, 7, 3], [2, 3], [2, 1, 1, 1, 5, 3]]
 
 
 @pytest.mark.parametrize("max_fractions, kept", [(float("inf"), 23), (4, 20), (3, 15)])
@@ -103,7 +109,8 @@ def test_tokenize_keeps_texts_apart(tmp_path):
 def test_fractions_hold_the_text_in_order(max_fractions, kept, trunc_medium):
     """Of 5 tokens at most; where the text is longer than all that are allowed, it is truncated first."""
     texts = [[], [9] * 5, list(range(1, 24)), [7] * 6]
-    ids, offsets, document_offsets = batching.make_sequences(flat(texts), 7, trunc_medium, max_fractions)
+    dataset = dataset_of(texts, 7, trunc_medium, max_fractions)
+    ids, offsets, document_offsets = dataset.ids, dataset.offsets, dataset.document_offsets
     sequences = [ids[start:end].tolist() for start, end in zip(offsets, offsets[1:])]
     assert all(sequence[0] == CLS and sequence[-1] == SEP for sequence in sequences)
     contents = [sum((sequence[1:-1] for sequence in sequences[start:end]), [])
@@ -116,7 +123,7 @@ def test_fractions_hold_the_text_in_order(max_fractions, kept, trunc_medium):
 
 def test_a_batch_of_fractions_and_a_subset_keep_documents_together():
     texts = [[1] * 3, [2] * 12, [], [4] * 6]
-    dataset = batching.Dataset(*batching.make_sequences(flat(texts), 7, -2, float("inf")), labels=[0, 1, 2, 3])
+    dataset = dataset_of(texts, 7, -2, float("inf"), labels=[0, 1, 2, 3])
     assert dataset.lengths.tolist() == [5, 18, 2, 10]
     batch = dataset.batch(np.array([3, 1]))
     assert batch.fractions == [2, 3] and batch.lengths == [7, 3, 7, 7, 4] and batch.labels.tolist() == [3, 1]
@@ -131,5 +138,5 @@ def test_a_batch_of_fractions_and_a_subset_keep_documents_together():
                                                      (100, [[2, 0, 3, 1]])])
 def test_batches_by_length_hold_at_most_so_many_sequences_or_one_document(num_sequences, expected):
     texts = [[1] * 3, [2] * 32, [], [4] * 6]
-    dataset = batching.Dataset(*batching.make_sequences(flat(texts), 7, -2, float("inf")), labels=[0, 1, 2, 3])
+    dataset = dataset_of(texts, 7, -2, float("inf"), labels=[0, 1, 2, 3])
     assert [batch.tolist() for batch in dataset.batches_by_length(num_sequences)] == expected
