@@ -1,19 +1,18 @@
-"""How far two corpora of the same documents agree: documents that are identical, sentence boundaries that both have.
+"""How far two corpora of the same documents agree: identical documents, and sentence boundaries that both have.
 
     python benchmarks/compare_corpus.py AGnews_corpus_test.txt REFERENCE_corpus_test.txt
 
-Documents are compared in file order. A boundary is the number of visible characters before it, so that white space
-does not matter; the one after a document's first sentence (its title) is given by the data and not counted. A document
-of which the two files hold different text is counted apart, its boundaries are not compared.
+Documents are compared in the order of the files. A boundary is the number of visible characters before it, so white
+space does not matter; the one after a document's first sentence (its title) is given by the data and not counted. A
+document whose text differs between the two files is counted apart, and its boundaries are not compared.
 """
-import argparse
 import itertools
 import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-from common.command_line import UserError, run
-from common.files import decode_lines, require_file
+from common.command_line import ArgumentParser, UserError, path, run  # noqa: E402
+from common.files import decode_lines, require_file  # noqa: E402
 
 
 def read_documents(path):
@@ -57,9 +56,9 @@ def compare(path, reference_path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", help="The corpus that is judged.")
-    parser.add_argument("reference", help="The corpus that it is held against.")
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("corpus", type=path, help="The corpus that is judged.")
+    parser.add_argument("reference", type=path, help="The corpus that it is compared with.")
     args = parser.parse_args()
     for name, value in compare(args.corpus, args.reference).items():
         print(f"{name:21}{value if isinstance(value, int) else format(value, '.4f')}")

@@ -7,7 +7,8 @@ A data set becomes a folder for --data_dir of the fine-tuning scripts (./downloa
 a folder as Google publishes it (./downloads/uncased_L-12_H-768_A-12). A file that is already there with the right
 checksum is not downloaded again. Nothing gets its final name before it is whole and its sha256 is right: until then it
 is kept in the folder `.downloads` beside it. A broken connection is resumed where it broke, by this command or by the
-next one. For an archive whose files have no published checksums, the list SHA256SUMS is written (`sha256sum -c` reads it).
+next one. An unpacked archive whose files have no published checksums gets a list of them, SHA256SUMS (`sha256sum -c`
+reads it).
 """
 import contextlib
 import csv
@@ -30,7 +31,7 @@ from common.files import (atomic_write, check_output_folder, decode_lines, locke
 
 SUMS = "SHA256SUMS"
 CHUNK = 1 << 16  # bytes written at a time; where a connection breaks, at most this many are asked for twice
-FAULTS_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)  # not of an archive
+FAULTS_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 @dataclasses.dataclass
@@ -78,8 +79,8 @@ def read_sources(path):
         for row in rows:
             add_source(sources, row, f"--sources: {path}:{rows.line_num}")
     except csv.Error as error:  # a field of over 131,072 characters; lines that end in a carriage return alone
-        raise UserError(f"--sources: {path}:{rows.reader.line_num}: no row of a csv table ({error}); save the table as csv "
-                        "with lines that end in \\n") from None
+        raise UserError(f"--sources: {path}:{rows.reader.line_num}: no row of a csv table ({error}); save the table "
+                        "as csv with lines that end in \\n") from None
     return {name: list(of_name.values()) for name, of_name in sources.items()}
 
 
@@ -164,8 +165,8 @@ def download(source, part, args):
             reason = f"HTTP {status}" if status else type(error).__name__
             is_bad_address = isinstance(error, ValueError)
         if is_bad_address or 400 <= status < 500 and status not in (408, 416, 429):
-            raise UserError(f"{source.name}: {source.url} cannot be downloaded ({reason}); if it has moved, put its new "
-                            "address into a copy of data/sources.csv and name the copy with --sources")
+            raise UserError(f"{source.name}: {source.url} cannot be downloaded ({reason}); if it has moved, put its "
+                            "new address into a copy of data/sources.csv and name the copy with --sources")
         if attempt < args.attempts:
             print(f"{source.name}: broke off after {os.path.getsize(part):,} bytes ({reason}); trying again")
             time.sleep(args.retry_wait * attempt)
@@ -305,8 +306,8 @@ def obtain(source, args):
 
 def by_hand(source, output_dir):
     """What to do for a source that no program can download."""
-    return (f"{source.name} must be downloaded by hand: open {source.url} in a browser, download the folder, and put its "
-            f"train.csv and test.csv into {os.path.join(output_dir, source.target)} ({source.note})")
+    return (f"{source.name} must be downloaded by hand: open {source.url} in a browser, download the folder, and put "
+            f"its train.csv and test.csv into {os.path.join(output_dir, source.target)} ({source.note})")
 
 
 def print_list(sources):
@@ -326,8 +327,8 @@ def parse_arguments():
     add_boolean(group, "--list", False, "Print name, kind, size, folder and note of every source, and stop. "
                 "Default: False.")
     group.add_argument("--sources", type=path, default=os.path.join(FOLDER, "sources.csv"), metavar="FILE",
-                       help="Table of sources; name a copy of your own to change an address. Default: sources.csv beside "
-                       "this script.")
+                       help="Table of sources; name a copy of your own to change an address. Default: sources.csv "
+                       "beside this script.")
     # speed
     group = parser.add_argument_group("connection")
     group.add_argument("--attempts", type=number(int, minimum=1), default=5,
@@ -358,8 +359,9 @@ def next_command(source, output_dir):
     if source.name == "ag":
         return command("generate_corpus_agnews.py", data_dir=folder)
     bert = "./chinese_L-12_H-768_A-12" if source.name == "sogou" else "./uncased_L-12_H-768_A-12"
-    return command("run_classifier_single_layer.py", task_name=source.name, data_dir=folder, do_train=True, do_eval=True,
-                   do_lower_case=True, vocab_file=f"{bert}/vocab.txt", bert_config_file=f"{bert}/bert_config.json",
+    return command("run_classifier_single_layer.py", task_name=source.name, data_dir=folder, do_train=True,
+                   do_eval=True, do_lower_case=True, vocab_file=f"{bert}/vocab.txt",
+                   bert_config_file=f"{bert}/bert_config.json",
                    init_checkpoint=f"{bert}/bert_model.ckpt", output_dir=f"./{source.name}_output")
 
 

@@ -109,7 +109,7 @@ class Story:
         return pick(self.rng, [beat for beat in self.beats[topic] if beat != "common"])
 
     def word(self, slot):
-        """A word for `slot`: one that all topics share, one of the topic (or of the rival topic), or another topic's."""
+        """A word for `slot`: one that all topics share, one of the topic (or of its rival), or another topic's."""
         draw = self.rng.random()
         if draw >= FROM_TOPIC + FROM_OTHER_TOPICS:
             return pick(self.rng, self.shared[slot])
@@ -237,8 +237,8 @@ def main():
     train, test = make_rows(args.num_train, args.num_test, args.seed)
     tokens = train_vocab([f"{title} - {description}" for _, title, description in train], args.vocab_size)
     if len(tokens) != args.vocab_size:
-        raise UserError(f"--vocab_size {args.vocab_size}: {args.num_train} stories give {len(tokens)} tokens; ask for fewer "
-                        "tokens, or for more stories with --num_train")
+        raise UserError(f"--vocab_size {args.vocab_size}: {args.num_train} stories give {len(tokens)} tokens; ask for "
+                        "fewer tokens, or for more stories with --num_train")
     for name, rows in (("train.csv", train), ("test.csv", test)):
         write_rows(os.path.join(args.output_dir, name), rows)
         print(f"wrote {os.path.join(args.output_dir, name)}: {len(rows)} stories")

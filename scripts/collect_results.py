@@ -1,15 +1,14 @@
-"""Reads the runs of the experiments and writes the paper's tables and figures, ours beside the paper's.
+"""Reads the runs of the experiments and writes the paper's tables and figures, with ours beside the paper's.
 
     python scripts/collect_results.py --runs experiments --output_dir results
 
-For each of Tables 2 to 8 a .csv and a .md: test error in percent of the best epoch on the test set (the paper's way) and
-of the last epoch, mean and standard deviation (n - 1) over seeds, the paper's figure, and ours less the paper's. Figures
-2, 3 and 4 as .png and their points as .csv, with the paper's where it gives them. A run that is not there is shown as
-missing.
+Tables 2 to 8 become a .csv and a .md each: the test error in percent of the epoch that is best on the test set (the
+paper's way) and of the last epoch, as mean and standard deviation (n - 1) over the seeds, the paper's figure, and the
+difference of ours from it; then every further metric that the runs hold, of the best epoch. Figures 2, 3 and 4 become a
+.png, and their points a .csv, with the paper's points where it gives them. A run that is absent is shown as missing.
 """
 import csv
 import glob
-import json
 import os
 import re
 import sys
@@ -17,88 +16,125 @@ import sys
 import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts are no installed package
-from command_line import (ArgumentParser, UserError, atomic_write, check_output_folder, read_recipe,  # noqa: E402
-                          require_folder, run)
+from common.command_line import ArgumentParser, UserError, path, run  # noqa: E402
+from common.files import (atomic_write, check_output_folder, check_schema, decode_lines, read_json,  # noqa: E402
+                          require_folder)
 
 PAPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "paper_results.csv")
 COLUMNS = ("row", "data_set", "best_mean", "best_std", "last_mean", "last_std", "seeds", "paper", "difference")
-OWN = {"seed", "init_checkpoint", "vocab_file", "bert_config_file"}  # what the runs of several seeds may differ in
-NUMBER = r"[0-9]+(\.[0-9]+)?(e-?[0-9]+)?"
 POINTS = ("curve", "x", "mean", "std", "seeds")
+NUMBER = r"[0-9]{1,15}(\.[0-9]{1,15})?(e-?[0-9]{1,2})?"  # not so long that it is infinite
+EVALUATION = {"eval_accuracy": float}
+# What the runs in one folder may differ in. A fine-tuning after a multi-task one starts from the multi-task run of its
+# own seed, so its weights differ too.
+OWN = {"seed"}
+OWN_AFTER_MULTI_TASK = OWN | {"weights"}
 
 
-def read_results(folder):
-    """The results.json of each seed's run in a folder, by seed. Raises UserError where they are of several settings."""
-    results, recipes = [], {}
-    for path in sorted(glob.glob(os.path.join(folder, "seed_*", "results.json"))):
-        with open(path, encoding="utf-8") as file:
-            results.append(json.load(file))
-        record = os.path.join(os.path.dirname(path), "run.json")
+def read_results(runs, folder):
+    """The results.json of each seed's run in `folder` of the folder `runs`, ordered by seed.
+
+    Raises UserError where one is damaged, and where the runs do not differ in the seed alone.
+    """
+    files = sorted(glob.glob(os.path.join(runs, folder, "seed_*", "results.json")))
+    results, recipes = [read_result(file) for file in files], {}
+    for file, result in zip(files, results):
+        if [other["seed"] for other in results].count(result["seed"]) > 1:
+            raise UserError(f"{file}: another run beside it has the seed {result['seed']} too; move one of them away")
+        record = os.path.join(os.path.dirname(file), "run.json")
         if os.path.exists(record):
-            recipes[record] = read_recipe(record, "fine-tuning")
+            recipes[record] = read_json(record, {"recipe": dict})["recipe"]
+    own = OWN_AFTER_MULTI_TASK if folder.startswith("multitask") else OWN
     for record, recipe in recipes.items():
         first, known = next(iter(recipes.items()))
-        for key in sorted(recipe.keys() - OWN):
-            if recipe[key] != known.get(key):
-                raise UserError(f"{record}: {key} is {recipe[key]}, in {first} {known.get(key)}; runs of one folder differ "
-                                "in the seed alone, move those away that do not belong")
+        for key in sorted((recipe.keys() | known.keys()) - own):
+            if recipe.get(key) != known.get(key):
+                raise UserError(f"{record}: {key} is {recipe.get(key)}, in {first} it is {known.get(key)}; the runs in "
+                                "one folder may differ in the seed alone, move those away that do not belong there")
     return sorted(results, key=lambda result: result["seed"])
+
+
+def read_result(file):
+    """The value of a results.json. Raises UserError where it is not what a fine-tuning run writes."""
+    result = read_json(file, {"seed": int, "epochs": [dict]})
+    named = [name for name in ("best", "last", "test") if name in result]
+    if named:  # else the run was not evaluated
+        check_schema(result, {"epochs": [EVALUATION], "best": EVALUATION, "last": EVALUATION}, file)
+        check_schema(result, {"test": EVALUATION} if "test" in result else {}, file)
+    for evaluation in [result[name] for name in named] + result["epochs"]:
+        metrics = {key: value for key, value in evaluation.items() if key.startswith("eval_")}
+        check_schema(metrics, {str: float}, file)
+        if not 0 <= metrics.get("eval_accuracy", 0) <= 1:
+            raise UserError(f"{file}: eval_accuracy is {metrics['eval_accuracy']}, a number from 0 to 1 is needed")
+    return result
 
 
 def errors(results, epoch):
     """Test errors in percent of the `best` or `last` epoch, one for each seed."""
-    evaluations = [tested(result, epoch) for result in results]
-    return np.array([test_error(evaluation) for evaluation in evaluations if evaluation])
+    return np.array([test_error(evaluation) for evaluation in tested(results, epoch)])
 
 
-def tested(result, epoch):
-    """A run's evaluation on the test set after the `best` or `last` epoch, or None. With --dev_fraction there is one, after
-    the best epoch, and the evaluations of the epochs are of held-out training data."""
-    if "test" in result:
-        return result["test"] if epoch == "best" else None
-    return result.get(epoch)
+def tested(results, epoch):
+    """The runs' evaluations on the test set after the `best` or `last` epoch. With --dev_fraction a run has one, after
+    the best epoch, and those of the epochs are of held-out training data."""
+    found = [result.get("test" if epoch == "best" else None) if "test" in result else result.get(epoch)
+             for result in results]
+    return [evaluation for evaluation in found if evaluation]
 
 
-def test_error(epoch):
-    return 100 * (1 - epoch["eval_accuracy"])
+def test_error(evaluation):
+    return 100 * (1 - evaluation["eval_accuracy"])
 
 
 def mean_and_std(values):
-    """Both over the first axis, or None where there are no values, or one, which has no standard deviation."""
+    """Both over the first axis; None where there are no values, and for the deviation of one."""
     return (values.mean(axis=0) if len(values) else None, values.std(axis=0, ddof=1) if len(values) > 1 else None)
 
 
 def read_paper():
     """{table: list of (row, data set, folder of the run, the paper's test error in percent)} in the paper's order."""
     tables = {}
-    with open(PAPER, encoding="utf-8", newline="") as file:
-        for line in csv.DictReader(file):
+    lines = csv.DictReader(line for _, line in decode_lines(PAPER))
+    try:
+        for line in lines:
+            if None in line:
+                raise ValueError("too many columns")
             tables.setdefault(line["table"], []).append(
                 (line["row"], line["data_set"], line["run"], float(line["paper_test_error_percent"])))
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise UserError(f"{PAPER}:{lines.line_num}: the table of the paper's figures is damaged ({error})") from None
     return tables
 
 
 def further_rows(runs, entries):
-    """Entries of runs that the paper's table has not, as of a deeper BERT's layers, where the table has a folder of its
-    own."""
+    """Entries for runs that the paper's table lacks, such as the layers of a deeper BERT, where the table has a folder
+    of its own."""
     first, *others = {folder.split("/")[0] for _, _, folder, _ in entries}
     if others:
         return []
     known = {folder for _, _, folder, _ in entries}
-    paths = sorted(glob.glob(os.path.join(runs, first, "*", "*")))
-    found = (os.path.relpath(path, runs).replace(os.sep, "/") for path in paths)
+    folders = sorted(glob.glob(os.path.join(runs, first, "*", "*")))
+    found = (os.path.relpath(folder, runs).replace(os.sep, "/") for folder in folders)
     return [(folder.split("/")[1], folder.split("/")[2], folder, None) for folder in found
-            if folder not in known and read_results(os.path.join(runs, folder))]
+            if folder not in known and read_results(runs, folder)]
 
 
 def make_table(runs, entries):
-    """The lines of a table: dicts of COLUMNS, None for what is missing."""
+    """The lines of a table: dicts of COLUMNS, then METRIC_mean and METRIC_std of each further metric that all seeds of
+    the run hold, of the best epoch; None for what is missing."""
     lines = []
     for row, data_set, folder, paper in entries + further_rows(runs, entries):
-        results = read_results(os.path.join(runs, folder))
+        results = read_results(runs, folder)
         best, last = (mean_and_std(errors(results, epoch)) for epoch in ("best", "last"))
         difference = best[0] - paper if best[0] is not None and paper is not None else None
-        lines.append(dict(zip(COLUMNS, (row, data_set, *best, *last, len(results), paper, difference))))
+        line = dict(zip(COLUMNS, (row, data_set, *best, *last, len(results), paper, difference)))
+        evaluations = tested(results, "best")
+        for key in evaluations[0] if evaluations else ():
+            values = [evaluation[key] for evaluation in evaluations if key in evaluation]
+            if key.startswith("eval_") and key not in EVALUATION and len(values) == len(evaluations):
+                name = key.removeprefix("eval_")
+                line[f"{name}_mean"], line[f"{name}_std"] = mean_and_std(np.array(values, float))
+        lines.append(line)
     return lines
 
 
@@ -111,53 +147,67 @@ def write_csv(lines, columns, name, output_dir):
 
 
 def write_table(lines, name, output_dir):
-    write_csv(lines, COLUMNS, name, output_dir)
+    columns = list(dict.fromkeys(column for line in lines for column in (*COLUMNS, *line)))
+    metrics = [column.removesuffix("_mean") for column in columns[len(COLUMNS)::2]]
+    write_csv(lines, columns, name, output_dir)
+    header = ["row", "data set", "best epoch", "last epoch", "seeds", "paper", "difference"]
+    header += ["further metrics of the best epoch"] * bool(metrics)
     with atomic_write(os.path.join(output_dir, f"{name}.md")) as file:
-        file.write("| row | data set | best epoch | last epoch | seeds | paper | difference |\n|---|---|---|---|---|---|---|\n")
+        file.write(f"| {' | '.join(header)} |\n|{'---|' * len(header)}\n")
         for line in lines:
-            file.write(f"| {line['row']} | {line['data_set']} | {figure(line['best_mean'], line['best_std'])} | "
-                       f"{figure(line['last_mean'], line['last_std'])} | {line['seeds']} | {figure(line['paper'])} | "
-                       f"{'' if line['difference'] is None else format(line['difference'], '+.2f')} |\n")
+            cells = [line["row"], line["data_set"], figure(line["best_mean"], line["best_std"]),
+                     figure(line["last_mean"], line["last_std"]), str(line["seeds"]), figure(line["paper"]),
+                     "" if line["difference"] is None else format(line["difference"], "+.2f")]
+            if metrics:
+                cells.append(", ".join(f"{metric} {figure(line[f'{metric}_mean'], line[f'{metric}_std'], 4)}"
+                                       for metric in metrics if f"{metric}_mean" in line))
+            file.write(f"| {' | '.join(cells)} |\n")
 
 
-def figure(mean, std=None):
+def figure(mean, std=None, digits=2):
     """`5.42 (0.07)`, or `missing`."""
     if mean is None:
         return "missing"
-    return f"{mean:.2f}" + ("" if std is None else f" ({std:.2f})")
+    return f"{mean:.{digits}f}" + ("" if std is None else f" ({std:.{digits}f})")
 
 
 # Figures: each function returns our curves, {label: list of (x, test errors of all seeds)}, and the paper's points,
 # {label: list of (x, test error)}.
 
 def point_of(folder):
-    """The number that stands in the name of a run's folder: 0.004 of few_shot/none/0.004/imdb."""
-    return float(folder.split(os.sep)[-2])
+    """The number in the name of a run's folder: 0.004 of few_shot/none/0.004/imdb."""
+    return float(folder.split("/")[-2])
 
 
-def folders_by_point(runs, *where):
-    """The folders of runs `where`/NUMBER/imdb, by that number; others are not the experiments'."""
-    folders = glob.glob(os.path.join(runs, *where, "*", "imdb"))
-    return sorted((folder for folder in folders if re.fullmatch(NUMBER, folder.split(os.sep)[-2])), key=point_of)
+def folders_by_point(runs, where):
+    """The folders of runs `where`/NUMBER/imdb in the folder `runs`, ordered by that number; others are not the
+    experiments'."""
+    names = [name for name in os.listdir(os.path.join(runs, where)) if re.fullmatch(NUMBER, name)] \
+        if os.path.isdir(os.path.join(runs, where)) else []
+    return sorted((f"{where}/{name}/imdb" for name in names), key=point_of)
 
 
 def figure2(runs, paper):
     """Test error after each epoch, by learning rate, of runs that are tested then. The paper gives no figures."""
     curves = {}
     for folder in folders_by_point(runs, "catastrophic_forgetting"):
-        results = [result for result in read_results(folder) if "test" not in result]
+        results = [result for result in read_results(runs, folder) if "best" in result and "test" not in result]
         epochs = zip(*(result["epochs"] for result in results))  # of each epoch, that of every seed
-        curves[f"rate {folder.split(os.sep)[-2]}"] = [
+        curves[f"rate {folder.split('/')[-2]}"] = [
             (number, np.array([test_error(epoch) for epoch in seeds])) for number, seeds in enumerate(epochs, 1)]
     return curves, {}
 
 
+def best_errors(runs, points):
+    """(x, the best epochs' test errors of the runs in the folder) of each (x, folder)."""
+    return [(x, errors(read_results(runs, folder), "best")) for x, folder in points]
+
+
 def figure3(runs, paper):
     """Best test error by the steps of further pre-training. The paper's ends are Table 5's."""
-    points = [(0, os.path.join(runs, "none", "imdb"))]
-    points += [(point_of(folder), folder) for folder in folders_by_point(runs, "steps")]
+    points = [(0, "none/imdb"), *((point_of(folder), folder) for folder in folders_by_point(runs, "steps"))]
     known = {(row, data_set): error for row, data_set, _, error in paper["table5"]}
-    return ({"ours": [(x, errors(read_results(folder), "best")) for x, folder in points]},
+    return ({"ours": best_errors(runs, points)},
             {"paper (Table 5)": [(0, known["w/o pretrain", "imdb"]), (100_000, known["imdb", "imdb"])]})
 
 
@@ -167,9 +217,9 @@ def figure4(runs, paper):
     full = {row: error for row, data_set, _, error in paper["table6"] if data_set == "imdb"}
     for row, _, run_folder, error in paper["figure4"]:
         label, name = row.split(",")[0], run_folder.split("/")[1]
-        points = [(1.0, os.path.join(runs, name, "imdb"))]
-        points += [(point_of(folder), folder) for folder in folders_by_point(runs, "few_shot", name)]
-        ours[f"{label}, ours"] = [(x, errors(read_results(folder), "best")) for x, folder in points]
+        points = [(1.0, f"{name}/imdb")]
+        points += [(point_of(folder), folder) for folder in folders_by_point(runs, f"few_shot/{name}")]
+        ours[f"{label}, ours"] = best_errors(runs, points)
         theirs[f"{label}, paper"] = [(0.004, error), (1.0, full[label])]
     return ours, theirs
 
@@ -184,7 +234,8 @@ def write_figure(name, runs, paper, output_dir):
     """Writes a figure as .png and its points as .csv where one of ours is there. Returns how many of ours are there."""
     points_of, title, x_label, x_scale = FIGURES[name]
     ours, theirs = points_of(runs, paper)
-    curves = {label: sorted((x, *mean_and_std(values), len(values)) for x, values in points if len(values))
+    curves = {label: [(x, *mean_and_std(values), len(values))
+                      for x, values in sorted(points, key=lambda point: point[0]) if len(values)]
               for label, points in ours.items()}
     curves = {label: points for label, points in curves.items() if points}
     if not curves:
@@ -214,22 +265,25 @@ def main():
     paper = read_paper()
     names = sorted({*paper, *FIGURES})
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--runs", default="experiments", help="The experiments' folder, OUT (default: experiments).")
-    parser.add_argument("--output_dir", default="results", help="Where tables and figures go (default: results).")
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="Some of them (default: all).")
+    parser.add_argument("--runs", type=path, default="experiments",
+                        help="Folder of the experiments, their OUT. Default: experiments.")
+    parser.add_argument("--output_dir", type=path, default="results",
+                        help="Folder for the tables and figures. Default: results.")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME",
+                        help=f"Tables and figures to write: {', '.join(names)}. Default: all.")
     args = parser.parse_args()
     require_folder(args.runs, "--runs")
     check_output_folder(args.output_dir, "--output_dir")
     for name in args.only:
         if name in FIGURES:
             there = write_figure(name, args.runs, paper, args.output_dir)
-            print(f"wrote {os.path.join(args.output_dir, name)}.csv and .png: {there} points of ours" if there
+            print(f"wrote {os.path.join(args.output_dir, name)}.csv and .png: {there} of our points" if there
                   else f"{name}: none of its runs is there")
         else:
             lines = make_table(args.runs, paper[name])
             write_table(lines, name, args.output_dir)
             there = sum(line["best_mean"] is not None for line in lines)
-            print(f"wrote {os.path.join(args.output_dir, name)}.csv and .md: {there} of {len(lines)} figures are there")
+            print(f"wrote {os.path.join(args.output_dir, name)}.csv and .md: {there} of {len(lines)} rows have a run")
 
 
 if __name__ == "__main__":

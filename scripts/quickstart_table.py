@@ -1,22 +1,40 @@
 """Prints what a quickstart run measured: python scripts/quickstart_table.py FOLDER"""
 import glob
-import json
 import os
 import sys
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)  # the scripts are no installed package
+from common.command_line import ArgumentParser, UserError, path, run  # noqa: E402
+from common.files import decode_lines, read_json, require_file, require_folder  # noqa: E402
+
+NEW_TEXTS = os.path.join(ROOT, "data", "new_texts.txt")  # whose labels quickstart.sh predicts
+RESULTS = dict.fromkeys(("best", "last"), {"eval_accuracy": float})
+
 
 def accuracies(folder):
-    """(seeds, best and last test accuracies) of a fine-tuning folder with one seed or several."""
-    paths = [path for where in ("", "seed_*") for path in sorted(glob.glob(os.path.join(folder, where, "results.json")))]
-    results = []
-    for path in paths:
-        with open(path, encoding="utf-8") as file:
-            results.append(json.load(file))
-    return [[result[key]["eval_accuracy"] for result in results] for key in ("best", "last")]
+    """[test accuracies of the best epoch, of the last epoch], one for each seed, of a fine-tuning folder with one seed
+    or several."""
+    files = [file for where in ("", "seed_*")
+             for file in sorted(glob.glob(os.path.join(folder, where, "results.json")))]
+    if not files:
+        raise UserError(f"there is no results.json in {folder}; run scripts/quickstart.sh first")
+    results = [read_json(file, RESULTS) for file in files]
+    return [[result[key]["eval_accuracy"] for result in results] for key in RESULTS]
+
+
+def seconds_of(file):
+    """The whole number in a file."""
+    text = next((line for _, line in decode_lines(file)), "")
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise UserError(f"{file}: {text[:60]!r} is no number of seconds; remove the file")
+    return int(text)
 
 
 def main():
-    folder = sys.argv[1]
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("folder", type=path, help="Folder of the run, OUT of quickstart.sh.")
+    folder = require_folder(parser.parse_args().folder, "folder")
     print(f"\n{'test accuracy of':<34}{'best epoch':>12}{'last epoch':>12}   each seed, last epoch")
     for name, words in (("tiny_bert", "tiny BERT"), ("further_pretrained", "tiny BERT, further pre-trained")):
         best, last = accuracies(os.path.join(folder, f"ag_{name}"))
@@ -24,18 +42,17 @@ def main():
               + " ".join(f"{value:.2%}" for value in last))
     print(f"\n{'step':<34}{'seconds':>12}")
     total = 0
-    for path in sorted(glob.glob(os.path.join(folder, "logs", "*.seconds")), key=os.path.getmtime):
-        with open(path, encoding="utf-8") as file:
-            seconds = int(file.read())
+    for file in sorted(glob.glob(os.path.join(folder, "logs", "*.seconds")), key=os.path.getmtime):
+        seconds = seconds_of(file)
         total += seconds
-        print(f"{os.path.basename(path).removesuffix('.seconds'):<34}{seconds:>12}")
+        print(f"{os.path.basename(file).removesuffix('.seconds'):<34}{seconds:>12}")
     print(f"{'all':<34}{total:>12}")
-    with open("data/new_texts.txt", encoding="utf-8") as texts, \
-            open(os.path.join(folder, "predictions", "predictions.tsv"), encoding="utf-8") as predictions:
-        print(f"\n{next(predictions).rstrip()}   text")
-        for prediction, text in zip(predictions, texts):
-            print(f"{prediction.rstrip()}   {text.rstrip()[:70]}")
+    predictions = [line for _, line in decode_lines(require_file(
+        os.path.join(folder, "predictions", "predictions.tsv"), "predictions"))]
+    print(f"\n{predictions[0]}   text")
+    for prediction, (_, text) in zip(predictions[1:], decode_lines(NEW_TEXTS)):
+        print(f"{prediction}   {text[:70]}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

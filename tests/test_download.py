@@ -306,7 +306,7 @@ def test_imdb_and_trec_become_data_directories_that_tasks_reads(server, get):
 
 
 def changed_zip(local, central, value):
-    """A zip whose headers have `value` at these places of their two kinds: 6 and 8 are flags, 8 and 10 the compression."""
+    """A zip with `value` at these places of its local and central header: 6 and 8 are flags, 8 and 10 compression."""
     content = bytearray(make_zip({"thing/a": b"1" * 100}))
     content[local] = value
     content[content.index(b"PK\1\2") + central] = value
@@ -356,7 +356,7 @@ def test_a_hostile_or_broken_archive_is_refused_before_anything_is_placed(how, c
 def test_by_hand_says_how_before_any_download(server, get):
     server.files["/train.csv"] = CONTENT
     by_hand = {"name": "sogou", "how": "by hand", "target": "sogou", "url": "/folder", "note": "54,000 rows"}
-    with pytest.raises(UserError, match="sogou must be downloaded by hand: open http.*train.csv and test.csv into .*sogou"):
+    with pytest.raises(UserError, match="sogou must be downloaded by hand: open http.*and test.csv into .*sogou"):
         get("thing sogou", FILE, by_hand)
     assert not server.requests
     (get.out / "sogou").mkdir(parents=True)

@@ -62,7 +62,8 @@ def test_damaged_word_lists_are_refused_in_one_line_that_names_them(tmp_path, mo
     monkeypatch.setattr(make_sample, "WORDS", str(tmp_path / "words.json"))
     lists = json.loads((DATA / "sample_words.json").read_text(encoding="utf-8"))
     without_common = {beat: words for beat, words in lists["world"].items() if beat != "common"}
-    for damaged, words in (({}, "no world"), ([], r"\[\] where dict"), (lists | {"world": without_common}, "world has no common"),
+    for damaged, words in (({}, "no world"), ([], r"\[\] where dict"),
+                           (lists | {"world": without_common}, "world has no common"),
                            (lists | {"shared": {"agents": 1}}, "shared, agents: 1 where str")):
         (tmp_path / "words.json").write_text(json.dumps(damaged))
         with pytest.raises(UserError, match=f"words.json.*{words}"):
@@ -89,7 +90,8 @@ def test_more_rows_than_the_sample_has_are_refused(tmp_path, monkeypatch, flag, 
 
 @pytest.mark.parametrize("script, flags, words", [
     ("make_sample.py", ["--output_dir", "file"], "--output_dir: {}/file is a file, a folder is needed"),
-    ("make_sample.py", ["--output_dir", "new", "--vocab_file", "folder"], "--vocab_file: folder is a folder, a file name is needed"),
+    ("make_sample.py", ["--output_dir", "new", "--vocab_file", "folder"],
+     "--vocab_file: folder is a folder, a file name is needed"),
     ("make_tiny_bert.py", ["--output_dir", "file/in_it"], "--output_dir: {}/file is a file, a folder is needed"),
     ("make_task_samples.py", ["--output_dir", "file"], "--output_dir: {}/file is a file, a folder is needed")])
 def test_a_file_where_a_folder_belongs_and_the_reverse_are_refused(tmp_path, monkeypatch, script, flags, words):
@@ -192,5 +194,6 @@ def test_make_tiny_bert_writes_googles_folder_the_same_each_time(tmp_path, monke
 def test_make_tiny_bert_refuses_a_vocabulary_of_another_size(tmp_path, monkeypatch):
     (tmp_path / "vocab.txt").write_text("[PAD]\n")
     with pytest.raises(UserError, match="has 1 tokens, the model's vocab_size is 2000"):
-        call(monkeypatch, DATA / "make_tiny_bert.py", "--output_dir", tmp_path / "out", "--vocab_file", tmp_path / "vocab.txt")
+        call(monkeypatch, DATA / "make_tiny_bert.py", "--output_dir", tmp_path / "out",
+             "--vocab_file", tmp_path / "vocab.txt")
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,289 @@
+"""scripts/collect_results.py and scripts/quickstart_table.py: tables and figures of runs that are made here by hand."""
+import csv
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+
+from common.command_line import UserError
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import collect_results  # noqa: E402
+import quickstart_table  # noqa: E402
+
+HEAD_ONLY = "long_text/head_only/imdb"  # the first row of Table 2
+
+
+@pytest.fixture
+def collect(tmp_path, monkeypatch, capsys):
+    """collect(*names) writes these tables and figures of the runs in tmp_path/runs. Returns what was printed."""
+    def call(*names, flags=()):
+        only = ["--only", *names] if names else []
+        monkeypatch.setattr(sys, "argv", ["collect_results.py", "--runs", str(tmp_path / "runs"),
+                                          "--output_dir", str(tmp_path / "out"), *only, *flags])
+        collect_results.main()
+        return capsys.readouterr().out
+    call.runs, call.out = tmp_path / "runs", tmp_path / "out"
+    call.runs.mkdir()
+    return call
+
+
+def make_run(folder, accuracies, seed=1, recipe=None, **metrics):
+    """A finished run in folder/seed_N: the test accuracy of each epoch, further metrics, and its run.json."""
+    epochs = [{"epoch": number, "global_step": 8 * number, "loss": 0.5, "eval_accuracy": value, "eval_loss": 1 - value,
+               "seconds": 0.1} | metrics for number, value in enumerate(accuracies, 1)]
+    folder = folder / f"seed_{seed}"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(
+        {"seed": seed, "epochs": epochs, "best": max(epochs, key=lambda epoch: epoch["eval_accuracy"]),
+         "last": epochs[-1]}))
+    if recipe is not None:
+        (folder / "run.json").write_text(json.dumps({"kind": "fine-tuning", "flags": {}, "recipe": recipe}))
+    return folder
+
+
+def rows_of(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# Tables
+
+def test_tables_are_means_and_deviations_of_best_and_last(collect):
+    for seed, accuracies in ((1, [0.95, 0.94]), (2, [0.93, 0.96]), (3, [0.90, 0.92])):
+        make_run(collect.runs / HEAD_ONLY, accuracies, seed)
+    make_run(collect.runs / "layers" / "layer_13" / "imdb", [0.5])
+    printed = collect()
+    rows = rows_of(collect.out / "table2.csv")
+    assert len(rows) == 12 and rows[0]["row"] == "head-only" and rows[0]["paper"] == "5.6300"
+    best, last = [5, 4, 8], [6, 4, 8]
+    for name, values in (("best", best), ("last", last)):
+        assert float(rows[0][f"{name}_mean"]) == pytest.approx(np.mean(values), abs=1e-4)
+        assert float(rows[0][f"{name}_std"]) == pytest.approx(np.std(values, ddof=1), abs=1e-4)
+    assert float(rows[0]["difference"]) == pytest.approx(np.mean(best) - 5.63, abs=1e-4)
+    assert rows[1]["best_mean"] == "" and rows[1]["seeds"] == "0"
+    text = (collect.out / "table2.md").read_text()
+    assert "| head-only | imdb | 5.67 (2.08) | 6.00 (2.00) | 3 | 5.63 | +0.04 | loss 0.0567 (0.0208) |" in text
+    assert "| head-only | sogou | missing | missing | 0 | 2.58 |  |  |" in text
+    deeper = rows_of(collect.out / "table3.csv")[-1]  # a layer that the paper's BERT lacks
+    assert deeper["row"] == "layer_13" and deeper["paper"] == "" and deeper["best_mean"] == "50.0000"
+    assert "wrote" in printed and "table2.csv and .md: 1 of 12 rows have a run" in printed
+    assert "figure3: none of its runs is there" in printed
+
+
+def test_a_table_without_runs_has_the_paper_s_columns_only(collect):
+    collect("table2")
+    assert tuple(rows_of(collect.out / "table2.csv")[0]) == collect_results.COLUMNS
+    assert (collect.out / "table2.md").read_text().startswith(
+        "| row | data set | best epoch | last epoch | seeds | paper | difference |\n|---|---|---|---|---|---|---|\n")
+
+
+def test_only_and_output_dir_say_what_is_written_and_where(collect, tmp_path):
+    printed = collect("table2", "table8", flags=["--output_dir", str(tmp_path / "elsewhere")])
+    assert sorted(os.listdir(tmp_path / "elsewhere")) == ["table2.csv", "table2.md", "table8.csv", "table8.md"]
+    assert printed.count("wrote") == 2 and not collect.out.exists()
+
+
+def test_every_metric_that_runs_hold_is_in_the_tables(collect):
+    for seed, value in ((1, 0.5), (2, 0.7)):
+        make_run(collect.runs / HEAD_ONLY, [0.9, 0.8], seed, eval_macro_f1=value, eval_of_tomorrow=10 * value)
+    make_run(collect.runs / "long_text/tail_only/imdb", [0.9], eval_macro_f1=0.25)
+    (collect.runs / "long_text/tail_only/imdb/seed_2").mkdir()
+    (collect.runs / "long_text/tail_only/imdb/seed_2/results.json").write_text(
+        json.dumps({"seed": 2, "epochs": [{"epoch": 1}]}))  # of a run that was not evaluated
+    collect("table2")
+    rows = rows_of(collect.out / "table2.csv")
+    assert tuple(rows[0]) == (*collect_results.COLUMNS, "loss_mean", "loss_std", "macro_f1_mean", "macro_f1_std",
+                              "of_tomorrow_mean", "of_tomorrow_std")
+    assert (rows[0]["macro_f1_mean"], rows[0]["macro_f1_std"], rows[0]["of_tomorrow_mean"]) == \
+        ("0.6000", "0.1414", "6.0000")
+    tail = rows[2]
+    assert tail["row"] == "tail-only" and (tail["macro_f1_mean"], tail["of_tomorrow_mean"]) == ("0.2500", "")
+    lines = (collect.out / "table2.md").read_text().splitlines()
+    assert lines[2].endswith("| loss 0.1000 (0.0000), macro_f1 0.6000 (0.1414), of_tomorrow 6.0000 (1.4142) |")
+    assert {line.count("|") for line in lines} == {9}
+
+
+def test_a_metric_that_one_seed_lacks_is_no_mean_of_the_others(collect):
+    make_run(collect.runs / HEAD_ONLY, [0.9], 1, eval_macro_f1=0.5)
+    make_run(collect.runs / HEAD_ONLY, [0.9], 2)
+    collect("table2")
+    assert "macro_f1_mean" not in rows_of(collect.out / "table2.csv")[0]
+
+
+def test_with_held_out_data_the_test_is_shown(collect):
+    path = make_run(collect.runs / HEAD_ONLY, [0.9, 0.8]) / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"test": {"eval_accuracy": 0.7, "eval_loss": 2.0}}))
+    collect("table2")
+    row = rows_of(collect.out / "table2.csv")[0]
+    assert (row["best_mean"], row["last_mean"], row["loss_mean"]) == ("30.0000", "", "2.0000")
+
+
+# Whose runs are averaged
+
+RECIPE = {"seed": 1, "max_seq_length": 512, "weights": "0a", "vocabulary": "0b", "training data": "0c"}
+
+
+def test_runs_that_differ_in_the_seed_are_averaged(collect):
+    for seed in (1, 2):
+        make_run(collect.runs / HEAD_ONLY, [0.9], seed, RECIPE | {"seed": seed})
+        # a fine-tuning after a multi-task one starts from the multi-task run of its own seed
+        make_run(collect.runs / "multitask/none/imdb", [0.9], seed, RECIPE | {"seed": seed, "weights": str(seed)})
+    collect("table2", "table7")
+    assert rows_of(collect.out / "table2.csv")[0]["seeds"] == "2"
+    assert [row["seeds"] for row in rows_of(collect.out / "table7.csv") if row["row"] == "BERT-MFiT-FiT"][0] == "2"
+
+
+@pytest.mark.parametrize("second, words", [
+    ({"max_seq_length": 32}, "max_seq_length is 32, in .*seed_1/run.json it is 512; the runs in one folder may differ"),
+    ({"weights": "1a"}, "weights is 1a, in .* it is 0a"), ({"vocabulary": "1b"}, "vocabulary is 1b"),
+    ({"training data": "1c"}, "training data is 1c"), ({"new flag": True}, "new flag is True, in .* it is None")])
+def test_runs_of_two_settings_are_not_averaged(collect, second, words):
+    for seed, changed in ((1, {}), (2, second)):
+        make_run(collect.runs / HEAD_ONLY, [0.9], seed, RECIPE | {"seed": seed} | changed)
+    with pytest.raises(UserError, match=f"seed_2/run.json: {words}"):
+        collect("table2")
+
+
+def test_a_run_is_not_counted_twice(collect):
+    make_run(collect.runs / HEAD_ONLY, [0.9], 1)
+    path = make_run(collect.runs / HEAD_ONLY, [0.9], 2) / "results.json"
+    path.write_text(path.read_text().replace('"seed": 2', '"seed": 1'))
+    with pytest.raises(UserError, match="another run beside it has the seed 1 too"):
+        collect("table2")
+
+
+# Damage
+
+@pytest.mark.parametrize("change, words", [
+    (None, r"\[\] where dict is needed"), ({"seed": "1"}, "seed: '1' where int"),
+    ({"seed": True}, "seed: True where int"),
+    ({"epochs": {}}, "epochs: {} where list"), ({"epochs": [1]}, r"epochs, \[0\]: 1 where dict"),
+    ({"epochs": [{}]}, r"epochs, \[0\] has no eval_accuracy"), ({"best": None}, "best: None where dict"),
+    ({"best": {"eval_accuracy": "0.9"}}, "best, eval_accuracy: '0.9' where float"),
+    ({"best": {}}, "best has no eval_accuracy"),
+    ({"last": []}, "last: .* where dict"), ({"test": 1}, "test: 1 where dict"),
+    ({"best": {"eval_accuracy": 1.5}}, "eval_accuracy is 1.5, a number from 0 to 1"),
+    ({"best": {"eval_accuracy": float("nan")}}, "eval_accuracy is nan, a number from 0 to 1"),
+    ({"best": {"eval_accuracy": 10 ** 400}}, "a number of more than 64 bits"),
+    ({"best": {"eval_accuracy": 1, "eval_macro_f1": [1]}}, r"eval_macro_f1: \[1\] where float"),
+    ({"best": {"eval_accuracy": 1, "eval_macro_f1": 10 ** 400}}, "a number of more than 64 bits")])
+def test_results_of_wrong_types_are_refused_in_one_line_that_names_the_file(collect, change, words):
+    path = make_run(collect.runs / HEAD_ONLY, [0.9]) / "results.json"
+    path.write_text(json.dumps([] if change is None else json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=f"seed_1/results.json.*{words}"):
+        collect("table2")
+
+
+@pytest.mark.parametrize("name", ["results.json", "run.json"])
+@pytest.mark.parametrize("text, words", [
+    (b"", "is not whole JSON"), (b'{"seed": 1, "ep', "is not whole JSON"), (b"\0\0\0\0", "is not whole JSON"),
+    (b'{"seed": "\xff"}', "is not whole JSON"), (b"[" * 100_000, "nested too deep"),
+    (b"[" * 200 + b"]" * 200, "nested too deep"),
+    (b'{"seed": ' + b"9" * 5000 + b"}", "is not whole JSON.*5000 digits"), (b"[]", r"\[\] where dict is needed"),
+    (b"{}", "has no (seed|recipe)"), (b'{"recipe": 1, "seed": 1, "epochs": 1}', ": 1 where (dict|list) is needed")])
+def test_damaged_files_are_refused_in_one_line_that_names_the_file(collect, name, text, words):
+    (make_run(collect.runs / HEAD_ONLY, [0.9], recipe=RECIPE) / name).write_bytes(text)
+    with pytest.raises(UserError, match=f"seed_1/{name}.*{words}"):
+        collect("table2")
+
+
+@pytest.mark.parametrize("change", [lambda text: text[:1000], lambda text: text.replace(b"5.63", b"5,6,3"),
+                                    lambda text: text.replace(b"paper_test", b"test"), lambda text: text + b"\r1,\r"])
+def test_a_damaged_table_of_the_paper_is_one_line(tmp_path, monkeypatch, change):
+    with open(collect_results.PAPER, "rb") as file:
+        (tmp_path / "paper.csv").write_bytes(change(file.read()))
+    monkeypatch.setattr(collect_results, "PAPER", str(tmp_path / "paper.csv"))
+    with pytest.raises(UserError, match="paper.csv:[0-9]+: the table of the paper's figures is damaged"):
+        collect_results.read_paper()
+
+
+def test_wrong_folders_and_names_are_refused_in_one_line_without_importing_torch(tmp_path, refused, script):
+    refused("scripts/collect_results.py", "--runs", tmp_path / "absent", words="there is no folder")
+    refused("scripts/collect_results.py", "--only", "table9", words="invalid choice: 'table9'")
+    refused("scripts/collect_results.py", "--runs", tmp_path, "--output_dir", __file__,
+            words="is a file, a folder is needed")
+    (tmp_path / "torch.py").write_text("raise AssertionError('the tables need no torch')")
+    done = script("scripts/collect_results.py", "--runs", tmp_path, "--output_dir", tmp_path / "out",
+                  env={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+
+
+# Figures
+
+def test_figures_are_drawn_of_what_is_there(collect):
+    for folder in ("catastrophic_forgetting/2e-5/imdb", "catastrophic_forgetting/2e-5_old/imdb", "steps/10000/imdb",
+                   "catastrophic_forgetting/1e999/imdb", "few_shot/none/0.004/imdb"):
+        for seed, accuracies in ((1, [0.8, 0.9]), (2, [0.7, 0.88])):
+            make_run(collect.runs / folder, accuracies, seed)
+    collect("figure2", "figure3", "figure4")
+    assert all((collect.out / f"figure{number}.png").read_bytes().startswith(b"\x89PNG") for number in (2, 3, 4))
+    points = {name: [tuple(row.values()) for row in rows_of(collect.out / f"{name}.csv")]
+              for name in ("figure2", "figure3", "figure4")}
+    assert points["figure2"] == [("rate 2e-5", "1", "25.0000", "7.0711", "2"),
+                                 ("rate 2e-5", "2", "11.0000", "1.4142", "2")]
+    assert points["figure3"] == [("ours", "10000", "11.0000", "1.4142", "2"),
+                                 ("paper (Table 5)", "0", "5.4000", "", ""),
+                                 ("paper (Table 5)", "100000", "4.3700", "", "")]
+    assert points["figure4"][:2] == [("BERT-FiT, ours", "0.004", "11.0000", "1.4142", "2"),
+                                     ("BERT-FiT, paper", "0.004", "17.2600", "", "")]
+
+
+def test_runs_without_an_evaluation_give_no_points(collect):
+    folder = make_run(collect.runs / "catastrophic_forgetting/2e-5/imdb", [0.9])
+    (folder / "results.json").write_text(json.dumps({"seed": 1, "epochs": [{"epoch": 1, "loss": 0.5}]}))
+    assert "figure2: none of its runs is there" in collect("figure2")
+
+
+# quickstart_table.py
+
+@pytest.fixture
+def quickstart(tmp_path, monkeypatch, capsys):
+    """A quickstart's folder, and a function that prints its table."""
+    for name, accuracy in (("tiny_bert", 0.75), ("further_pretrained", 0.875)):
+        for seed in (1, 2):
+            make_run(tmp_path / f"ag_{name}", [accuracy, accuracy - seed / 100], seed)
+    (tmp_path / "logs").mkdir()
+    for number, name in enumerate(("corpus", "vocab")):
+        (tmp_path / "logs" / f"{name}.seconds").write_text(f"{number + 3}\n")
+        os.utime(tmp_path / "logs" / f"{name}.seconds", (number, number))
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions" / "predictions.tsv").write_text("label\t1\t2\n" + "2\t0.1\t0.9\n" * 4)
+
+    def table():
+        monkeypatch.setattr(sys, "argv", ["quickstart_table.py", str(tmp_path)])
+        quickstart_table.main()
+        return capsys.readouterr().out
+    table.folder = tmp_path
+    return table
+
+
+def test_quickstart_table_shows_accuracies_seconds_and_predictions(quickstart):
+    lines = [line.split() for line in quickstart().splitlines()]
+    assert ["tiny", "BERT", "75.00%", "73.50%", "74.00%", "73.00%"] in lines
+    assert ["tiny", "BERT,", "further", "pre-trained", "87.50%", "86.00%", "86.50%", "85.50%"] in lines
+    assert [line for line in lines if line[-1:] in (["3"], ["4"], ["7"])] == [
+        ["corpus", "3"], ["vocab", "4"], ["all", "7"]]
+    assert [line[:3] for line in lines[-4:]] == [["2", "0.1", "0.9"]] * 4 and len(lines[-1]) > 5
+
+
+@pytest.mark.parametrize("name, text, words", [
+    ("ag_tiny_bert/seed_1/results.json", "[" * 2000, "results.json is not JSON of ours"),
+    ("ag_tiny_bert/seed_1/results.json", "{}", "results.json has no best"),
+    ("ag_tiny_bert/seed_1/results.json", '{"best": {"eval_accuracy": "x"}, "last": {}}', "best, eval_accuracy: 'x'"),
+    ("logs/corpus.seconds", "", "corpus.seconds: '' is no number of seconds; remove the file"),
+    ("logs/corpus.seconds", "9" * 5000, "is no number of seconds"),
+    ("predictions/predictions.tsv", "", "predictions.tsv is empty"),
+    ("predictions/predictions.tsv", "\0", "predictions.tsv:1: a zero byte")])
+def test_quickstart_table_names_the_file_that_is_damaged(quickstart, name, text, words):
+    (quickstart.folder / name).write_text(text)
+    with pytest.raises(UserError, match=words):
+        quickstart()
+
+
+def test_quickstart_table_of_another_folder_is_refused(tmp_path, refused):
+    refused("scripts/quickstart_table.py", tmp_path / "absent", words="there is no folder")
+    refused("scripts/quickstart_table.py", tmp_path, words="there is no results.json in")
