@@ -61,8 +61,12 @@ def rows(script):
     """(flags, help, place in the paper) of each flag of a script, in order."""
     paper = PAPER.get(script, {})
     return [(", ".join(f"`{flag}`" for flag in action.option_strings or [action.metavar]),
-             re.sub(r"\s+", " ", action.help).replace("|", "\\|"), paper.get(action.dest, ""))
+             re.sub(r"\s+", " ", action.help + choices_of(action)).replace("|", "\\|"), paper.get(action.dest, ""))
             for action in parser_of(script)._actions if action.dest != "help"]
+
+
+def choices_of(action):
+    return f" Choices: {', '.join(action.choices)}." if action.choices else ""
 
 
 def table(heading, entries):
