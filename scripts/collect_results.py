@@ -47,8 +47,8 @@ def read_results(runs, folder):
     own = OWN_AFTER_MULTI_TASK if folder.startswith("multitask") else OWN
     for record, recipe in recipes.items():
         first, known = next(iter(recipes.items()))
-        for key in sorted((recipe.keys() | known.keys()) - own):
-            if recipe.get(key) != known.get(key):
+        for key in sorted(recipe.keys() | known.keys()):
+            if recipe.get(key) != known.get(key) and key.partition(" (")[0] not in own:  # weights (--init_checkpoint)
                 raise UserError(f"{record}: {key} is {recipe.get(key)}, in {first} it is {known.get(key)}; the runs in "
                                 "one folder may differ in the seed alone, move those away that do not belong there")
     return sorted(results, key=lambda result: result["seed"])

@@ -124,14 +124,15 @@ def test_with_held_out_data_the_test_is_shown(collect):
 
 # Whose runs are averaged
 
-RECIPE = {"seed": 1, "max_seq_length": 512, "weights": "0a", "vocabulary": "0b", "training data": "0c"}
+WEIGHTS = "weights (--init_checkpoint)"
+RECIPE = {"seed": 1, "max_seq_length": 512, WEIGHTS: "0a", "vocabulary": "0b", "training data": "0c"}
 
 
 def test_runs_that_differ_in_the_seed_are_averaged(collect):
     for seed in (1, 2):
         make_run(collect.runs / HEAD_ONLY, [0.9], seed, RECIPE | {"seed": seed})
         # a fine-tuning after a multi-task one starts from the multi-task run of its own seed
-        make_run(collect.runs / "multitask/none/imdb", [0.9], seed, RECIPE | {"seed": seed, "weights": str(seed)})
+        make_run(collect.runs / "multitask/none/imdb", [0.9], seed, RECIPE | {"seed": seed, WEIGHTS: str(seed)})
     collect("table2", "table7")
     assert rows_of(collect.out / "table2.csv")[0]["seeds"] == "2"
     assert [row["seeds"] for row in rows_of(collect.out / "table7.csv") if row["row"] == "BERT-MFiT-FiT"][0] == "2"
@@ -139,7 +140,7 @@ def test_runs_that_differ_in_the_seed_are_averaged(collect):
 
 @pytest.mark.parametrize("second, words", [
     ({"max_seq_length": 32}, "max_seq_length is 32, in .*seed_1/run.json it is 512; the runs in one folder may differ"),
-    ({"weights": "1a"}, "weights is 1a, in .* it is 0a"), ({"vocabulary": "1b"}, "vocabulary is 1b"),
+    ({WEIGHTS: "1a"}, "weights .--init_checkpoint. is 1a, in .* it is 0a"), ({"vocabulary": "1b"}, "vocabulary is 1b"),
     ({"training data": "1c"}, "training data is 1c"), ({"new flag": True}, "new flag is True, in .* it is None")])
 def test_runs_of_two_settings_are_not_averaged(collect, second, words):
     for seed, changed in ((1, {}), (2, second)):
