@@ -51,12 +51,13 @@ class RunFolder:
         if not os.path.exists(self.record):
             return None
         try:
-            found = read_json(self.record, RUN_SCHEMA)
+            found = read_json(self.record, {"kind": str})
+            if found["kind"] != self.kind:
+                raise UserError(f"{self.path} holds a run of another script (run.json says {found['kind']}, needed is "
+                                f"{self.kind})")
+            check_schema(found, RUN_SCHEMA, self.record)
         except UserError as error:
             raise UserError(f"--output_dir: {error}; name another folder") from None
-        if found["kind"] != self.kind:
-            raise UserError(f"--output_dir: {self.path} holds a run of another script (run.json says {found['kind']}, "
-                            f"needed is {self.kind}); name another folder")
         return found
 
     def check(self, recipe, overwrite=False):
@@ -68,7 +69,8 @@ class RunFolder:
         if overwrite:
             return None
         if found is None:
-            if os.path.isdir(self.path) and any(map(self.owned.fullmatch, os.listdir(self.path))):
+            names = [name for name in os.listdir(self.path) if not name.endswith(".tmp")] if os.path.isdir(self.path) else []
+            if any(map(self.owned.fullmatch, names)):
                 raise UserError(f"--output_dir: {self.path} holds files of a run without a run.json; name another folder, or "
                                 "add --overwrite_output_dir to remove them")
             return None

@@ -179,7 +179,10 @@ def run_seed(args, inputs, rates, recipe, folder, found, train_sets, test_sets, 
     """The run of one seed: begins it in its folder, or goes on with it. found: its run.json, None where it is new.
     Returns the figures of results.json."""
     torch.manual_seed(recipe["seed"])
-    model, lines = make_model(args, inputs, world.device)  # before the folder changes: wrong weights leave it as it is
+    # Before the folder changes, so that wrong weights, or too few examples, leave it as it is.
+    model, lines = make_model(args, inputs, world.device)
+    runs = [task_run(args, inputs, index, *sets, recipe["seed"], folder.path)
+            for index, sets in enumerate(zip(train_sets, test_sets))]
     flags = vars(args) | {"num_processes": world.size}
     checkpoint = os.path.join(folder.path, "checkpoint.pt")
     state = None
@@ -188,10 +191,9 @@ def run_seed(args, inputs, rates, recipe, folder, found, train_sets, test_sets, 
     elif os.path.exists(checkpoint):
         state = read_checkpoint(checkpoint)
         note = world.on_main(folder.resume, found, state["progress"]["global_step"], flags, WATCHED)
+        world.print(f"going on after update {state['progress']['global_step']} from {checkpoint}")
         if note:
             world.print(note)
-    runs = [task_run(args, inputs, index, *sets, recipe["seed"], folder.path)
-            for index, sets in enumerate(zip(train_sets, test_sets))]
     if state is None:
         world.print(*lines, sep="\n")
         for run in runs:

@@ -28,9 +28,9 @@ class World:
         """Whether this is the process that prints and writes."""
         return self.rank == 0
 
-    def print(self, *words):
+    def print(self, *words, sep=" "):
         if self.main:
-            print(*words, flush=True)
+            print(*words, sep=sep, flush=True)
 
     def sum(self, tensor):
         """The sum of every process's tensor."""

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-import command_line
-import fine_tuning
-import fine_tuning_flags
 import optimization
 import tasks
+from common import command_line
+from finetuning import command, flags, training
 from runs import (DISCRIMINATIVE, NUM_TEST, NUM_TRAIN, ROOT, SINGLE, assert_equal_weights, call, losses_of, make_bert,
                   predictions_of, read_evaluation, read_json, read_metrics, start_together, train_flags, wait, weights)
 
@@ -38,7 +37,7 @@ def finished(tiny, tmp_path_factory):
 def test_a_run_writes_what_the_contract_says(tiny, finished):
     assert sorted(path.name for path in finished.iterdir()) == sorted(
         ["best", "last", "metrics.jsonl", "results.json", "run.json", "tensorboard"]
-        + [f"{kind}_ep{epoch}.txt" for kind in ("eval_results", "results") for epoch in (1, 2, 3)])
+        + [f"{kind}_ep{epoch}.txt" for kind in ("eval_results", "results", "classification_report") for epoch in (1, 2, 3)])
     labels = labels_of(tiny)
     for epoch in (1, 2, 3):
         predictions = predictions_of(finished / f"results_ep{epoch}.txt")
@@ -81,10 +80,10 @@ def test_the_loss_of_the_first_update_is_that_of_chance(finished):
 def test_what_was_derived_is_printed(tiny, tmp_path, capsys):
     call(SINGLE, *train_flags(tiny, tmp_path), "--num_train_epochs", 1, "--layers", 1, 0)
     out = capsys.readouterr().out
-    assert "weights taken" in out and "classifier.weight" in out and "cls.predictions.bias" in out
+    assert " weights from " in out and "classifier.weight" in out and "cls.predictions.bias" in out
     assert out.count("input_ids:") == 3 and "[CLS]" in out and "[SEP]" in out
     assert "61 training examples" in out
-    assert "8 updates of 8 examples over 1 process(es) x 1 accumulation step(s)" in out
+    assert "8 updates of 8 examples, over 1 process(es) x 1 micro-batch(es)" in out
     assert "the test set is evaluated after each epoch" in out
     assert "biases and LayerNorm" in out
 
@@ -148,9 +147,9 @@ def test_several_seeds_are_summed_up_and_each_is_the_run_alone(tiny, finished, t
 
 def test_held_out_data_choose_the_best_and_the_test_set_is_evaluated_once(tiny, tmp_path, monkeypatch):
     evaluated = []
-    evaluate = fine_tuning.evaluate
-    monkeypatch.setattr(fine_tuning, "evaluate",
-                        lambda setup, model, dataset: evaluated.append(len(dataset)) or evaluate(setup, model, dataset))
+    predict = training.predict
+    monkeypatch.setattr(training, "predict",
+                        lambda model, dataset, *rest: evaluated.append(len(dataset)) or predict(model, dataset, *rest))
     call(SINGLE, *train_flags(tiny, tmp_path / "run"), "--dev_fraction", 0.2)
     held_out = round(0.2 * NUM_TRAIN)
     assert evaluated == [held_out] * 3 + [NUM_TEST]
@@ -204,12 +203,12 @@ def test_all_of_the_authors_flags_are_known():
            "--layers 11 10 --trunc_medium -1 --pooling_type mean --num_datas 10 --no_cuda --accumulate_gradients 2 "
            "--gradient_accumulation_steps 2 --local_rank -1").split()
     discriminative = importlib.import_module(DISCRIMINATIVE)
-    parser = fine_tuning_flags.make_parser("")
-    args, _ = fine_tuning_flags.parse(parser, old)
+    parser = flags.make_parser("")
+    args, _ = flags.parse(parser, old)
     assert args.layers == [11, 10] and args.trunc_medium == -1 and args.num_train_epochs == 3.0
     discriminative.add_flags(parser.recipe, discr=True)
     old += "--discr --layer_learning_rate 2e-5 --layer_learning_rate_decay 0.95".split()
-    args, _ = fine_tuning_flags.parse(parser, old)
+    args, _ = flags.parse(parser, old)
     assert (args.discr, args.layer_learning_rate, args.layer_learning_rate_decay) == (True, [2e-5], 0.95)
 
 
@@ -414,10 +413,10 @@ def test_sigterm_and_ctrl_c_save_the_update_under_way_first(with_dropout, tmp_pa
 
 
 def test_sigterm_in_an_evaluation_ends_it_at_once_and_loses_no_update(with_dropout, tmp_path, start):
-    """The fourth file, after run.json, metrics.jsonl and checkpoint.pt, is the first of the evaluation."""
+    """The third file, after run.json and checkpoint.pt, is the first of the evaluation."""
     flags, undisturbed = with_dropout
     flags = [*flags, "--output_dir", tmp_path / "run", "--save_checkpoints_steps", 1000]
-    assert wait(start(SINGLE, flags, tmp_path / "log.txt", ("rename", 4, "before", TERM))) == [-TERM]
+    assert wait(start(SINGLE, flags, tmp_path / "log.txt", ("rename", 3, "before", TERM))) == [-TERM]
     assert not (tmp_path / "run" / "results_ep1.txt").exists()
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert state["progress"]["global_step"] == 8 and not state["progress"]["evaluations"]
@@ -607,7 +606,7 @@ def test_a_flag_that_is_left_out_is_named(tiny, tmp_path, refused_here, flag):
 
 
 @pytest.mark.parametrize("flag, content, words", [
-    ("--bert_config_file", "no json", "is not JSON"),
+    ("--bert_config_file", "no json", "is not whole JSON"),
     ("--bert_config_file", '{"hidden_size": 32}', "it has no vocab_size"),
     ("--bert_config_file", '{"vocab_size": 2000, "hidden_size": 33, "num_attention_heads": 2}', "no multiple"),
     ("--bert_config_file", '{"vocab_size": 2000, "hidden_size": 24, "num_hidden_layers": 2, "intermediate_size": 64}',
@@ -652,7 +651,7 @@ def test_another_run_s_folder_is_refused_unless_it_may_be_overwritten(tiny, fini
     call(SINGLE, *flags)
     (tmp_path / "run" / "notes.txt").write_text("mine")
     before = weights(tmp_path / "run" / "last")
-    for changed, words in ((["--learning_rate", 2e-3], "holds another run (learning_rate was 0.001, now 0.002)"),
+    for changed, words in ((["--learning_rate", 2e-3], "holds another run: learning_rate was 0.001, now it is 0.002"),
                            (["--seed", 1], "seed"), (["--num_datas", 30], "num_datas"), (["--layers", 1], "layers")):
         refused_here(SINGLE, *flags, *changed, words=words)
     for name, value in weights(tmp_path / "run" / "last").items():
@@ -683,16 +682,16 @@ def test_runs_of_one_seed_and_of_several_do_not_share_a_folder(tiny, tmp_path, r
 def test_a_record_of_something_else_is_refused(tiny, finished, tmp_path, refused_here):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text('{"a": 1}')
-    refused_here(SINGLE, *train_flags(tiny, tmp_path / "run"), words="holds a run of another script")
+    refused_here(SINGLE, *train_flags(tiny, tmp_path / "run"), words="run.json has no kind")
     (tmp_path / "classifier.json").write_text("{}")
     refused_here(SINGLE, "--do_eval", "--data_dir", tiny, "--init_checkpoint", tmp_path, "--output_dir", tmp_path / "out",
-                 words="classifier.json lacks task")
+                 words="classifier.json has no task")
 
 
 def test_the_folders_of_all_seeds_are_looked_at_first(tiny, tmp_path, refused_here):
     flags = [*train_flags(tiny, tmp_path), "--num_train_epochs", 0.25]
     call(SINGLE, *flags, "--output_dir", tmp_path / "seed_2", "--seed", 2)
-    refused_here(SINGLE, *flags, "--seed", 1, 2, "--learning_rate", 1e-4, words="seed_2 holds another run (learning_")
+    refused_here(SINGLE, *flags, "--seed", 1, 2, "--learning_rate", 1e-4, words="seed_2 holds another run: learning_")
     assert not (tmp_path / "seed_1").exists()
 
 
@@ -709,18 +708,18 @@ def test_one_file_of_a_tensorflow_checkpoint_is_no_start(tiny, tmp_path, refused
 
 def test_memory_that_is_used_up_is_one_line(capsys):
     def fail():
-        with fine_tuning.out_of_memory_in_one_line():
+        with command.out_of_memory_in_one_line():
             torch.empty(2**50)
     with pytest.raises(SystemExit):
         command_line.run(fail)
     assert "error: out of memory (" in capsys.readouterr().err
-    with pytest.raises(RuntimeError, match="another"), fine_tuning.out_of_memory_in_one_line():
+    with pytest.raises(RuntimeError, match="another"), command.out_of_memory_in_one_line():
         raise RuntimeError("another")
 
 
 def test_held_out_examples_are_counted(tiny, tmp_path, capsys):
     call(SINGLE, *train_flags(tiny, tmp_path), "--num_train_epochs", 0.25, "--dev_fraction", 0.1)
-    assert "55 training examples, 6 held out;" in capsys.readouterr().out
+    assert "55 training examples, 6 held out" in capsys.readouterr().out
 
 
 def test_a_run_of_another_script_is_not_overwritten(tiny, tmp_path, refused_here):
@@ -771,7 +770,7 @@ def test_a_damaged_checkpoint_is_named(with_dropout, tmp_path, start):
     wait(start(SINGLE, flags, tmp_path / "log.txt", ("update", 5, "after", KILL)))
     (tmp_path / "checkpoint.pt").write_bytes((tmp_path / "checkpoint.pt").read_bytes()[:1000])
     assert wait(start(SINGLE, flags, tmp_path / "log2.txt")) == [1]
-    assert "checkpoint.pt cannot be read" in (tmp_path / "log2.txt").read_text().splitlines()[-1]
+    assert "checkpoint.pt is no whole PyTorch checkpoint" in (tmp_path / "log2.txt").read_text().splitlines()[-1]
     assert "Traceback" not in (tmp_path / "log2.txt").read_text()
 
 

@@ -97,7 +97,7 @@ def test_a_hierarchical_run_reads_whole_texts_and_says_so(tiny, tmp_path, capsys
              "--num_train_epochs", 1]
     call(SINGLE, *flags)
     out = capsys.readouterr().out
-    assert "fractions, 0 (0.0%) are cut" in out
+    assert "fractions, 0 (0.0%) are truncated" in out
     assert read_json(tmp_path / "run" / "best" / "classifier.json")["layers"] == [1]  # the last of two
     call(SINGLE, "--do_predict", "--predict_file", long / "test.csv", "--init_checkpoint", tmp_path / "run" / "best",
          "--output_dir", tmp_path / "out", "--no_cuda")
@@ -229,7 +229,7 @@ def test_single_task_fine_tuning_goes_on_from_a_multitask_run(multitask, data_se
          data_sets / "yelp_p", "--init_checkpoint", multitask / "yelp_p" / "last", "--max_seq_length", 32,
          "--learning_rate", 0, "--num_train_epochs", 1, "--output_dir", tmp_path / "run")
     assert predictions_of(tmp_path / "run" / "results_ep1.txt") == predictions_of(multitask / "yelp_p" / "results_ep3.txt")
-    assert "; 0 drawn anew" in capsys.readouterr().out
+    assert "; 0 new and random" in capsys.readouterr().out
 
 
 def test_a_multitask_run_s_folder_stands_for_the_best_model_of_the_task(multitask, data_sets, tmp_path):
@@ -318,7 +318,7 @@ def test_runs_of_single_tasks_below_are_not_a_multitask_run_s_to_remove(tiny, da
 
 def test_files_of_a_run_without_its_record_are_refused(tiny, data_sets, tmp_path, refused_here):
     (tmp_path / "ag" / "best").mkdir(parents=True)
-    refused_here(MULTITASK, *multitask_flags(tiny, data_sets, tmp_path), words="ag holds files of another run")
+    refused_here(MULTITASK, *multitask_flags(tiny, data_sets, tmp_path), words="ag holds files of a run without a run.json")
 
 
 # Speed flags change nothing but time
