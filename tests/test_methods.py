@@ -104,7 +104,7 @@ def test_a_hierarchical_run_reads_whole_texts_and_says_so(tiny, tmp_path, capsys
     labels = [row.split("\t")[0] for row in (tmp_path / "out" / "predictions.tsv").read_text().splitlines()[1:]]
     assert [int(label) - 1 for label in labels] == predictions_of(tmp_path / "run" / "results_ep1.txt")
     call(SINGLE, *flags, "--max_fractions", 2, "--trunc_medium", -1, "--output_dir", tmp_path / "cut")
-    assert "in 2.00 fractions" in (cut := capsys.readouterr().out) and f"{NUM_TRAIN} (100.0%) are cut" in cut
+    assert "in 2.00 fractions" in (cut := capsys.readouterr().out) and f"{NUM_TRAIN} (100.0%) are truncated" in cut
 
 
 # BERT-Feat (paper, section 5.4.3)
