@@ -12,7 +12,9 @@ The files of a run's checkpoint after update N are
     model.ckpt-N.data-00000-of-00001    the values
     model.ckpt-N.index                  names, places and checksums; it comes last, so with it the checkpoint is whole
 """
+import collections
 import contextlib
+import math
 import os
 import re
 
@@ -21,11 +23,11 @@ import tensorflow as tf
 
 from common.command_line import UserError
 from common.files import atomic_write, checkpoint_prefix, locked, read_json, remove, write_json
-from pretraining.modeling_tf import variable_shapes
+from pretraining.modeling_tf import initial_values, variable_shapes
+from pretraining.optimization_tf import SLOTS
 
 INDEX = re.compile(r"model\.ckpt-(\d+)\.index")
-PART = re.compile(r"(model\.ckpt-\d+)\.(?:index|data-\d+-of-\d+|window\.json)")
-LEFTOVER = re.compile(r"\.model\.ckpt-\d+(\..*)?\.tmp")  # what a killed process was writing
+PART = re.compile(r"(model\.ckpt-\d+)\..+")
 
 
 # Reading
@@ -117,6 +119,9 @@ def write_checkpoint(prefix, variables):
                 os.unlink(f"{prefix}.index")
             for file in files:
                 os.replace(os.path.join(temporary, file), os.path.join(folder, file))
+        except OSError as error:
+            error.filename = prefix  # what is shown is the name that the user knows
+            raise
         except tf.errors.OpError as error:
             full = "No space left" in str(error)
             reason = "no space left; free some" if full else f"{str(error).strip().splitlines()[0]}; mend that"
@@ -154,7 +159,7 @@ def newest_checkpoint(folder):
 def remove_checkpoint(prefix):
     """Removes a checkpoint's files, the index first: a checkpoint without its data must not look whole."""
     folder, name = os.path.split(prefix)
-    parts = [file for file in os.listdir(folder) if (match := PART.fullmatch(file)) and match[1] == name]
+    parts = [file for file in os.listdir(folder) if file.startswith(f"{name}.")]
     for file in sorted(parts, key=lambda file: not file.endswith(".index")):
         os.unlink(os.path.join(folder, file))
 
@@ -185,16 +190,16 @@ def save_checkpoint(folder, step, variables, window, keep):
     return prefix
 
 
-def read_window(prefix, width):
-    """The rows of `width` metrics that `save_checkpoint` kept with a checkpoint; none, with a word, where they are
-    damaged: they make a line of the log, no weight."""
-    path = f"{prefix}.window.json"
+def read_window(folder, step, width):
+    """The rows of `width` metrics that `save_checkpoint` wrote beside model.ckpt-<step>; none, with a word, where they are
+    damaged, for they make a line of the log, no weight."""
+    path = os.path.join(folder, f"model.ckpt-{step}.window.json")
     if not os.path.exists(path):
         return []
     try:
         rows = read_json(path, [[float]])
         if any(len(row) != width for row in rows):
-            raise UserError(f"{path}: a row does not hold {width} numbers")
+            raise UserError(f"{path}: a row has not {width} numbers")
         return rows
     except UserError as error:
         print(f"{error}; the next line of metrics.jsonl is a mean over fewer updates")
@@ -204,16 +209,63 @@ def read_window(prefix, width):
 def repair_checkpoints(folder, step):
     """Brings the folder of a run that goes on after update `step` to what an undisturbed run would have left there.
 
-    Removed are what a killed process had begun, and checkpoints of later updates, which are damaged; else a run that
-    keeps one checkpoint would keep the damaged one. The file `checkpoint` names the newest again.
+    Removed are files without their index, which a killed process left, and checkpoints of later updates, which are
+    damaged: else a run that keeps one checkpoint would keep the damaged one. The file `checkpoint` names the newest again.
     """
-    whole = checkpoint_prefixes(folder)
-    kept = [prefix for prefix in whole if int(prefix.rpartition("-")[2]) <= step]
+    kept = [prefix for prefix in checkpoint_prefixes(folder) if int(prefix.rpartition("-")[2]) <= step]
     names = {os.path.basename(prefix) for prefix in kept}
     for file in sorted(os.listdir(folder), key=lambda file: not file.endswith(".index")):
         match = PART.fullmatch(file)
-        if LEFTOVER.fullmatch(file) or match and match[1] not in names:
-            remove(os.path.join(folder, file))
-    state = tf.train.get_checkpoint_state(folder)
+        if match and match[1] not in names:
+            os.unlink(os.path.join(folder, file))
+    try:
+        state = tf.train.get_checkpoint_state(folder)
+    except tf.errors.OpError:  # not text: damaged
+        state = None
     if kept and (state is None or os.path.basename(state.model_checkpoint_path) != os.path.basename(kept[-1])):
         write_state(folder, kept)
+
+
+# Where a run starts
+
+Start = collections.namedtuple("Start", "prefix step values state new")
+Start.__doc__ = """prefix of the checkpoint that a run starts from (None: all is new) and its update; name -> value of the
+model's variables and of the optimizer's (empty: new ones); the names of the variables that the checkpoint lacks."""
+
+
+def start_of_run(config, seed, folder, init_checkpoint, to_train):
+    """The Start of a run: the newest checkpoint of its `folder` (None: not to be looked at), else `init_checkpoint`, else
+    new weights, as are the pre-training heads that a checkpoint lacks.
+
+    Raises UserError where the checkpoint does not fit, one to go on from has no optimizer slots, or there is neither
+    training nor a checkpoint.
+    """
+    new = initial_values(config, seed)
+    prefix, values = newest_checkpoint(folder) if folder else (None, None)
+    resumed = prefix is not None
+    if not resumed and init_checkpoint:
+        prefix, values = init_checkpoint, read_checkpoint(init_checkpoint)
+    if prefix is None:
+        if folder and not to_train:
+            raise UserError(f"--do_eval: {folder} holds no checkpoint and there is no --init_checkpoint")
+        return Start(None, 0, new, {}, list(new))
+    chosen = fitting_values(config, values, f"{'--output_dir' if resumed else '--init_checkpoint'}: {prefix}")
+    state = {}
+    if resumed and to_train:
+        slots = ["global_step", *(f"{name}/{slot}" for name in new for slot in SLOTS)]
+        lacking = [name for name in [*new, *slots] if name not in values]
+        if lacking:
+            raise UserError(f"--output_dir: {prefix} lacks {lacking[0]} and cannot be gone on from; "
+                            "--overwrite_output_dir starts anew")
+        state = {name: values[name] for name in slots}
+    step = int(values.get("global_step", 0)) if resumed else 0
+    return Start(prefix, step, new | chosen, state, [name for name in new if name not in chosen])
+
+
+def describe_variables(config, start):
+    """Prints each variable with its shape and where its value comes from."""
+    shapes = variable_shapes(config)
+    source = f"from {start.prefix}" if start.prefix else "no --init_checkpoint: all new"
+    print(f"{sum(map(math.prod, shapes.values())):,} parameters in {len(shapes)} variables ({source}):")
+    for name, shape in shapes.items():
+        print(f"  {name} {list(shape)} {'initialised' if name in start.new else '*INIT_FROM_CKPT*'}")

@@ -51,6 +51,11 @@ class Records:
         self.first_of_file = np.cumsum([0] + [len(of_file) for of_file in starts[:-1]])
         self.sha256 = checksums.hexdigest()  # of the records' own checksums in order: the same for the same records
 
+    @property
+    def identity(self):
+        """What tells these records from others: their number and a digest, wherever the files are."""
+        return f"{len(self)} records, {self.sha256[:16]}"
+
     def __len__(self):
         return len(self.starts)
 

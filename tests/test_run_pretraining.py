@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import pretraining_tf
-import records_tf
+import pretraining.records
 import run_pretraining
-from command_line import UserError
-from configuration import BertConfig
-from modeling_tf import (BertForPreTraining, fitting_values, initial_values, read_checkpoint, variable_shapes,
-                         write_checkpoint)
-from optimization_tf import AdamWeightDecay
-from records_tf import Records, epoch_order, evaluation_batch, split, training_batch
+from common.command_line import UserError
+from common.configuration import BertConfig
+from pretraining import command, devices, training
+from pretraining.checkpoints import fitting_values, read_checkpoint, write_checkpoint
+from pretraining.modeling_tf import BertForPreTraining, initial_values, variable_shapes
+from pretraining.optimization_tf import AdamWeightDecay
+from pretraining.records import Records, epoch_order, evaluation_batch, split, training_batch
 
 ROOT = pathlib.Path(run_pretraining.__file__).parent
 VOCAB, LENGTH, PREDICTIONS = 60, 16, 4
@@ -96,10 +96,10 @@ def pretrain(monkeypatch):
     return call
 
 
-def logged(output_dir, key="loss", split="train"):
+def logged(output_dir, key="loss", kind="train"):
     with open(output_dir / "metrics.jsonl", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    return {row["global_step"]: row[key] for row in rows if row["split"] == split}
+    return {row["global_step"]: row[key] for row in rows if row["kind"] == kind}
 
 
 def same_checkpoint(first, second):
@@ -116,7 +116,7 @@ def test_google_s_20_updates_are_reproduced_to_1e4_at_every_step(shared, gelu):
     folder = shared / "goldens/pretraining"
     golden = json.loads((folder / f"losses_gelu_{gelu}.json").read_text())
     config = BertConfig.from_json_file(str(folder / "bert_config.json"))
-    config.hidden_act = run_pretraining.GELUS[gelu]
+    config.hidden_act = command.GELUS[gelu]
     values = fitting_values(config, read_checkpoint(str(folder / "pretrain_init.ckpt")), "golden")
     model = BertForPreTraining(config, values)
     optimizer = AdamWeightDecay(model.variables, golden["learning_rate"], golden["num_train_steps"],
@@ -124,7 +124,7 @@ def test_google_s_20_updates_are_reproduced_to_1e4_at_every_step(shared, gelu):
     batches = dict(np.load(folder / "batches.npz"))
     batches["example_weights"] = np.ones(batches["input_ids"].shape[:2], np.float32)
     dataset = tf.data.Dataset.from_tensor_slices(batches).map(lambda batch: split(batch, 1, 1)).unbatch()
-    train_steps = pretraining_tf.make_train_steps(tf.distribute.get_strategy(), model, optimizer)
+    train_steps = training.make_train_steps(tf.distribute.get_strategy(), model, optimizer)
     rows = train_steps(iter(dataset), tf.constant(20), tf.constant(0.0)).numpy()
     keys = ("loss", "mlm", "nsp", "grad_global_norm_before_clip", "lr")
     expected = np.array([[step[key] for key in keys] for step in golden["losses"]])
@@ -168,7 +168,7 @@ def test_a_run_learns_and_writes_what_the_next_steps_expect(data, tmp_path, pret
     assert names == shapes | slots | {"global_step": ()}
     assert (out / "vocab.txt").read_text() == (data / "bert/vocab.txt").read_text()
     assert json.loads((out / "bert_config.json").read_text()).items() >= TINY.items()
-    assert list((out / "train").glob("events*")) and list((out / "eval").glob("events*"))
+    assert list((out / "tensorboard").glob("events*"))
     for words in ("83 records", "13 records", "bert/pooler/dense/kernel [32, 32] initialised",
                   f"--tf_checkpoint_path {out}/model.ckpt-120"):
         assert words in printed
@@ -217,14 +217,14 @@ def test_evaluation_counts_every_record_once_whatever_the_batch(data, undisturbe
 
 def test_stopped_by_sigterm_it_saves_and_goes_on_to_the_same_bits(data, undisturbed, tmp_path, pretrain, monkeypatch,
                                                                   capsys):
-    out, save = tmp_path / "out", pretraining_tf.save_checkpoint
+    out, save = tmp_path / "out", training.save_checkpoint
     with monkeypatch.context() as patch:
         def save_then_stop(*arguments):
             prefix = save(*arguments)
             if prefix.endswith("-4"):
                 signal.raise_signal(signal.SIGTERM)
             return prefix
-        patch.setattr(pretraining_tf, "save_checkpoint", save_then_stop)
+        patch.setattr(training, "save_checkpoint", save_then_stop)
         with pytest.raises(SystemExit) as stopped:
             pretrain(*flags_of(data, out))
     assert stopped.value.code == 143
@@ -447,7 +447,7 @@ WRONG_RECORDS = {
 
 @pytest.mark.parametrize("changes, words", WRONG_RECORDS.values(), ids=WRONG_RECORDS)
 def test_a_wrong_record_is_named(tmp_path, monkeypatch, changes, words):
-    monkeypatch.setattr(records_tf, "EXAMINED_TOGETHER", 8)  # so that good batches precede the wrong record's
+    monkeypatch.setattr(pretraining.records, "EXAMINED_TOGETHER", 8)  # so that good batches precede the wrong record's
     random = np.random.default_rng(0)
     good = [example(random) for _ in range(20)]
     path = write_records(tmp_path / "x.tfrecord", [*good, example(random, **changes), *good])
@@ -479,7 +479,7 @@ def test_a_record_that_is_no_example_is_named(tmp_path):
 WRONG_FLAGS = {
     "nothing to do": (["--do_train=False"], "pass --do_train, --do_eval or both"),
     "no such input": (["--input_file", "absent.tfrecord"], "--input_file: there is no file absent.tfrecord"),
-    "a glob that fits nothing": (["--input_file", "absent*.tfrecord"], "no file fits absent"),
+    "a glob that fits nothing": (["--input_file", "absent*.tfrecord"], "there is no file absent"),
     "an empty input": (["--input_file", os.devnull], "is empty"),
     "too long": (["--max_seq_length", 33], "over the model's 32 positions"),
     "too short": (["--max_seq_length", 4], "leaves no room for text"),
@@ -521,7 +521,7 @@ def test_an_output_folder_with_the_source_s_files_is_refused(data, pretrain):
 
 def test_checkpoints_without_run_json_are_not_gone_on_from(data, tmp_path, pretrain):
     write_checkpoint(str(tmp_path / "model.ckpt-3"), {"a": np.ones(3, np.float32)})
-    with pytest.raises(UserError, match="holds checkpoints without a run.json"):
+    with pytest.raises(UserError, match="holds files of a run without a run.json"):
         pretrain(*flags_of(data, tmp_path))
 
 
@@ -540,7 +540,7 @@ def test_a_checkpoint_without_slots_is_not_gone_on_from(data, undisturbed, tmp_p
     (tf.errors.UnavailableError(None, None, "Connection reset by peer"), 2, "another worker stopped.*again")])
 def test_a_device_s_failure_is_one_line(error, num_workers, words):
     with pytest.raises(UserError, match=words):
-        with pretraining_tf.one_line_errors(num_workers):
+        with devices.one_line_errors(num_workers):
             raise error
 
 
@@ -549,19 +549,19 @@ def test_nothing_to_evaluate_is_refused(data, tmp_path, pretrain):
         pretrain(*flags_of(data, tmp_path / "out", "--do_train=False", "--do_eval"))
 
 
-@pytest.mark.parametrize("text, role", [("", (1, True)), ("{}", (1, True)),
-    ('{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}', (2, False)),
-    ('{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "worker", "index": 0}}', (2, False)),
-    ('{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "chief", "index": 0}}', (2, True))])
+@pytest.mark.parametrize("text, role", [("", ([], True)), ("{}", ([], True)),
+    ('{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}', (["a:1", "b:1"], False)),
+    ('{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "worker", "index": 0}}', (["a:1", "b:1"], False)),
+    ('{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "chief", "index": 0}}', (["a:1", "b:1"], True))])
 def test_the_role_of_a_process_is_read_from_tf_config(monkeypatch, text, role):
     monkeypatch.setenv("TF_CONFIG", text)
-    assert run_pretraining.cluster_role() == role
+    assert devices.cluster_role() == role
 
 
 def test_a_broken_tf_config_is_refused(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", "worker 0")
     with pytest.raises(UserError, match="TF_CONFIG"):
-        run_pretraining.cluster_role()
+        devices.cluster_role()
 
 
 def test_errors_are_one_line_on_the_shell(refused, data, tmp_path):

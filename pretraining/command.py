@@ -1,0 +1,229 @@
+"""What run_pretraining.py does with its flags: what a run is made of, where it starts, training, the evaluation's record.
+
+A run is known by its recipe: the flags that decide its result, and digests of the weights, the vocabulary and the records
+it reads. Beside the files of every run (common/run_folder.py), the checkpoints, and copies of the configuration and the
+vocabulary, its folder holds
+
+    eval_results.txt    the newest evaluation as `key = value` lines, as google-research/bert writes them
+    evaluation.json     the same with what it was made of; a finished command that is run again prints it
+"""
+import contextlib
+import dataclasses
+import os
+import re
+import time
+
+from common.command_line import UserError, tensorflow_start_up
+from common.configuration import BertConfig
+from common.files import copy_file, digest_of_file, expand_files, find_vocab, read_json, remove, write_json
+from common.run_folder import MetricsLog, RunFolder, versions, write_key_values
+from pretraining.devices import Tpu, cluster_role, make_strategy, one_line_errors
+
+KIND = "further pre-training"  # of a run, in its run.json
+OWNED = re.compile(r"model\.ckpt-\d+(\..+)?|checkpoint|run\.json|metrics\.jsonl|eval_results\.txt|evaluation\.json|"
+                   r"tensorboard|bert_config\.json|vocab\.txt")
+LEFTOVER = re.compile(rf"\.({OWNED.pattern})\.tmp")  # what a killed process was writing
+GELUS = {"erf": "gelu", "tanh": "gelu_new"}  # --gelu -> hidden_act
+RECIPE_FLAGS = ("max_seq_length", "max_predictions_per_seq", "train_batch_size", "learning_rate", "num_train_steps",
+                "num_warmup_steps", "random_seed")
+WATCHED_FLAGS = ("strategy", "gradient_accumulation_steps", "bf16", "xla", "deterministic")  # change rounding or dropout
+EVALUATION_FLAGS = ("eval_batch_size", "max_eval_steps", "bf16")
+EVALUATION_SCHEMA = {"settings": dict, "global_step": int, "results": {str: float}}
+
+
+# What a run is made of
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What a run reads, found and checked. recipe: what it is made of, without its records, which are read last."""
+    config: BertConfig
+    files: list
+    eval_files: list
+    vocab_file: str | None
+    recipe: dict
+
+
+def find_inputs(args):
+    """The Inputs that the flags name. Raises UserError where one is missing or does not fit the others."""
+    config = BertConfig.from_json_file(args.bert_config_file)
+    config.hidden_act = GELUS.get(args.gelu, config.hidden_act)
+    config.check_max_seq_length(args.max_seq_length)
+    files = expand_files(args.input_file, "--input_file")
+    eval_files = expand_files(args.eval_file, "--eval_file") if args.eval_file else []
+    beside = [os.path.dirname(path) for path in (args.bert_config_file, args.init_checkpoint) if path]
+    vocab_file = find_vocab(args.vocab_file, beside, config)
+    recipe = {f"--{name}": getattr(args, name) for name in RECIPE_FLAGS}
+    recipe["--init_checkpoint"] = digest_of_checkpoint(args.init_checkpoint)
+    recipe["--vocab_file"] = vocab_file and digest_of_file(vocab_file)
+    recipe |= {f"bert_config.json {key}": value for key, value in config.to_dict().items()}
+    return Inputs(config, files, eval_files, vocab_file, recipe)
+
+
+def digest_of_checkpoint(prefix):
+    """A digest of a checkpoint's index, which has the checksums of all its values; None without a checkpoint."""
+    return digest_of_file(f"{prefix}.index") if prefix and os.path.isfile(f"{prefix}.index") else None
+
+
+def fields_of(kind, args):
+    """The dataclass `kind` made of the flags that have its fields' names."""
+    return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
+
+
+# A run from its flags to its results
+
+def pretrain(args):
+    """Trains and evaluates as the checked flags say, in one process or as one of several (TF_CONFIG). Returns whether this
+    is the one that prints and writes."""
+    inputs, role = find_inputs(args), cluster_role()
+    folder = RunFolder(args.output_dir, KIND, OWNED) if role.is_first else None
+    with folder.lock() if folder else contextlib.nullcontext():
+        if folder:
+            earlier = folder.earlier()
+            if args.do_train:  # a first look, as if the records were the same: it takes TensorFlow, and time, to read them
+                records = earlier and earlier["recipe"].get("--input_file")
+                folder.check(inputs.recipe | {"--input_file": records}, args.overwrite_output_dir)
+        with tensorflow_start_up():
+            import tensorflow  # noqa: F401, for the block; it takes seconds, so only now that the flags are right
+        with one_line_errors(len(role.addresses)):
+            run(args, inputs, role, folder)
+    return role.is_first
+
+
+def run(args, inputs, role, folder):
+    """The part of `pretrain` that computes. folder: a RunFolder, None in a process that neither prints nor writes."""
+    import tensorflow as tf
+
+    from pretraining.checkpoints import describe_variables, repair_checkpoints, start_of_run
+    from pretraining.modeling_tf import BertForPreTraining
+    from pretraining.optimization_tf import AdamWeightDecay
+    from pretraining.records import Records
+    from pretraining.training import Pace, Recipe, evaluate, train
+
+    config, say = inputs.config, print if folder else lambda *words: None
+    if args.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    strategy, name, devices = make_strategy(args.strategy, role, fields_of(Tpu, args), args.rendezvous_timeout)
+    replicas, alone = strategy.num_replicas_in_sync, len(role.addresses) < 2
+    say(f"devices: {devices}")
+    if args.do_train and args.train_batch_size % (replicas * args.gradient_accumulation_steps):
+        raise UserError(f"--train_batch_size {args.train_batch_size} cannot be split over {replicas} replicas x "
+                        f"{args.gradient_accumulation_steps} --gradient_accumulation_steps")
+
+    # Where it starts; the other processes get the first one's values as the variables are made
+    start = start_of_run(config, args.random_seed, folder and not args.overwrite_output_dir and folder.path,
+                         folder and args.init_checkpoint, args.do_train)
+    final = os.path.join(args.output_dir, f"model.ckpt-{args.num_train_steps}") if args.do_train else start.prefix
+
+    def read(paths, flag):
+        begun = time.perf_counter()
+        records = Records(paths, config, args.max_seq_length, args.max_predictions_per_seq)
+        say(f"{flag}: {len(records)} records in {len(paths)} files, all of them right; read and checked in "
+            f"{time.perf_counter() - begun:.1f} s")
+        return records
+
+    records = read(inputs.files, "--input_file") if args.do_train or not inputs.eval_files else None
+    eval_records = read(inputs.eval_files, "--eval_file") if args.do_eval and inputs.eval_files else records
+    if args.do_eval and not inputs.eval_files:
+        say("note: no --eval_file, so --do_eval evaluates on the records of --input_file, which are trained on")
+
+    # Whose folder it is, and what is left to do
+    to_train = args.do_train and not (alone and start.step == args.num_train_steps)
+    if folder and args.do_train:
+        recipe = inputs.recipe | {"--input_file": records.identity}
+        found = folder.check(recipe, args.overwrite_output_dir)
+        remove_leftovers(folder.path)
+        if found:
+            repair_checkpoints(folder.path, start.step)
+        if start.step == args.num_train_steps:
+            print(f"the run is complete, all {start.step} steps are in {folder.path}: nothing to train")
+        else:
+            flags = vars(args) | {"strategy": f"{name} with {replicas} replicas"}
+            prepare_folder(folder, inputs, recipe, found, start.step, flags, devices)
+            describe_run(args, config, len(records), start.step, replicas)
+    results = None
+    if folder and args.do_eval:
+        settings = {"records": eval_records.identity, "config": config.to_dict(),
+                    "seed of new heads": args.random_seed if start.new and not args.do_train else None,
+                    **{f"--{name}": getattr(args, name) for name in EVALUATION_FLAGS}}
+        results = read_evaluation(folder.path, settings | {"weights": digest_of_checkpoint(final)})
+
+    if to_train or args.do_eval and not (alone and results):  # else all is there
+        if folder:
+            describe_variables(config, start)
+        with strategy.scope():
+            model = BertForPreTraining(config, start.values, "bfloat16" if args.bf16 else "float32")
+        if to_train:
+            with strategy.scope():
+                optimizer = AdamWeightDecay(model.variables, args.learning_rate, args.num_train_steps,
+                                            args.num_warmup_steps, start.state)
+            train(strategy, model, optimizer, records, fields_of(Recipe, args), fields_of(Pace, args),
+                  folder and folder.path)
+        if args.do_eval:
+            evaluated = evaluate(strategy, model, eval_records, args.eval_batch_size, args.max_eval_steps, bool(folder))
+            results = results or evaluated
+    if folder and args.do_eval:
+        step = args.num_train_steps if args.do_train else start.step
+        keep_evaluation(folder.path, settings | {"weights": digest_of_checkpoint(final)}, step, results)
+
+
+def remove_leftovers(output_dir):
+    """Removes what a killed process was writing into its folder."""
+    for file in filter(LEFTOVER.fullmatch, os.listdir(output_dir)):
+        remove(os.path.join(output_dir, file))
+
+
+def prepare_folder(folder, inputs, recipe, found, step, flags, devices):
+    """Writes what a run starts with: run.json, or in that of the run `found` that it goes on, bert_config.json, vocab.txt."""
+    if found is None:
+        folder.begin(recipe, flags, devices=devices, versions=versions("tensorflow", "numpy"))
+    elif note := folder.resume(found, step, flags, WATCHED_FLAGS):
+        print(note)
+    inputs.config.write(os.path.join(folder.path, "bert_config.json"))
+    if inputs.vocab_file:
+        copy_file(inputs.vocab_file, os.path.join(folder.path, "vocab.txt"))
+    else:
+        print("note: no --vocab_file and no vocab.txt beside the config or checkpoint, so none is copied")
+
+
+def describe_run(args, config, num_records, start, replicas):
+    """Prints what follows from the flags: batch, steps, epochs, parameters."""
+    micro_batch = args.train_batch_size // (replicas * args.gradient_accumulation_steps)
+    epochs = args.num_train_steps * args.train_batch_size / num_records
+    print(f"model: hidden_act {config.hidden_act}, "
+          f"{'bfloat16 with float32 weights' if args.bf16 else 'float32'}{', XLA' if args.xla else ''}\n"
+          f"batch: {args.train_batch_size} sequences an update = {replicas} replicas x "
+          f"{args.gradient_accumulation_steps} micro-batches x {micro_batch}\n"
+          f"steps: {start} to {args.num_train_steps}, {epochs:.2f} epochs over {num_records} records; "
+          f"warm-up {args.num_warmup_steps}, peak learning rate {args.learning_rate:g}")
+    if args.num_warmup_steps >= args.num_train_steps:
+        print("note: --num_warmup_steps is not below --num_train_steps, so the peak learning rate is never reached")
+
+
+# The evaluation's record
+
+def read_evaluation(output_dir, settings):
+    """The results (name -> float) of the evaluation that the folder holds; None where it was made with other settings."""
+    path = os.path.join(output_dir, "evaluation.json")
+    if not os.path.exists(path) or not os.path.exists(os.path.join(output_dir, "eval_results.txt")):
+        return None
+    try:
+        found = read_json(path, EVALUATION_SCHEMA)
+    except UserError as error:
+        print(f"{error}; evaluating again")
+        return None
+    return found["results"] if found["settings"] == settings else None
+
+
+def keep_evaluation(output_dir, settings, step, results):
+    """Writes an evaluation, whatever of it is not there yet, and prints it. metrics.jsonl keeps the earlier ones."""
+    path = os.path.join(output_dir, "eval_results.txt")
+    if read_evaluation(output_dir, settings) is None:
+        write_key_values(path, {"global_step": step} | {name: f"{value:.7g}" for name, value in results.items()})
+        write_json(os.path.join(output_dir, "evaluation.json"),
+                   {"settings": settings, "global_step": step, "results": results})
+    lines = []
+    with MetricsLog(output_dir, lambda line: not lines.append(line), step) as log:
+        if {"kind": "eval", "global_step": step} | results not in lines:
+            log.write("eval", step, results)
+    with open(path, encoding="utf-8") as file:
+        print(f"{path}:\n{file.read()}", end="")

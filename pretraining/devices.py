@@ -1,0 +1,133 @@
+"""The devices and processes that share a run: TF_CONFIG, strategies, waiting for each other, the end of one of them.
+
+TensorFlow is imported where it is used: the flags are checked, and --help is printed, before it loads.
+"""
+import collections
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+
+from common.command_line import UserError, rendezvous
+
+Role = collections.namedtuple("Role", "addresses is_first")
+Role.__doc__ = """A process's part in a run: the addresses HOST:PORT of all its processes (none: it is alone), and whether
+it is the one that prints and writes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tpu:
+    """Where a TPU is, by the flags of the same names (None: this machine's own), and how many cores it must have."""
+    tpu_name: str | None = None
+    tpu_zone: str | None = None
+    gcp_project: str | None = None
+    master: str | None = None
+    num_tpu_cores: int = 8
+
+
+def cluster_role():
+    """The Role of this process by the environment's TF_CONFIG. Raises UserError where that describes no cluster."""
+    text = os.environ.get("TF_CONFIG", "")
+    if not text.strip():
+        return Role([], True)
+    try:
+        described = json.loads(text)
+        cluster = described.get("cluster", {})
+        task = described.get("task", {"type": "worker", "index": 0})
+        workers = [str(address) for job in ("chief", "worker") for address in cluster.get(job, ())]
+        is_first = (task["type"], int(task["index"])) == ("chief" if "chief" in cluster else "worker", 0)
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        raise UserError("TF_CONFIG is not the JSON of a cluster; --help shows one") from None
+    return Role(workers, is_first)
+
+
+# Strategies
+
+def can_be_reached(address, timeout=1):
+    """Whether something listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError, ValueError), socket.create_connection((host, int(port)), timeout=timeout):
+        return True
+    return False
+
+
+def one_device(role, tpu, rendezvous_timeout):
+    import tensorflow as tf
+    return tf.distribute.get_strategy()
+
+
+def all_gpus(role, tpu, rendezvous_timeout):
+    import tensorflow as tf
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+def all_workers(role, tpu, rendezvous_timeout):
+    import tensorflow as tf
+
+    def missing():
+        absent = [address for address in role.addresses if not can_be_reached(address)]
+        return f"{len(absent)} of {len(role.addresses)} processes at {', '.join(absent or role.addresses)}"
+
+    with rendezvous(missing, rendezvous_timeout):  # TensorFlow itself would wait for ever
+        return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def tpu_cores(role, tpu, rendezvous_timeout):
+    import tensorflow as tf
+    address = tpu.master or tpu.tpu_name or "local"
+    try:
+        if address.startswith("grpc://") and not can_be_reached(address.removeprefix("grpc://"), timeout=10):
+            raise OSError("nothing listens there")  # TensorFlow would wait for ever
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(address, tpu.tpu_zone, tpu.gcp_project)
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        strategy = tf.distribute.TPUStrategy(resolver)
+    except (tf.errors.OpError, OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(f"--use_tpu: no TPU can be reached as '{address}' ({reason}); check --tpu_name, --tpu_zone and "
+                        "--gcp_project, or train without --use_tpu") from None
+    if strategy.num_replicas_in_sync != tpu.num_tpu_cores:
+        raise UserError(f"--num_tpu_cores is {tpu.num_tpu_cores}, the TPU has {strategy.num_replicas_in_sync}")
+    return strategy
+
+
+STRATEGIES = {"one": one_device, "mirrored": all_gpus, "multi_worker": all_workers, "tpu": tpu_cores}
+
+
+def make_strategy(name, role, tpu, rendezvous_timeout):
+    """(tf.distribute.Strategy, its name, the words for why it is this one) by `name`, a key of STRATEGIES, or with None by
+    what the machine has.
+
+    The first thing that a process does with TensorFlow: multi_worker is refused once a device has been touched.
+    """
+    import tensorflow as tf
+    reason = "--strategy"
+    if name is None and len(role.addresses) > 1:
+        name, reason = "multi_worker", f"TF_CONFIG names {len(role.addresses)} workers"
+    elif name is None:
+        num_gpus = len(tf.config.list_physical_devices("GPU"))
+        name, reason = ("mirrored" if num_gpus > 1 else "one"), f"{num_gpus} GPUs"
+    strategy = STRATEGIES[name](role, tpu, rendezvous_timeout)
+    return strategy, name, f"{name} ({reason}), {strategy.num_replicas_in_sync} replica(s)"
+
+
+# Failures
+
+@contextlib.contextmanager
+def one_line_errors(num_workers):
+    """Turns a device's failure that the user can mend into a UserError; every other one is left as it is."""
+    import tensorflow as tf
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        told = [line for line in str(error).splitlines() if "OOM" in line or "No space" in line]
+        raise UserError(f"out of memory ({''.join(told[:1])[:200]}); lower --train_batch_size or raise "
+                        "--gradient_accumulation_steps") from None
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError,
+            tf.errors.DeadlineExceededError):
+        if num_workers < 2:
+            raise
+        raise UserError("another worker stopped or cannot be reached; start the same command on all workers again, it "
+                        "goes on from the last checkpoint") from None
