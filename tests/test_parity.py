@@ -1,0 +1,95 @@
+"""Parity with Google's and the authors' code on goldens that lie in this repository: tests/goldens, scripts/parity.py.
+
+Tokens, records, ids, labels and groups are equal; what is computed is within parity.BOUNDS, 1e-5 relative, and 1e-4 where
+there is little but rounding. Larger goldens, in ../shared, have tests beside what they test.
+"""
+import functools
+import sys
+import unicodedata
+
+import numpy as np
+import pytest
+
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import optimization
+import parity
+from common.configuration import BertConfig
+
+
+def assert_within_bounds(differences, of=parity.BOUNDS):
+    assert differences
+    assert all(difference <= of[what] for what, difference in differences.items()), differences
+
+
+@pytest.mark.parametrize("name", parity.TOKENIZERS)
+def test_tokens_of_every_text_are_googles(name):
+    different, texts = parity.different_texts(name)
+    assert different == 0
+    assert texts == 3000 if unicodedata.unidata_version == "14.0.0" else texts > 2700
+
+
+@pytest.mark.parametrize("name", parity.TOKENIZERS)
+def test_tokens_of_code_points_are_googles(name):
+    """All below U+20000, and one block of 256 in 16 of the others; scripts/parity.sh looks at every one."""
+    golden = parity.read_json(parity.GOLDENS / "code_points.json.gz")
+    if unicodedata.unidata_version != golden["unicode"]:
+        pytest.skip(f"the goldens are of Unicode {golden['unicode']}, this Python has {unicodedata.unidata_version}")
+    assert parity.different_blocks(parity.small_tokenizer(name), golden[name], parity.some_blocks()) == 0
+
+
+@pytest.mark.parametrize("name", parity.SETTINGS)
+def test_records_are_googles(name):
+    *made, files = parity.small_records(name)
+    different, records = parity.different_files(*made, files)
+    assert different == 0 and records == sum(file["records"] for file in files) > 0
+
+
+@pytest.mark.parametrize("gelu", parity.ACTIVATIONS)
+def test_20_updates_of_pre_training_are_googles_to_1e_5_relative(gelu):
+    differences = parity.pretraining_differences(gelu)
+    assert differences.keys() == parity.BOUNDS.keys() - {"input ids", "labels", "groups"}
+    assert_within_bounds(differences)
+
+
+@pytest.mark.parametrize("name", parity.FINE_TUNINGS)
+def test_20_updates_of_fine_tuning_are_the_authors_to_1e_5_relative(name):
+    differences = parity.fine_tuning_differences(name)
+    assert differences.keys() == parity.BOUNDS.keys() - {"rates", "Adam slots"}
+    assert_within_bounds(differences)
+
+
+def test_the_goldens_tell_the_two_gelus_apart(monkeypatch):
+    monkeypatch.setitem(parity.ACTIVATIONS, "erf", "gelu_new")
+    differences = parity.pretraining_differences("erf")
+    assert differences["losses"] > parity.BOUNDS["losses"]
+
+
+def test_the_goldens_see_that_weight_decay_is_off(monkeypatch):
+    """The faintest fault: the losses of 20 updates hardly move."""
+    monkeypatch.setattr(optimization, "parameter_groups",
+                        functools.partial(optimization.parameter_groups, weight_decay=0.0))
+    differences = parity.fine_tuning_differences("pooled")
+    assert differences["groups"] > 0 and differences["final weights"] > parity.BOUNDS["final weights"]
+
+
+@pytest.mark.parametrize("peer", ("pytorch", "transformers"))
+def test_a_converted_checkpoint_gives_tensorflows_outputs_to_1e_5(peer):
+    config = BertConfig.from_json_file(str(parity.GOLDENS / "bert_config.json"))
+    differences = parity.conversion_differences(peer, dict(np.load(parity.GOLDENS / "init.npz")), config)
+    assert_within_bounds(differences, dict.fromkeys(differences, parity.CONVERSION_BOUND))
+
+
+def test_the_table_marks_a_row_beyond_its_bound_and_fails(monkeypatch, capsys):
+    import parity_table
+    rows = [parity_table.Row("a", "b", "c", {"x": 2e-5}, {"x": 1e-5}), parity_table.Row("d", "b", "c", {"y": 0}),
+            parity_table.Row("e", "b", "c", {"z": float("nan")}, 1e-5), "something absent"]
+    for name in ("token_rows", "record_rows", "training_rows", "conversion_rows"):
+        monkeypatch.setattr(parity_table, name, lambda: [])
+    monkeypatch.setattr(parity_table, "shared_rows", lambda: rows)
+    with pytest.raises(SystemExit, match="2 rows differ"):
+        parity_table.main()
+    printed = capsys.readouterr().out
+    assert "| a | b | c | x 2e-05 **TOO MUCH** |" in printed and "| d | b | c | y 0 |" in printed
+    assert "z nan **TOO MUCH**" in printed and "Skipped: something absent." in printed
