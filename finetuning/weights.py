@@ -30,8 +30,7 @@ ARCHITECTURES = {(): "BertForPreTraining", ("next sentence",): "BertForMaskedLM"
 TIED = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias"}  # two names of one tensor, in PyTorch alone
 DUPLICATES = (*TIED, "bert.embeddings.position_ids")  # the last: a counter that old `transformers` files hold
-TOLERANCE = 1e-5
-
+TOLERANCE = 1e-5  # of --verify, times the largest value where that is above 1
 
 
 # Reading
@@ -246,80 +245,62 @@ def check_names(expected, present, side, where):
     absent = tuple(head for head, prefixes in HEADS.items() if not any(n.startswith(prefixes[side]) for n in present))
     missing = [name for name in expected if name not in present
                and not any(name.startswith(HEADS[head][side]) for head in absent)]
-    for names, fault, mend in (
-            (missing, "lacks", "is --bert_config_file the one that came with it?"),
-            (unmatched, "has what this model has not:", "is --bert_config_file the one that came with it? "
-             "What shall be dropped is named with --leave_out of convert_tf_checkpoint_to_pytorch.py")):
+    for names, fault, remedy in ((missing, "lacks", ""), (unmatched, "has what this model has not:", " What shall be dropped "
+                                  "is named with --leave_out of convert_tf_checkpoint_to_pytorch.py")):
         if names:
             more = f" and {len(names) - 1} more" if names[1:] else ""
-            raise UserError(f"{where} {fault} {names[0]}{more}; {mend}")
+            raise UserError(f"{where} {fault} {names[0]}{more}; is --bert_config_file the one that came with it?{remedy}")
     return absent
 
 
-def check_left_out(leave_out, present, where):
-    """Raises UserError where a name of --leave_out is not `present`."""
-    unknown = sorted(set(leave_out) - set(present))
+def translate(values, config, side, leave_out, where):
+    """Weights by the names of one framework, {name: array}, as those of the other: ({name: float32 array}, Report).
+
+    side: 0 from TensorFlow's names to PyTorch's, 1 back. Kernels are transposed. leave_out: names to drop beside the
+    optimizer's. Raises UserError, its text starting with `where`, for a name that is missing or that the model has not,
+    and for a shape that does not fit the configuration.
+    """
+    unknown = sorted(set(leave_out) - values.keys())
     if unknown:
         raise UserError(f"{where} has no {unknown[0]}, which --leave_out names")
-
-
-def check_shape(where, name, shape, expected):
-    if tuple(shape) != tuple(expected):
-        raise UserError(f"{where} does not fit --bert_config_file: {name} has the shape {list(shape)}, "
-                        f"by the configuration it is {list(expected)}")
+    left_out = sorted(name for name in values
+                      if is_training_state(name) or name in DUPLICATES or name in leave_out)
+    names = {(source, target)[side]: ((target, source)[side], transposed, shape)
+             for source, (target, transposed, shape) in names_and_shapes(config).items()}
+    absent_heads = check_names(names, values.keys() - set(left_out), side, where)
+    translated, converted = {}, []
+    for name, (target, transposed, shape) in names.items():
+        if name in values:
+            value = np.asarray(values[name], np.float32)
+            turned = value.T if transposed else value
+            in_tensorflow = (value, turned)[side]
+            if in_tensorflow.shape != tuple(shape):
+                raise UserError(f"{where} does not fit --bert_config_file: {name} has the shape {list(in_tensorflow.shape)}, "
+                                f"by the configuration it is {list(shape)}")
+            translated[target] = np.array(turned, order="C")
+            converted.append((name, target, shape, transposed))
+    return translated, Report(converted, left_out, absent_heads)
 
 
 def tf_to_pytorch(variables, config, leave_out=(), where="the TensorFlow checkpoint"):
-    """TensorFlow's variables as a PyTorch state dict.
-
-    variables: {name: array} with google-research/bert's names, see `read_tf_checkpoint`. Kernels are transposed. The
-    masked-LM decoder is the word embeddings' tensor itself. leave_out: names to drop beside the optimizer's.
-    Returns (state dict of float32 tensors, Report). Raises UserError, its text starting with `where`, for a name that
-    is missing or that the model has not, and for a shape that does not fit the configuration.
-    """
-    names = names_and_shapes(config)
-    check_left_out(leave_out, variables, where)
-    left_out = sorted(name for name in variables if is_training_state(name) or name in leave_out)
-    absent_heads = check_names(names, variables.keys() - set(left_out), 0, where)
-    state, converted = {}, []
-    for name, (target, transposed, shape) in names.items():
-        if name not in variables:
-            continue
-        check_shape(where, name, variables[name].shape, shape)
-        value = np.asarray(variables[name], np.float32)
-        state[target] = torch.from_numpy(np.array(value.T if transposed else value, order="C"))
-        converted.append((name, target, shape, transposed))
-    if "masked LM" not in absent_heads:
+    """TensorFlow's variables, see `read_tf_checkpoint`, as a PyTorch state dict: (float32 tensors, Report), see `translate`.
+    The masked-LM decoder is the word embeddings' tensor itself."""
+    arrays, report = translate(variables, config, 0, leave_out, where)
+    state = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    if "masked LM" not in report.absent_heads:
         state |= {copy: state[original] for copy, original in TIED.items()}
-    return state, Report(converted, left_out, absent_heads)
+    return state, report
 
 
 def pytorch_to_tf(state, config, leave_out=(), where="the PyTorch file"):
-    """The reverse of `tf_to_pytorch`: (a state dict, configuration) -> ({name: float32 array}, Report).
-
-    A decoder that is not tied to the word embeddings has no place in TensorFlow's checkpoint: UserError.
-    """
-    names = {target: (name, transposed, shape)
-             for name, (target, transposed, shape) in names_and_shapes(config).items()}
+    """The reverse: a state dict as ({name: float32 array}, Report). A decoder that is not tied to the word embeddings has no
+    place in TensorFlow's checkpoint: UserError."""
     if "cls.predictions.bias" not in state and "cls.predictions.decoder.bias" in state:
         state = state | {"cls.predictions.bias": state["cls.predictions.decoder.bias"]}
     for copy, original in TIED.items():
         if copy in state and original in state and not torch.equal(state[copy], state[original]):
-            raise UserError(f"{where}: {copy} is not the same as {original}; "
-                            "BERT in TensorFlow has one tensor for both")
-    check_left_out(leave_out, state, where)
-    left_out = sorted(name for name in state if name in DUPLICATES or name in leave_out)
-    absent_heads = check_names(names, state.keys() - set(left_out), 1, where)
-    variables, converted = {}, []
-    for name, (target, transposed, shape) in names.items():
-        if name not in state:
-            continue
-        value = state[name].float().numpy()
-        value = np.array(value.T if transposed else value, order="C")
-        check_shape(where, name, value.shape, shape)
-        variables[target] = value
-        converted.append((name, target, value.shape, transposed))
-    return variables, Report(converted, left_out, absent_heads)
+            raise UserError(f"{where}: {copy} is not the same as {original}; BERT in TensorFlow has one tensor for both")
+    return translate({name: value.float().numpy() for name, value in state.items()}, config, 1, leave_out, where)
 
 
 def verification_batch(config, num_sequences=4, max_length=64):
