@@ -1,0 +1,94 @@
+"""The code of docs/extending.md, added to the tables and used: each extension is a change in one file."""
+import importlib
+import math
+import re
+
+import pytest
+import sklearn.metrics
+import torch
+
+import modeling
+import runs
+from conftest import ROOT
+from finetuning.data import pack
+
+TABLES = {"tasks": ["TASKS"], "optimization": ["SCHEDULES"], "finetuning.evaluation": ["METRICS"],
+          "modeling": ["POOLINGS", "LAYER_POOLINGS", "FRACTION_POOLINGS", "ATTENTIONS"]}
+
+
+@pytest.fixture(autouse=True)
+def extended():
+    """Runs each block of Python on the page as if it stood in the file that its first line names. Flags and other modules
+    hold the same tables, so what is added to one is taken out of it afterwards."""
+    tables = [getattr(importlib.import_module(module), name) for module, names in TABLES.items() for name in names]
+    before = [set(table) for table in tables]
+    page = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n# (\S+)\.py\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == page.count("```python") > 5
+    for path, code in blocks:
+        exec(code, dict(vars(importlib.import_module(path.replace("/", ".")))))
+    assert all(len(table) > len(keys) for table, keys in zip(tables, before))
+    yield
+    for table, keys in zip(tables, before):
+        for key in table.keys() - keys:
+            del table[key]
+
+
+def train(tiny, folder, *flags):
+    runs.call(runs.SINGLE, *runs.train_flags(tiny, folder), "--num_train_epochs", 1, *flags)
+    return folder
+
+
+def test_a_ninth_data_set(tiny, tmp_path):
+    for split in ("train", "test"):
+        rows = (tiny / f"{split}.csv").read_text(encoding="utf-8").splitlines()
+        lines = [f"{'subjective' if row[1] in '12' else 'objective'}\t{row[5:]}\n" for row in rows]
+        (tmp_path / f"{split}.csv").write_text("".join(lines), encoding="utf-8")
+    train(tiny, tmp_path / "run", "--task_name", "subj", "--data_dir", tmp_path)
+    written = (tmp_path / "test.csv").read_text(encoding="utf-8")
+    matrix = (tmp_path / "run/classification_report_ep1.txt").read_text().splitlines()[-2:]
+    assert [line.split("\t")[0] for line in matrix] == ["subjective", "objective"]
+    assert [sum(map(int, line.split("\t")[1:])) for line in matrix] == [written.count("subjective\t"),
+                                                                       written.count("objective\t")]
+    runs.call("generate_corpus", "--task_name", "subj", "--data_dir", tmp_path, "--output_file", tmp_path / "corpus.txt")
+    assert (tmp_path / "corpus.txt").read_text().count("\n\n") > 50
+
+
+def test_poolings_of_tokens_layers_and_fractions(tiny, tmp_path):
+    states = torch.arange(10.0).view(5, 2)
+    batch = pack([[2, 9, 3], [2, 3]], [[0, 0, 0], [0, 0]])
+    assert modeling.POOLINGS["last"](states, batch).tolist() == [[4, 5], [8, 9]]
+    assert modeling.LAYER_POOLINGS["sum"](torch.stack([states, states], dim=1)).equal(2 * states)
+    pooled = train(tiny, tmp_path / "pooled", "--layers", 0, 1, "--layer_pooling", "sum", "--pooling_type", "last")
+    cls = train(tiny, tmp_path / "cls", "--layers", 0, 1, "--layer_pooling", "mean")
+    assert runs.losses_of(pooled) != runs.losses_of(cls)
+    # of a long text the first fraction is its head, and the others change nothing
+    first = train(tiny, tmp_path / "first", "--hierarchical", "first")
+    head = train(tiny, tmp_path / "head", "--layers", 1)
+    assert runs.losses_of(first) == pytest.approx(runs.losses_of(head), rel=1e-5)
+
+
+def test_a_schedule(tiny, tmp_path):
+    folder = train(tiny, tmp_path / "run", "--schedule", "cosine", "--warmup_proportion", 0.25)
+    rates = [line["learning_rate"] for line in runs.read_metrics(folder, "train")]
+    updates = len(rates)
+    assert updates == 8 and rates[:3] == pytest.approx([0, 0.5e-3, 1e-3])
+    assert rates[2:] == pytest.approx([5e-4 * (1 + math.cos(math.pi * (step - 2) / 6)) for step in range(2, updates)])
+
+
+def test_a_metric(tiny, tmp_path):
+    folder = train(tiny, tmp_path / "run", "--best_metric", "kappa")
+    labels = [int(row[1]) - 1 for row in (tiny / "test.csv").read_text(encoding="utf-8").splitlines()]
+    kappa = sklearn.metrics.cohen_kappa_score(labels, runs.predictions_of(folder / "results_ep1.txt"))
+    best = runs.read_json(folder / "results.json")["best"]
+    assert runs.read_evaluation(folder / "eval_results_ep1.txt")["eval_kappa"] == best["eval_kappa"] == pytest.approx(kappa)
+    assert runs.read_metrics(folder, "eval")[0]["eval_kappa"] == best["eval_kappa"]
+    assert best["eval_accuracy"] <= best["eval_top_2_accuracy"] < 1
+
+
+def test_an_attention_kernel():
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(7, 2, 4, generator=generator) for _ in range(3))
+    batch = pack([[2, 9, 9, 3], [2, 9, 3]], [[0] * 4, [0] * 3])
+    ours, plain = (modeling.attention(query, key, value, batch, 0.0, backend) for backend in ("per_sequence", "plain"))
+    torch.testing.assert_close(plain, ours)
