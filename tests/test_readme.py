@@ -1,35 +1,193 @@
-"""The README says what the code does: its tables of flags, and that the commands it gives parse."""
-import importlib
+"""README.md and docs/ say what the code does: flags, commands, links, file names, and figures that are also elsewhere."""
+import csv
+import json
+import pathlib
 import re
 import shlex
+import subprocess
 import sys
 
 import pytest
 
 from conftest import ROOT
 
+sys.path.insert(0, str(ROOT / "scripts"))
+import flags_table  # noqa: E402
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+             for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "data/README.md"]}
+PIPELINE = {path.name for path in ROOT.glob("*.py")} - {"modeling.py", "optimization.py", "tasks.py", "tokenization.py"}
+OTHER_COMMANDS = {"export", "source", "pip", "tensorboard", ".venv/bin/pip", "fastnlp/bin/pip"}
+OTHER_FLAGS = {"--index-url", "--no-deps", "--nnodes", "--node_rank", "--nproc_per_node", "--master_addr",
+               "--master_port", "--flag"}  # of pip and torchrun; how a flag is written
+
+
+def blocks(text, language=""):
+    """The fenced blocks of a document in that language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def commands():
+    """(document, words) of each command in a fenced block, environment variables among the words."""
+    for name, text in DOCUMENTS.items():
+        for block in blocks(text):
+            for line in block.replace("\\\n", " ").splitlines():
+                if re.match(r"(\w+=\S* )*(python3?|bash|torchrun|export|source|pip|\.?\w+/bin/\w+) ", line):
+                    for part in line.split(" && "):
+                        yield name, shlex.split(part, comments=True)
+
+
+COMMANDS = list(commands())
 
 
 @pytest.fixture(scope="module")
-def flags_table():
-    sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "data")]
-    return importlib.import_module("flags_table")
+def parsers():
+    return {script: flags_table.parser_of(script) for script in flags_table.SCRIPTS}
 
 
-def test_tables_of_flags_are_those_of_the_scripts(flags_table):
-    stated = README.split("<!-- flags: scripts/flags_table.py -->\n")[1].split("<!-- end of flags -->")[0]
-    assert stated.strip() == flags_table.tables().strip()
+def test_flags_are_those_of_the_scripts():
+    written = (ROOT / "docs/flags.md").read_text(encoding="utf-8")
+    assert written == flags_table.document(), "run: python scripts/flags_table.py > docs/flags.md"
 
 
-def test_every_flag_of_every_command_exists(flags_table):
-    commands = re.findall(r"^python (?:data/)?(\w+)\.py((?:.*\\\n)*.*)$", README, re.MULTILINE)
-    checked = set()
-    for script, arguments in commands:
-        if script not in flags_table.SCRIPTS:
+def test_places_in_the_paper_are_of_flags_that_exist(parsers):
+    fine_tuning = {action.dest for script in (flags_table.SINGLE, flags_table.DISCRIMINATIVE)
+                   for action in parsers[script]._actions}
+    for script, places in flags_table.PAPER.items():
+        own = {action.dest for action in parsers[script]._actions}
+        if script.startswith("run_classifier"):
+            own |= fine_tuning  # they share one table
+        assert places.keys() <= own, (script, places.keys() - own)
+
+
+@pytest.mark.parametrize("document, words", COMMANDS, ids=lambda value: value if isinstance(value, str) else value[-1])
+def test_every_command_exists_and_parses(document, words, parsers, monkeypatch):
+    variables = [word.partition("=")[0] for word in words if re.match(r"[A-Z_]+=", word) and word is not words[-1]]
+    program, *words = words[len(variables):]
+    if program == "bash":
+        script = ROOT / words[0]
+        assert script.is_file()
+        read = "".join((ROOT / path).read_text() for path in (script, "scripts/experiment.sh", "scripts/setup.sh"))
+        for variable in set(variables) - {"OMP_NUM_THREADS", "FASTNLP_PYTHON"}:  # the libraries', a test's
+            assert re.search(rf"\$\{{{variable}:?-", read), variable
+    elif program in ("python", "python3", "torchrun"):
+        position = next((number for number, word in enumerate(words) if word.endswith(".py")), None)
+        if position is None:
+            assert words[:2] in (["-m", "venv"], ["-m", "spacy"])
+            return
+        script, flags = words[position], words[position + 1:]
+        assert (ROOT / script).is_file()
+        if script in parsers:
+            parse(parsers[script], flags, monkeypatch)
+    else:
+        assert program in OTHER_COMMANDS
+
+
+def parse(parser, flags, monkeypatch):
+    """Parses flags as the script does; where `...` stands for some of them, required ones may be missing."""
+    if "..." in flags:
+        for action in parser._actions:
+            monkeypatch.setattr(action, "required", False)
+    parser.parse_args([flag for flag in flags if flag not in ("...", ">", "docs/flags.md")])
+
+
+def test_every_script_of_the_pipeline_has_a_command():
+    named = {word for name, words in COMMANDS if name == "README.md" for word in words if word.endswith(".py")}
+    assert PIPELINE <= named, PIPELINE - named
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_flag_that_is_mentioned_exists(document, parsers):
+    known = {flag for parser in parsers.values() for action in parser._actions for flag in action.option_strings}
+    mentioned = set(re.findall(r"(?<![\w-])--[a-z]\w[\w-]*", DOCUMENTS[document]))
+    assert mentioned <= known | OTHER_FLAGS, mentioned - known - OTHER_FLAGS
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_and_file_name_leads_somewhere(document):
+    text, folder = DOCUMENTS[document], (ROOT / document).parent
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
             continue
-        known = {flag for action in flags_table.parser_of(script)._actions for flag in action.option_strings}
-        used = {word.partition("=")[0] for word in shlex.split(arguments.replace("\\\n", " ")) if word.startswith("--")}
-        assert used <= known, (script, used - known)
-        checked.add(script)
-    assert checked == set(flags_table.SCRIPTS)
+        path, _, anchor = target.partition("#")
+        linked = (folder / path).resolve() if path else ROOT / document
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}, target
+    names = {path.name for path in tracked()}
+    for name in re.findall(r"`(?:\w+=\S+ )*(?:bash |python )?([\w/.-]+\.(?:py|sh))\b", text):
+        assert pathlib.PurePath(name).name in names and ("/" not in name or (ROOT / name).exists()), name
+
+
+def tracked():
+    """The files of the repository, or of its folder where that is no clone."""
+    found = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    return [ROOT / name for name in found] or [path for path in ROOT.rglob("*") if ".venv" not in path.parts]
+
+
+def test_readme_is_short():
+    assert len(README.encode()) <= 15_000
+
+
+def test_trees_of_the_readme_list_what_is_there():
+    """Each line of a tree begins with names, two spaces before what they are; together they name every Python file and
+    every folder of the top level."""
+    listed = set()
+    for block in blocks(README):
+        lines = [re.split(r"  +", line)[0].split() for line in block.splitlines()]
+        if all(name.endswith((".py", ".md", ".txt", "/", "LICENSE")) for line in lines for name in line):
+            listed |= {name for line in lines for name in line}
+    assert all((ROOT / name).exists() for name in listed), listed
+    top = {path.relative_to(ROOT).parts for path in tracked()}
+    expected = {parts[0] for parts in top if len(parts) == 1 and parts[0].endswith(".py")}
+    expected |= {f"{parts[0]}/" for parts in top if len(parts) > 1 and not parts[0].startswith(".")}
+    assert expected <= listed, expected - listed
+
+
+def table_rows(text):
+    """The cells of each row of a document's tables, without the bold of a best value."""
+    return [[cell.strip().replace("**", "") for cell in line.strip("|").split("|")]
+            for line in text.splitlines() if line.startswith("|")]
+
+
+def test_what_to_choose_has_the_papers_figures():
+    with open(ROOT / "scripts/paper_results.csv", encoding="utf-8", newline="") as file:
+        paper = [(line["table"], line["data_set"], line["paper_test_error_percent"]) for line in csv.DictReader(file)]
+    section = README.split("## Long texts, layers, rates")[1].split("\n## ")[0]
+    cells = [row[-2:] for row in table_rows(section)[2:]]
+    for column, data_set in enumerate(("imdb", "sogou")):
+        stated = [figure for row in cells for figure in re.findall(r"\d+\.\d+", row[column])]
+        assert stated == [error for table, name, error in paper
+                          if table in ("table2", "table3", "table4") and name == data_set]
+
+
+def test_every_experiment_is_listed():
+    listed = {row[0].strip("`") for row in table_rows(README.split("## The paper's experiments")[1])}
+    assert {path.name for path in ROOT.glob("scripts/exp[0-9]*.sh")} <= listed
+
+
+def test_measured_figures_are_those_that_are_committed():
+    """In docs/results.md wall times and memory are those of the benchmarks' lines, errors those of the runs' results.json."""
+    results = ROOT / "benchmarks/results"
+    rows = table_rows(DOCUMENTS["docs/results.md"])
+    for name in ("real_run", "corpus_memory"):
+        for line in map(json.loads, (results / f"{name}.jsonl").read_text().splitlines()):
+            figures = {f"{line['seconds']:,.0f} s", f"{line['peak_rss_mib']:,} MiB"}
+            assert any(figures <= set(row) for row in rows), line["name"]
+
+    def error(run, epoch="best"):
+        result = json.loads((results / "small_encoder" / run / "results.json").read_text())
+        return f"{100 * (1 - result[epoch]['eval_accuracy']):.2f}"
+    methods = ("head_only", "tail_only", "head+tail", "hier_mean", "hier_max", "hier_self_attention")
+    stated = [row[1:3] for row in rows if row[0].startswith(("head", "tail", "hierarchical"))]
+    assert stated == [[error(f"long_text/{method}/imdb/seed_1", epoch) for epoch in ("best", "last")]
+                      for method in methods]
+    for fraction, reviews in (("0.004", "100"), ("0.01", "250"), ("0.02", "500")):
+        expected = [error(f"few_shot/{model}/{fraction}/imdb/seed_1") for model in ("none", "imdb")]
+        assert [row[1:3] for row in rows if row[0].startswith(f"{reviews} (")] == [expected]
+    errors = [float(error(f"none/trec/seed_{seed}")) for seed in range(1, 6)]
+    assert [row[1] for row in rows if row[0] == "BERT-FiT"] == ["3.24 (0.48)"]
+    mean = sum(errors) / 5
+    assert (f"{mean:.2f}", f"{(sum((value - mean) ** 2 for value in errors) / 4) ** 0.5:.2f}") == ("3.24", "0.48")
