@@ -137,19 +137,19 @@ def rendezvous(missing, timeout, remind_after=60):
 
 
 @contextlib.contextmanager
-def tensorflow_start_up():
+def tensorflow_start_up(log_level=2):
     """Imports of TensorFlow in this block are quicker and quiet.
 
     Quicker: TensorFlow loads Keras as it starts, and nothing here uses it; the variable has it look for the old Keras
     instead, which is a package of its own that is usually not installed (a conversion takes 6.0 s, not 8.9 s). Quiet: what
-    its libraries write to stderr while they load and look for GPUs, which no log level silences; set
-    TF_CPP_MIN_LOG_LEVEL to see it.
+    its libraries write to stderr while they load and look for GPUs, which no log level silences, and later what is below
+    `log_level` (2: errors, 3: fatal ones); set TF_CPP_MIN_LOG_LEVEL to see it.
     """
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
         yield
         return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = str(log_level)
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
