@@ -18,8 +18,8 @@ TABLES = {"tasks": ["TASKS"], "optimization": ["SCHEDULES"], "finetuning.evaluat
 
 @pytest.fixture(autouse=True)
 def extended():
-    """Runs each block of Python on the page as if it stood in the file that its first line names. Flags and other modules
-    hold the same tables, so what is added to one is taken out of it afterwards."""
+    """Runs each block of Python on the page as if it stood in the file that its first line names. Flags and other
+    modules hold the same tables, so what is added to one is taken out of it afterwards."""
     tables = [getattr(importlib.import_module(module), name) for module, names in TABLES.items() for name in names]
     before = [set(table) for table in tables]
     page = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
@@ -50,8 +50,9 @@ def test_a_ninth_data_set(tiny, tmp_path):
     assert [line.split("\t")[0] for line in matrix] == ["subjective", "objective"]
     assert [sum(map(int, line.split("\t")[1:])) for line in matrix] == [written.count("subjective\t"),
                                                                        written.count("objective\t")]
-    runs.call("generate_corpus", "--task_name", "subj", "--data_dir", tmp_path, "--output_file", tmp_path / "corpus.txt")
-    assert (tmp_path / "corpus.txt").read_text().count("\n\n") > 50
+    corpus = tmp_path / "corpus.txt"
+    runs.call("generate_corpus", "--task_name", "subj", "--data_dir", tmp_path, "--output_file", corpus)
+    assert corpus.read_text().count("\n\n") > 50
 
 
 def test_poolings_of_tokens_layers_and_fractions(tiny, tmp_path):
@@ -81,7 +82,8 @@ def test_a_metric(tiny, tmp_path):
     labels = [int(row[1]) - 1 for row in (tiny / "test.csv").read_text(encoding="utf-8").splitlines()]
     kappa = sklearn.metrics.cohen_kappa_score(labels, runs.predictions_of(folder / "results_ep1.txt"))
     best = runs.read_json(folder / "results.json")["best"]
-    assert runs.read_evaluation(folder / "eval_results_ep1.txt")["eval_kappa"] == best["eval_kappa"] == pytest.approx(kappa)
+    assert best["eval_kappa"] == pytest.approx(kappa)
+    assert runs.read_evaluation(folder / "eval_results_ep1.txt")["eval_kappa"] == best["eval_kappa"]
     assert runs.read_metrics(folder, "eval")[0]["eval_kappa"] == best["eval_kappa"]
     assert best["eval_accuracy"] <= best["eval_top_2_accuracy"] < 1
 

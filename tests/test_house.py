@@ -1,4 +1,4 @@
-"""The rules of the house: what lies where, who may import whom (imports inside functions counted), how long a file is."""
+"""The rules of the house: what lies where, who imports whom (imports inside functions counted), how long a file is."""
 import ast
 import collections
 

@@ -1,4 +1,4 @@
-"""README.md and docs/ say what the code does: flags, commands, links, file names, and figures that are also elsewhere."""
+"""README.md and docs/ say what the code does: flags, commands, links, file names, and figures from elsewhere."""
 import csv
 import json
 import pathlib
@@ -33,7 +33,7 @@ def commands():
     for name, text in DOCUMENTS.items():
         for block in blocks(text):
             for line in block.replace("\\\n", " ").splitlines():
-                if re.match(r"(\w+=\S* )*(python3?|bash|torchrun|export|source|pip|\.?\w+/bin/\w+) ", line):
+                if re.match(r'(\w+=("[^"]*"|\S*) +)*(python3?|bash|torchrun|export|source|pip|\.?\w+/bin/\w+) ', line):
                     for part in line.split(" && "):
                         yield name, shlex.split(part, comments=True)
 
@@ -169,7 +169,7 @@ def test_every_experiment_is_listed():
 
 
 def test_measured_figures_are_those_that_are_committed():
-    """In docs/results.md wall times and memory are those of the benchmarks' lines, errors those of the runs' results.json."""
+    """docs/results.md has the wall times and memory of the benchmarks' lines, and the errors of the runs' results.json."""
     results = ROOT / "benchmarks/results"
     rows = table_rows(DOCUMENTS["docs/results.md"])
     for name in ("real_run", "corpus_memory"):
