@@ -82,7 +82,8 @@ def pretrain(args):
             if args.do_train:  # a first look, as if the records were the same: it takes TensorFlow, and time, to read them
                 records = earlier and earlier["recipe"].get("--input_file")
                 folder.check(inputs.recipe | {"--input_file": records}, args.overwrite_output_dir)
-        with tensorflow_start_up():
+        # a lost worker is told in one line, below; TensorFlow would tell it in ten
+        with tensorflow_start_up(log_level=2 if len(role.addresses) < 2 else 3):
             import tensorflow  # noqa: F401, for the block; it takes seconds, so only now that the flags are right
         with one_line_errors(len(role.addresses)):
             run(args, inputs, role, folder)

@@ -7,13 +7,15 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import socket
+import time
 
 from common.command_line import UserError, rendezvous
 
-Role = collections.namedtuple("Role", "addresses is_first")
-Role.__doc__ = """A process's part in a run: the addresses HOST:PORT of all its processes (none: it is alone), and whether
-it is the one that prints and writes."""
+Role = collections.namedtuple("Role", "addresses own is_first")
+Role.__doc__ = """A process's part in a run: the addresses HOST:PORT of all its processes and its own (none: it is alone), and
+whether it is the one that prints and writes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,31 +28,52 @@ class Tpu:
     num_tpu_cores: int = 8
 
 
+# Processes
+
 def cluster_role():
     """The Role of this process by the environment's TF_CONFIG. Raises UserError where that describes no cluster."""
     text = os.environ.get("TF_CONFIG", "")
-    if not text.strip():
-        return Role([], True)
     try:
-        described = json.loads(text)
+        described = json.loads(text) if text.strip() else {}
         cluster = described.get("cluster", {})
-        task = described.get("task", {"type": "worker", "index": 0})
-        workers = [str(address) for job in ("chief", "worker") for address in cluster.get(job, ())]
-        is_first = (task["type"], int(task["index"])) == ("chief" if "chief" in cluster else "worker", 0)
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        addresses = [str(address) for job in ("chief", "worker") for address in cluster.get(job, ())]
+        if not addresses:
+            return Role([], None, True)
+        job, index = described["task"]["type"], int(described["task"]["index"])
+        return Role(addresses, str(cluster[job][index]), (job, index) == ("chief" if "chief" in cluster else "worker", 0))
+    except (ValueError, AttributeError, LookupError, TypeError, RecursionError):
         raise UserError("TF_CONFIG is not the JSON of a cluster; --help shows one") from None
-    return Role(workers, is_first)
 
-
-# Strategies
 
 def can_be_reached(address, timeout=1):
     """Whether something listens at HOST:PORT."""
     host, _, port = address.rpartition(":")
-    with contextlib.suppress(OSError, ValueError), socket.create_connection((host, int(port)), timeout=timeout):
+    with contextlib.suppress(OSError, ValueError), socket.create_connection((host.strip("[]"), int(port)), timeout):
         return True
     return False
 
+
+def wait_for_all(role, timeout):
+    """Waits until every process of the run listens at its address. Raises UserError where this one cannot; ends it, with a
+    line, after `timeout` seconds.
+
+    TensorFlow itself waits for ever, and in code that holds Python's lock: no thread and no signal would get a word in.
+    So each process listens until it can reach all others, and then makes way for TensorFlow's server at the same port.
+    """
+    def missing():
+        absent = [address for address in role.addresses if address != role.own and not can_be_reached(address)]
+        return f"{len(absent)} of {len(role.addresses)} processes at {', '.join(absent)}" if absent else ""
+
+    try:
+        server = socket.create_server(("", int(role.own.rpartition(":")[2])))
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(f"TF_CONFIG: this process cannot listen at {role.own}: {error}") from None
+    with server, rendezvous(missing, timeout):
+        while missing():
+            time.sleep(0.2)
+
+
+# Strategies
 
 def one_device(role, tpu, rendezvous_timeout):
     import tensorflow as tf
@@ -65,13 +88,9 @@ def all_gpus(role, tpu, rendezvous_timeout):
 
 def all_workers(role, tpu, rendezvous_timeout):
     import tensorflow as tf
-
-    def missing():
-        absent = [address for address in role.addresses if not can_be_reached(address)]
-        return f"{len(absent)} of {len(role.addresses)} processes at {', '.join(absent or role.addresses)}"
-
-    with rendezvous(missing, rendezvous_timeout):  # TensorFlow itself would wait for ever
-        return tf.distribute.MultiWorkerMirroredStrategy()
+    if len(role.addresses) > 1:
+        wait_for_all(role, rendezvous_timeout)
+    return tf.distribute.MultiWorkerMirroredStrategy()
 
 
 def tpu_cores(role, tpu, rendezvous_timeout):
@@ -126,8 +145,10 @@ def one_line_errors(num_workers):
         raise UserError(f"out of memory ({''.join(told[:1])[:200]}); lower --train_batch_size or raise "
                         "--gradient_accumulation_steps") from None
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError,
-            tf.errors.DeadlineExceededError):
+            tf.errors.DeadlineExceededError) as error:
         if num_workers < 2:
             raise
-        raise UserError("another worker stopped or cannot be reached; start the same command on all workers again, it "
-                        "goes on from the last checkpoint") from None
+        lost = sorted({" ".join(found) for found in re.findall(r"/job:(\w+)(?:/replica:\d+)?/task:(\d+)", str(error))})
+        named = f" ({', '.join(lost)})" if lost else ""
+        raise UserError(f"another worker{named} stopped or cannot be reached; run the same "
+                        "command on all workers again, it goes on from the last checkpoint") from None
