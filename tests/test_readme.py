@@ -169,7 +169,7 @@ def test_every_experiment_is_listed():
 
 
 def test_measured_figures_are_those_that_are_committed():
-    """docs/results.md has the wall times and memory of the benchmarks' lines, and the errors of the runs' results.json."""
+    """docs/results.md has the wall times and memory of the benchmarks' lines, the errors of the runs' results.json."""
     results = ROOT / "benchmarks/results"
     rows = table_rows(DOCUMENTS["docs/results.md"])
     for name in ("real_run", "corpus_memory"):
