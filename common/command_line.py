@@ -2,6 +2,7 @@
 import argparse
 import contextlib
 import ctypes
+import dataclasses
 import errno
 import os
 import shlex
@@ -60,6 +61,12 @@ def number(kind, minimum=None, maximum=None, above=None, below=None):
 def path(text):
     """argparse type of a path. The shell expands `--flag ~/x`, but leaves the tilde of `--flag=~/x` to the program."""
     return os.path.expanduser(text)
+
+
+def fields_of(kind, values, **more):
+    """An object of the dataclass `kind`, its fields taken from `values` (parsed flags) or from `more`, by their names."""
+    values = vars(values) | more
+    return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
 
 
 def command(script, *words, **flags):

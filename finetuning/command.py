@@ -11,7 +11,6 @@ Of several seeds each has such a folder, seed_N, and summary.json stands beside 
 belongs to one task into a folder by the task's name.
 """
 import contextlib
-import dataclasses
 import functools
 import math
 import os
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 
 import tasks
-from common.command_line import UserError, command
+from common.command_line import UserError, command, fields_of
 from common.files import atomic_write, check_output_folder, read_json, remove, write_json
 from common.run_folder import RunFolder, versions
 from finetuning.data import make_dataset
@@ -109,14 +108,10 @@ def task_run(args, inputs, index, train_set, test_set, seed, folder):
         kept, held_out = tasks.split_train_dev(train_set.labels, args.dev_fraction, seed)
         evaluated, evaluated_name, tested = train_set.subset(held_out), "held-out", test_set
         train_set = train_set.subset(kept)
-    save = functools.partial(save_model, args, inputs.config, task)
+    save = functools.partial(save_classifier, config=inputs.config, description=describe_classifier(args, task),
+                             vocab_file=args.vocab_file)
     return TaskRun(task, prefix_of(inputs, index), part_of(folder, inputs.tasks, task), train_set, evaluated, evaluated_name,
                    tested, save)
-
-
-def save_model(args, config, task, classifier, folder):
-    save_classifier(folder, classifier, config, task.labels, describe_classifier(args, task), args.vocab_file,
-                    args.max_seq_length, args.do_lower_case)
 
 
 def show_examples(inputs, run, world):
@@ -146,7 +141,8 @@ def fine_tune(args, inputs, rates, world):
     recipe = world.on_main(recipe_of, args, inputs, train_sets, test_sets)
     folders = {seed: RunFolder(seed_folder(args, seed), KIND, OWNED) for seed in args.seed}
     with contextlib.ExitStack() as locks:
-        world.on_main(lock_all, locks, dict.fromkeys([args.output_dir, *(folder.path for folder in folders.values())]))
+        for path in dict.fromkeys([args.output_dir, *(folder.path for folder in folders.values())]):
+            world.on_main(lambda path: locks.enter_context(RunFolder(path, KIND, OWNED).lock()), path)
         # every folder is looked at before the first run, not hours later
         found = world.on_main(look_at_folders, args, inputs, folders, recipe)
         results = []
@@ -168,11 +164,6 @@ def fine_tune(args, inputs, rates, world):
             print(f"wrote {args.output_dir}; next, predict with it:\n  " + command(
                 script, do_predict=True, predict_file="FILE", init_checkpoint=model_folder, output_dir=args.output_dir))
     return model_folder
-
-
-def lock_all(locks, paths):
-    for path in paths:
-        locks.enter_context(RunFolder(path, KIND, OWNED).lock())
 
 
 def run_seed(args, inputs, rates, recipe, folder, found, train_sets, test_sets, world):
@@ -200,18 +191,13 @@ def run_seed(args, inputs, rates, recipe, folder, found, train_sets, test_sets, 
             show_examples(inputs, run, world)
     held_out = f", {sum(len(run.evaluated) for run in runs):,} held out" if args.dev_fraction else ""
     world.print(f"seed {recipe['seed']}: {sum(len(run.train) for run in runs):,} training examples{held_out}")
-    values = vars(args) | {"seed": recipe["seed"], "layer_rates": rates[0], "embeddings_rate": rates[1]}
-    result = train(model, runs, fields_of(Recipe, values), fields_of(Execution, values), world, folder.path, state)
+    of_this_run = fields_of(Recipe, args, seed=recipe["seed"], layer_rates=rates[0], embeddings_rate=rates[1])
+    result = train(model, runs, of_this_run, fields_of(Execution, args), world, folder.path, state)
     if world.main:
         write_json(os.path.join(folder.path, "results.json"), result)
         remove(checkpoint)
     world.print(f"{folder.path}: {describe_result(result)}")
     return result
-
-
-def fields_of(kind, values):
-    """An object of a dataclass, its fields taken from a dict that may hold more."""
-    return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
 
 
 # Whose folder it is
@@ -249,6 +235,7 @@ def look_at_folders(args, inputs, folders, recipe):
     """{seed: the run.json of the run that it goes on with, or None}. Changes nothing. Raises UserError where --output_dir
     holds another run that may not be overwritten."""
     found = {}
+    RunFolder(args.output_dir, KIND, OWNED).earlier()  # refuses another script's, whose files have the same names
     one_seed = os.path.exists(os.path.join(args.output_dir, "run.json"))
     several = os.path.exists(os.path.join(args.output_dir, "summary.json"))
     if not args.overwrite_output_dir and (one_seed if len(args.seed) > 1 else several and not one_seed):
@@ -274,11 +261,18 @@ def begin(args, inputs, folder, recipe, flags, world):
     """Removes other runs where --overwrite_output_dir says so, and writes run.json."""
     if args.overwrite_output_dir:
         summary = os.path.join(args.output_dir, "summary.json")
-        for name in filter(SEED_FOLDER.fullmatch, os.listdir(args.output_dir)):
-            if len(args.seed) == 1 or int(SEED_FOLDER.fullmatch(name)[1]) not in args.seed:
-                clear(RunFolder(os.path.join(args.output_dir, name), KIND, OWNED))
+        begun = args.seed[:args.seed.index(recipe["seed"])]  # by this command; runs of later seeds go now, or a command that
+        for name in filter(SEED_FOLDER.fullmatch, os.listdir(args.output_dir)):  # is stopped first could not go on
+            seed, other = int(SEED_FOLDER.fullmatch(name)[1]), RunFolder(os.path.join(args.output_dir, name), KIND, OWNED)
+            if len(args.seed) > 1 and seed in args.seed:
+                if seed not in begun:
+                    clear(other, inputs.tasks)
+            elif os.path.islink(other.path):
+                remove(other.path)
+            else:
+                clear(other)
         if len(args.seed) > 1:
-            RunFolder(args.output_dir, KIND, OWNED).clear()
+            clear(RunFolder(args.output_dir, KIND, OWNED), inputs.tasks)
         if os.path.exists(summary):
             remove(summary)
     clear(folder, inputs.tasks)
@@ -296,7 +290,7 @@ def clear(folder, own_tasks=()):
     """
     found = folder.earlier()
     names = found["recipe"].get("task_name") if found else None
-    known = [tasks.TASKS[name] for name in (names if isinstance(names, list) else []) if name in tasks.TASKS]
+    known = [task for name, task in tasks.TASKS.items() if isinstance(names, list) and name in names]
     for part in parts(folder, [*known, *own_tasks]):
         if not os.path.exists(part.record) and not os.path.islink(part.path):
             clear_and_remove(part)
@@ -329,12 +323,14 @@ def finished_result(folder, world):
 # A saved model
 
 def evaluate_saved(args, inputs, world):
-    """Evaluates a fine-tuned model on the test set. In the folder of a run its own results keep their names."""
+    """Evaluates a fine-tuned model on the test set. In the folder of a run, or of one of its tasks, their own results keep
+    their names."""
     test_set = read_dataset(args, inputs, 0, "test", world, args.num_test_datas)
     classifier = make_model(args, inputs, world.device)[0].classifiers[0]
     logits = predict(classifier, test_set, args.eval_batch_size, world, args.bf16)
     measured = measure(test_set.labels, logits)
-    suffix = "_saved_model" if os.path.exists(os.path.join(args.output_dir, "run.json")) else ""
+    of_a_run = any(os.path.exists(os.path.join(args.output_dir, name)) for name in ("run.json", "last"))
+    suffix = "_saved_model" if of_a_run else ""
     if world.main:
         write_evaluation(args.output_dir, suffix, measured, test_set.labels, logits, inputs.tasks[0].labels)
     world.print(f"{args.init_checkpoint}: {describe(measured)} on {len(test_set):,} test examples\nwrote "

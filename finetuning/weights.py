@@ -163,12 +163,10 @@ def write_safetensors(state, path):
         file.write(safetensors.torch.save(once, metadata={"format": "pt"}))
 
 
-def save_classifier(folder, classifier, config, labels, description, vocab_file, max_seq_length, do_lower_case):
-    """Writes a folder that loads here and in transformers; the weights come last, in one rename.
-
-    classifier: a BertForSequenceClassification. labels: the classes' names. description: what classifier.json holds, from
-    which the model is built again here.
-    """
+def save_classifier(classifier, folder, config, description, vocab_file):
+    """Writes a BertForSequenceClassification as a folder that loads here and in transformers; the weights come last, in one
+    rename. description: what classifier.json holds, from which the model is built again here (finetuning/model.py)."""
+    labels = description["task"]["labels"]
     os.makedirs(folder, exist_ok=True)
     plain = classifier.use_pooler and not classifier.pool_fractions  # what transformers' own head computes
     config.write(os.path.join(folder, "config.json"), model_type="bert",
@@ -177,7 +175,8 @@ def save_classifier(folder, classifier, config, labels, description, vocab_file,
                  label2id={label: index for index, label in enumerate(labels)})
     write_json(os.path.join(folder, "classifier.json"), description)
     write_json(os.path.join(folder, "tokenizer_config.json"),
-               {"tokenizer_class": "BertTokenizer", "do_lower_case": do_lower_case, "model_max_length": max_seq_length})
+               {"tokenizer_class": "BertTokenizer", "do_lower_case": description["do_lower_case"],
+                "model_max_length": description["max_seq_length"]})
     copy_file(vocab_file, os.path.join(folder, "vocab.txt"))
     write_safetensors(classifier.state_dict(), os.path.join(folder, WEIGHT_FILES[0]))
 

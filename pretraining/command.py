@@ -13,7 +13,7 @@ import os
 import re
 import time
 
-from common.command_line import UserError, tensorflow_start_up
+from common.command_line import UserError, fields_of, tensorflow_start_up
 from common.configuration import BertConfig
 from common.files import copy_file, digest_of_file, expand_files, find_vocab, read_json, remove, write_json
 from common.run_folder import MetricsLog, RunFolder, versions, write_key_values
@@ -62,11 +62,6 @@ def find_inputs(args):
 def digest_of_checkpoint(prefix):
     """A digest of a checkpoint's index, which has the checksums of all its values; None without a checkpoint."""
     return digest_of_file(f"{prefix}.index") if prefix and os.path.isfile(f"{prefix}.index") else None
-
-
-def fields_of(kind, args):
-    """The dataclass `kind` made of the flags that have its fields' names."""
-    return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
 
 
 # A run from its flags to its results
