@@ -15,7 +15,7 @@ mkdir -p "$OUT/logs"
 step() {  # step NAME SCRIPT [flags]: one step of the pipeline; logs/NAME.log has its output, NAME.seconds its duration
     local name=$1 start=$SECONDS log=$OUT/logs/$1.log
     shift
-    printf '%-28s' "$name"
+    printf '%-30s' "$name"
     if ! "$PYTHON" "$@" > "$log" 2>&1; then
         echo "failed; the end of $log:" >&2
         tail -n 5 "$log" >&2
