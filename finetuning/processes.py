@@ -152,7 +152,9 @@ def launch(num_processes, use_gpu):
     try:
         elastic_launch(config, sys.executable)("-u", *sys.argv)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        # torch knows the second alone: of those that ended in one, the killed one is the cause, unless torch killed it
+        rank, failure = min(error.failures.items(), key=lambda item: (
+            item[1].timestamp, item[1].exitcode >= 0 or item[1].exitcode == -signal.SIGTERM))
         if failure.exitcode < 0:  # else the process itself has said why
             print_error(f"process {rank} of {processes} was ended by {signal.Signals(-failure.exitcode).name}"
                         + (", perhaps for want of memory" if failure.exitcode == -signal.SIGKILL else "")
