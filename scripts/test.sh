@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets everything up and runs all tests: bash scripts/test.sh [arguments of pytest]
-# Tests that compare with the reference implementations read ../shared and are skipped where that folder is absent.
+# WORKERS tests run at a time (default: 2). Tests that compare with the reference implementations on larger data read
+# ../shared and are skipped where that folder is absent.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh tests/requirements.txt

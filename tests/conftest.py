@@ -2,24 +2,55 @@
 import multiprocessing
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
+import preloaded
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+SESSION = "TESTS_SESSION_FOLDER"  # variable: a folder that the processes of a session (of pytest-xdist) share
 
 
-@pytest.fixture(scope="session", autouse=True)
-def tensorboard_with_tensorflow():
-    """tensorboard chooses once a process whether it writes with TensorFlow. A test process runs both frameworks, which
-    only goes with it; a fine-tuning process of its own chooses without (run_folder.keep_tensorflow_out)."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from tensorboard.compat import tf
-    assert tf.io
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # this process is no worker of pytest-xdist, but may start some
+        os.environ[SESSION] = tempfile.mkdtemp(prefix="tests-")
+        config.lifeline = preloaded.open_session(os.environ[SESSION])
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "lifeline"):
+        config.lifeline.close()
+        shutil.rmtree(os.environ.pop(SESSION), ignore_errors=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """Long tests come first, else one of them alone would end the session. `--dist worksteal` gives each worker a part
+    of the list at first, so each part begins with its share of them."""
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    long, others = [], []
+    for item in items:
+        (long if item.get_closest_marker("long") else others).append(item)
+    size = len(others) / workers
+    items[:] = [item for worker in range(workers)
+                for item in (*long[worker::workers], *others[round(worker * size):round((worker + 1) * size)])]
+
+
+@pytest.fixture(scope="session")
+def interpreter():
+    """The Python that runs the tests' commands: one that has the frameworks imported already, where that is possible.
+    It lies in what scripts/setup.sh takes for a virtual environment."""
+    if not preloaded.is_possible():
+        return pathlib.Path(sys.executable)
+    return pathlib.Path(preloaded.interpreter(os.environ[SESSION]))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,11 +69,15 @@ def shared():
 
 
 @pytest.fixture(scope="session")
-def script():
-    """A function that runs one of the project's scripts as a user would: script("x.py", "--flag", ..., env={...})."""
-    def call(name, *arguments, env=None, cwd=None, timeout=300):
-        return subprocess.run([sys.executable, str(ROOT / name), *map(str, arguments)], capture_output=True, text=True,
-                              env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", **(env or {})}, cwd=cwd, timeout=timeout)
+def script(interpreter):
+    """A function that runs one of the project's scripts as a user would: script("x.py", "--flag", ..., env={...}).
+
+    plain: by a Python of its own, for what a fork does not show: what is imported, how much memory it takes.
+    """
+    def call(name, *arguments, env=None, cwd=None, timeout=300, plain=False):
+        return subprocess.run([sys.executable if plain else interpreter, str(ROOT / name), *map(str, arguments)],
+                              capture_output=True, text=True, cwd=cwd, timeout=timeout,
+                              env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", **(env or {})})
     return call
 
 

@@ -1,13 +1,13 @@
-"""A Python that has imported the frameworks already: scripts run in forks of it, for most of a test's time is imports.
+"""A Python that has the frameworks imported already: scripts run in forks of it, for most of a test's time is imports.
 
-    python tests/preloaded.py --serve SOCKET LIFELINE              # imports, then forks once for each client
-    python -I -S tests/preloaded.py SOCKET script.py --flag ...    # a client: does what `python script.py --flag ...` does
+    folder/venv/bin/python script.py --flag ...    # does what `python script.py --flag ...` does, see `interpreter`
 
-A client sends its arguments, folder, environment, limits and standard streams. The script runs as __main__ in a fork of
-the server, which has imported libraries and done nothing else: it has one thread, so a fork loses none. The project's own
-modules are not among the imports. The client passes signals on and ends as the script does. What a fork cannot imitate
-(options of Python, variables that a library reads as it loads, a script from outside the project) is run by a Python of
-its own; so is everything on other systems than Linux, and where there is a GPU: CUDA does not outlive a fork.
+That command is a client, which sends its arguments, folder, environment, limits and standard streams to a server. There
+the script runs as __main__ in a fork; the client passes signals on and ends as the script does. The server has imported
+libraries and done nothing else, so it has one thread and a fork loses none; the project's own modules are not among the
+imports. What a fork cannot imitate (options of Python, variables that a library reads as it loads, a script from
+outside the project) is run by a Python of its own. So is everything on other systems than Linux and where there is a
+GPU, for CUDA does not outlive a fork.
 """
 import marshal
 import os
@@ -17,37 +17,81 @@ import socket
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-PRELOADED = ("numpy torch torch._dynamo torch.distributed.run tensorflow tokenizers safetensors.torch sklearn.metrics tqdm "
-             "tensorboard.summary.writer.record_writer tensorboard.compat.proto.event_pb2 spacy matplotlib.pyplot").split()
+PRELOADED = ("numpy", "torch", "torch._dynamo", "torch.distributed.run", "tensorflow", "tokenizers",
+             "safetensors.torch", "sklearn.metrics", "tqdm", "tensorboard.summary.writer.record_writer",
+             "tensorboard.compat.proto.event_pb2", "spacy", "matplotlib.pyplot")
 # Variables, by their beginnings, that are read once, as Python or a library loads. PYTHONPATH and OMP_NUM_THREADS are
-# imitated; PYTHON is the shell scripts'.
+# imitated.
 READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "MPL", "OPENBLAS_", "MKL_", "TF_USE_LEGACY_KERAS")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 LIMITS = sorted(number for name, number in vars(resource).items() if name.startswith("RLIMIT_"))
 GONE = 250  # exit status of a client whose server is gone
 
 
+# The session
+
 def is_possible():
-    """Whether this machine can run scripts in forks."""
+    """Whether scripts can run in forks on this machine."""
     return sys.platform == "linux" and not os.path.exists("/dev/nvidiactl")
+
+
+def open_session(folder):
+    """Prepares an empty folder for `interpreter`. What it returns is to be kept: the server ends with its owner."""
+    lifeline = os.path.join(folder, "lifeline")
+    os.mkfifo(lifeline)
+    return open(lifeline, "r+b", buffering=0)
+
+
+def interpreter(folder):
+    """The path of the client, in the folder of a session, from whichever of the session's processes: the first call
+    starts the server. It lies in what looks like a virtual environment that scripts/setup.sh has made."""
+    import fcntl
+    import shlex
+    import subprocess
+
+    python, address = os.path.join(folder, "venv", "bin", "python"), os.path.join(folder, "socket")
+    with open(os.path.join(folder, "lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.path.exists(python):
+            return python
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        with socket.socket(socket.AF_UNIX) as listener, open(os.path.join(folder, "log"), "wb") as log:
+            listener.bind(address)
+            listener.listen(64)  # clients wait in its queue while the server imports
+            # not blocking: else it waits for ever where the session is gone already
+            descriptors = listener.fileno(), os.open(os.path.join(folder, "lifeline"), os.O_RDONLY | os.O_NONBLOCK)
+            subprocess.Popen([sys.executable, __file__, "--serve", *map(str, descriptors)], pass_fds=descriptors,
+                             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                             env={"OMP_NUM_THREADS": "1"} | environment)
+            os.close(descriptors[1])
+        os.makedirs(os.path.dirname(python))
+        os.symlink(sys.executable, os.path.join(folder, "venv", "bin", "pip"))  # is looked for, and not used
+        stamp = os.path.join(folder, "venv", "installed-requirements.txt")
+        subprocess.run(f"cat requirements.txt requirements.txt | cksum > {shlex.quote(stamp)}", shell=True, check=True,
+                       cwd=ROOT)
+        with open(f"{python}.tmp", "w", encoding="utf-8") as file:
+            file.write(f'#!/bin/sh\nexec {shlex.join([sys.executable, "-I", "-S", __file__, address])} "$@"\n')
+        os.chmod(f"{python}.tmp", 0o755)
+        os.rename(f"{python}.tmp", python)
+    return python
 
 
 def read_at_start(environment):
     return {name: value for name, value in environment.items()
-            if name.startswith(READ_AT_START) and name not in ("PYTHON", "PYTHONPATH")}
+            if name.startswith(READ_AT_START) and name != "PYTHONPATH"}
 
 
 # The client
 
 def run_as_client(address, *arguments):
-    """Runs the script as a fork of the server at `address`, or as a Python of its own, and ends as it does."""
-    script = arguments[0] if arguments else ""
+    """Has the server at `address` run the script, or a Python of its own, and ends as it does."""
     connection = socket.socket(socket.AF_UNIX)
     try:
-        if not os.path.realpath(script).startswith(ROOT + os.sep):
-            raise ValueError("an option, no script, or not one of ours")
+        if not arguments or not os.path.isfile(arguments[0]) or not os.path.realpath(arguments[0]).startswith(ROOT):
+            raise ValueError("an option, no script, or none of ours")
         connection.connect(address)
         mask = os.umask(0)
+        os.umask(mask)
         request = marshal.dumps({
             "arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd(), "mask": mask,
             "limits": [(number, resource.getrlimit(number)) for number in LIMITS],
@@ -55,7 +99,7 @@ def run_as_client(address, *arguments):
         socket.send_fds(connection, [len(request).to_bytes(4, "little")], [0, 1, 2])
         connection.sendall(request)
         if not connection.recv(1):
-            raise ValueError("the server cannot imitate this environment")
+            raise ValueError("not in this environment")
     except (OSError, ValueError):
         os.execv(sys.executable, [sys.executable, *arguments])
     for number in SIGNALS:
@@ -63,26 +107,25 @@ def run_as_client(address, *arguments):
             signal.signal(number, lambda number, frame: connection.send(bytes([number])))
     answer = connection.recv(4, socket.MSG_WAITALL)
     code = os.waitstatus_to_exitcode(int.from_bytes(answer, "little")) if len(answer) == 4 else GONE
-    if code < 0:
-        signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
+    if code < 0:  # killed by a signal, and so is this
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.kill(os.getpid(), -code)
     os._exit(code)
 
 
 # The server
 
-def serve(address, lifeline):
-    """Forks for each client at the socket `address` until the test session, which has the FIFO `lifeline` open, is gone.
-    Returns, in each fork, what its client sent."""
+def serve(listener, lifeline):
+    """Forks for each client until the session, which has the other end of a FIFO open, is gone. Returns, in each fork,
+    what its client sent. listener, lifeline: descriptors of the socket and of the FIFO."""
     import contextlib
     import gc
     import importlib
     import select
 
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(address)
-    listener.listen(64)  # before the imports: clients wait in its queue
-    lifeline = os.open(lifeline, os.O_RDONLY)
+    listener, lifeline = socket.socket(fileno=int(listener)), int(lifeline)
     at_start = read_at_start(os.environ)
     os.environ["TF_USE_LEGACY_KERAS"] = "1"  # as common.command_line.tensorflow_start_up does
     for name in PRELOADED:
@@ -102,13 +145,13 @@ def serve(address, lifeline):
             os._exit(0)
         for watch in children.keys() & set(ready):
             child, connection = children.pop(watch)
-            with contextlib.suppress(BrokenPipeError):  # a killed client
+            with contextlib.suppress(BrokenPipeError):  # a client that was killed
                 connection.sendall(os.waitpid(child, 0)[1].to_bytes(4, "little"))
             connection.close()
             os.close(watch)
         for connection in clients.keys() & set(ready):
             if clients[connection] in children:
-                for number in connection.recv(16) or [signal.SIGKILL]:  # no byte: the client was killed
+                for number in connection.recv(16) or [signal.SIGKILL]:  # nothing to read: the client was killed
                     signal.pidfd_send_signal(clients[connection], number)
         if listener in ready:
             connection, _ = listener.accept()
@@ -129,20 +172,21 @@ def serve(address, lifeline):
             if child is None:
                 connection.close()  # the client sees to itself
             else:
-                connection.sendall(b"!")
                 children[os.pidfd_open(child)] = child, connection
+                connection.sendall(b"!")
 
 
 def receive(connection):
-    """What a client sends: (its request, its three streams), (None, []) of one that was killed while it sent."""
+    """What a client sends: (its request, its three streams); of one that was killed as it sent, (None, what came)."""
     size, streams, _, _ = socket.recv_fds(connection, 4, 3)
     request = connection.recv(int.from_bytes(size, "little"), socket.MSG_WAITALL)
-    return (marshal.loads(request), streams) if request else (None, streams)
+    return marshal.loads(request) if request else None, streams
 
 
 def run_script(arguments, environment, folder, mask, limits, ignored):
-    """Makes of this fork the process that a client asked for, and runs its script, a last time."""
+    """Makes of this fork the process that a client asked for, runs its script, and ends."""
     import atexit
+    import io
     import threading
     import traceback
     import types
@@ -155,40 +199,40 @@ def run_script(arguments, environment, folder, mask, limits, ignored):
     os.umask(mask)
     for number, limit in limits:
         resource.setrlimit(number, limit)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
-    if signal.SIGINT not in ignored:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environment)
-    script = os.path.abspath(arguments[0])
+    script = os.path.realpath(arguments[0])
     sys.argv = list(arguments)
-    sys.path[0:1] = [os.path.dirname(os.path.realpath(script)), *filter(None, environment.get("PYTHONPATH", "").split(":"))]
-    for name, file in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+    sys.path[0:1] = [os.path.dirname(script), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    for name, descriptor in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
         ours = getattr(sys, name)
-        stream = open(file, "w" if file else "r", buffering=1 if file == 2 else -1, encoding=ours.encoding,
-                      errors=ours.errors, closefd=False)
+        raw = open(descriptor, "wb" if descriptor else "rb", 0 if ours.write_through else -1, closefd=False)
+        stream = io.TextIOWrapper(raw, ours.encoding, ours.errors, write_through=ours.write_through,
+                                  line_buffering=name == "stderr" or os.isatty(descriptor))
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     threads = environment.get("OMP_NUM_THREADS", "")
     torch.set_num_threads(int(threads) if threads.isdigit() else len(os.sched_getaffinity(0)))
-    numpy.random.seed()  # else all forks draw the same; `random` sees to itself
-    module = types.ModuleType("__main__")
+    for seed in (numpy.random.seed, torch.default_generator.seed):  # else all forks draw the same numbers
+        seed()
+    module = sys.modules["__main__"] = types.ModuleType("__main__")
     module.__file__ = script
-    sys.modules["__main__"] = module
-    with open(script, encoding="utf-8") as file:
-        code = compile(file.read(), script, "exec")
     status = 0
     try:
+        with open(script, encoding="utf-8") as file:
+            code = compile(file.read(), script, "exec")
         exec(code, vars(module))
     except SystemExit as error:
-        status = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
-        if status == 1 and error.code != 1:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if status and status is not error.code:
             print(error.code, file=sys.stderr)
     except BaseException as error:
         traceback.print_exception(error.with_traceback(error.__traceback__.tb_next))  # without this file
-        status = 1 if not isinstance(error, KeyboardInterrupt) else -signal.SIGINT
-    # The rest of Python's own end takes a second in a process of so many modules: each object is freed.
+        status = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    # What Python does as it ends, but for freeing each object, which takes a second with so many modules.
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()

@@ -2,15 +2,17 @@
 import os
 import re
 import subprocess
-import sys
+
+import pytest
 
 from conftest import ROOT
 
 
-def test_quickstart_runs_the_pipeline_twice_and_shows_accuracies(tmp_path):
-    environment = {**os.environ, "VENV": sys.prefix, "OUT": str(tmp_path / "out"), "SEEDS": "1"}
+@pytest.mark.long
+def test_quickstart_runs_the_pipeline_twice_and_shows_accuracies(tmp_path, interpreter):
+    environment = {**os.environ, "VENV": str(interpreter.parent.parent), "OUT": str(tmp_path / "out"), "SEEDS": "1"}
     first, second = (subprocess.run(["bash", str(ROOT / "scripts/quickstart.sh")], capture_output=True, text=True,
-                                    env=environment, timeout=900) for _ in range(2))
+                                    env=environment, timeout=300) for _ in range(2))
     assert first.returncode == 0, first.stdout + first.stderr
     assert second.returncode == 0, second.stdout + second.stderr
     rows = re.findall(r"^tiny BERT.*?(\d+\.\d+)%", first.stdout, re.MULTILINE)
