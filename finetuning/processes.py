@@ -78,8 +78,9 @@ LAUNCHER = "FINE_TUNING_LAUNCHER_PID"  # set by `launch` for the processes that 
 def connect(local_rank, use_gpu, timeout):
     """Connects the processes of the run, one a device, and yields this one's World.
 
-    local_rank: the device's number, unless LOCAL_RANK of a launcher says another. timeout: seconds to wait for those that have not come, then the process ends with an error (see
-    common.command_line.rendezvous). Raises UserError where another process is lost on the way.
+    local_rank: the device's number, unless LOCAL_RANK of a launcher says another. timeout: seconds to wait for those that
+    have not come, then the process ends with an error (see common.command_line.rendezvous). Raises UserError where another
+    process is lost on the way.
     """
     if LAUNCHER in os.environ and sys.platform == "linux":
         # A command that is typed again must not meet processes of the last one that still write.

@@ -101,8 +101,9 @@ CHECKPOINT_SCHEMA = {"model": dict, "optimizer": dict, "scheduler": dict, "progr
 def train(model, runs, recipe, execution, world, folder, state=None):
     """Fine-tunes a MultiTaskModel into `folder`, or goes on with a stopped run.
 
-    runs: a TaskRun for each of the model's classifiers. state: what `read_checkpoint` gives of a stopped run. Returns the figures of results.json. Raises UserError where the
-    loss or the model is no longer finite; ends the process, after saving, on SIGTERM or Ctrl-C.
+    runs: a TaskRun for each of the model's classifiers. state: what `read_checkpoint` gives of a stopped run. Returns the
+    figures of results.json. Raises UserError where the loss or the model is no longer finite; ends the process, after
+    saving, on SIGTERM or Ctrl-C.
     """
     checkpoint = os.path.join(folder, "checkpoint.pt")
     sizes = [len(run.train) for run in runs]
