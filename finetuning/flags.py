@@ -29,158 +29,146 @@ def count_or_fraction(text):
 def make_parser(description, several_tasks=False):
     """The parser of the flags that all fine-tuning scripts have, with their groups as attributes of the same names."""
     parser = ArgumentParser(description)
-    group = parser.data = parser.add_argument_group("data")
+    parser.data, parser.model = (parser.add_argument_group(name) for name in ("data", "model"))
+    parser.recipe = parser.add_argument_group("recipe", "what changes the result")
+    parser.speed = parser.add_argument_group(
+        "speed", "what changes time and memory; where rounding or the drawing of dropout changes with it, the flag says so")
+    parser.output = parser.add_argument_group("output")
+    add_data_flags(parser.data.add_argument, several_tasks)
+    add_model_flags(parser.model)
+    add_recipe_flags(parser.recipe, several_tasks)
+    add_speed_flags(parser.speed)
+    add = parser.output.add_argument
+    add("--output_dir", type=path, required=True, help="The run's folder; the same command resumes a stopped run.")
+    add_boolean(parser.output, "--overwrite_output_dir", False,
+                "Remove the run that --output_dir holds and start anew (default: off, another run is refused).")
+    add("--save_checkpoints_steps", type=number(int, minimum=1), default=1000,
+        help="Updates between checkpoints to resume from, in addition to one per epoch (default: 1000).")
+    add("--log_steps", type=number(int, minimum=1), default=10,
+        help="Updates between lines of metrics.jsonl, each a mean over them (default: 10).")
+    return parser
+
+
+def add_data_flags(add, several_tasks):
     if several_tasks:
-        add_several_tasks(parser, group)
+        add("--task_name", type=str.lower, choices=list(tasks.TASKS), nargs="+", help="The data sets to learn together.")
+        add("--data_dir", type=path, nargs="+", help="The folder of each task's train and test files, in their order; or one "
+            "folder that has a folder named after each task.")
     else:
-        add_one_task(group)
-    group.add_argument("--num_datas", type=count_or_fraction,
-                       help="Train on this many examples (500) or this fraction (0.02; 1.0 is all), a stratified sample drawn "
-                            "by --seed; a smaller sample is part of a larger one (default: all; paper, section 5.6).")
-    group.add_argument("--num_test_datas", type=count_or_fraction,
-                       help="Evaluate on this many test examples or this fraction, the same for every seed (default: all).")
-    group.add_argument("--dev_fraction", type=number(float, minimum=0, below=1), default=0.0,
-                       help="Hold out this fraction of the training data, choose the best epoch on it and test once (default: "
-                            "0, the test set is evaluated after each epoch and chooses the best one, as in the paper).")
+        add("--task_name", type=str.lower, choices=[*tasks.TASKS, "csv"],
+            help="The data set; csv is a file of your own, with --label_column and --text_columns.")
+        add("--data_dir", type=path, help="The folder of the task's train and test files.")
+        add("--label_column", default="label", help="For csv, the name of the label's column, or its number from 0 if the "
+            "file has no header (default: label).")
+        add("--text_columns", nargs="+", default=["text"],
+            help="For csv, the names or numbers of the text's columns, joined by a space (default: text).")
+        add("--sep", default=",", help="For csv, the character between columns, or tab (default: a comma).")
+        add("--predict_file", type=path, help="For --do_predict, a text per line; or, if the name ends in .csv or .tsv, rows "
+            "as the task has them, with or without the label.")
+    add("--num_datas", type=count_or_fraction,
+        help="Train on this many examples (500) or this fraction (0.02; 1.0 is all), a stratified sample drawn by --seed; a "
+        "smaller sample is part of a larger one (default: all; paper, section 5.6).")
+    add("--num_test_datas", type=count_or_fraction,
+        help="Evaluate on this many test examples or this fraction, the same for every seed (default: all).")
+    add("--dev_fraction", type=number(float, minimum=0, below=1), default=0.0,
+        help="Hold out this fraction of the training data, choose the best epoch on it and test once (default: 0, the test set "
+        "is evaluated after each epoch and chooses the best one, as in the paper).")
 
-    group = parser.model = parser.add_argument_group("model")
-    group.add_argument("--bert_config_file", type=path,
-                       help="The model's configuration (default: the one in the folder --init_checkpoint).")
-    group.add_argument("--vocab_file", type=path,
-                       help="The model's WordPiece vocabulary (default: the one in the folder --init_checkpoint).")
-    group.add_argument("--init_checkpoint", type=path,
-                       help="The weights to start from: a folder, a .bin or .safetensors file, the prefix of a TensorFlow "
-                            "checkpoint, or the folder of a multi-task run; for --do_eval or --do_predict alone, a folder "
-                            "that a run wrote (.../best).")
+
+def add_model_flags(group):
+    add = group.add_argument
+    add("--bert_config_file", type=path, help="The model's configuration (default: the one in the folder --init_checkpoint).")
+    add("--vocab_file", type=path, help="The WordPiece vocabulary (default: the one in the folder --init_checkpoint).")
+    add("--init_checkpoint", type=path,
+        help="The weights to start from: a folder, a .bin or .safetensors file, the prefix of a TensorFlow checkpoint, or the "
+        "folder of a multi-task run; for --do_eval or --do_predict alone, a folder that a run wrote (.../best).")
     add_boolean(group, "--do_lower_case", False, "Lower-case the text, for uncased models (default: off).")
-    group.add_argument("--max_seq_length", type=int, default=128,
-                       help="Maximum length of a sequence in tokens, [CLS] and [SEP] included (default: 128).")
-    group.add_argument("--trunc_medium", type=int, default=-2,
-                       help="What to keep of a longer text: -2 the head, -1 the tail, 0 half and half, k > 0 the first k "
-                            "tokens and the rest from the tail (default: -2; paper, section 5.3.1).")
-    group.add_argument("--layers", type=int, nargs="+",
-                       help="The layers whose output is the classifier's input, counted from 0: -2 the pooled output, -1 all "
-                            "layers, else those listed (default: -2, and the last layer with --hierarchical or --classifier "
-                            "bilstm_attention; paper, Table 3).")
-    group.add_argument("--layer_pooling", choices=LAYER_POOLINGS, default="concat",
-                       help="How to combine several layers (default: concat; paper, Table 3).")
-    group.add_argument("--pooling_type", choices=POOLINGS, default="cls",
-                       help="What represents a sequence in a layer: its [CLS] token, or the mean or maximum over its tokens "
-                            "(default: cls).")
-    group.add_argument("--hierarchical", choices=FRACTION_POOLINGS,
-                       help="Cut a text into fractions of --max_seq_length, encode each by itself and combine their features "
-                            "in this way (default: off; paper, section 5.3.1).")
-    group.add_argument("--max_fractions", type=number(int, minimum=2),
-                       help="With --hierarchical, the maximum number of fractions of a text; --trunc_medium says what to keep "
-                            "of a longer one (default: no limit).")
-    group.add_argument("--classifier", choices=CLASSIFIERS, default="linear",
-                       help="A linear layer, or a biLSTM with structured self-attention over the tokens' states before it, "
-                            "which is BERT-Feat's with --frozen_bert (default: linear; paper, section 5.4.3).")
-    group.add_argument("--lstm_hidden_size", type=number(int, minimum=1), default=300,
-                       help="With --classifier bilstm_attention, the LSTM's units in each direction (default: 300).")
-    group.add_argument("--attention_size", type=number(int, minimum=1), default=350,
-                       help="With --classifier bilstm_attention or --hierarchical self_attention, the attention's hidden units "
-                            "(default: 350).")
-    group.add_argument("--attention_hops", type=number(int, minimum=1), default=30,
-                       help="With --classifier bilstm_attention, the number of weighted sums over a text's tokens (default: "
-                            "30).")
+    add("--max_seq_length", type=int, default=128,
+        help="Maximum length of a sequence in tokens, [CLS] and [SEP] included (default: 128).")
+    add("--trunc_medium", type=int, default=-2,
+        help="What to keep of a longer text: -2 the head, -1 the tail, 0 half and half, k > 0 the first k tokens and the rest "
+        "from the tail (default: -2; paper, section 5.3.1).")
+    add("--layers", type=int, nargs="+",
+        help="The layers whose output is the classifier's input, counted from 0: -2 the pooled output, -1 all layers, else "
+        "those listed (default: -2, and the last layer with --hierarchical or --classifier bilstm_attention; paper, Table 3).")
+    add("--layer_pooling", choices=LAYER_POOLINGS, default="concat",
+        help="How to combine several layers (default: concat; paper, Table 3).")
+    add("--pooling_type", choices=POOLINGS, default="cls", help="What represents a sequence in a layer: its [CLS] token, or "
+        "the mean or maximum over its tokens (default: cls).")
+    add("--hierarchical", choices=FRACTION_POOLINGS, help="Cut a text into fractions of --max_seq_length, encode each by "
+        "itself and combine their features in this way (default: off; paper, section 5.3.1).")
+    add("--max_fractions", type=number(int, minimum=2), help="With --hierarchical, the maximum number of fractions of a text; "
+        "--trunc_medium says what to keep of a longer one (default: no limit).")
+    add("--classifier", choices=CLASSIFIERS, default="linear",
+        help="A linear layer, or a biLSTM with structured self-attention over the tokens' states before it, which is "
+        "BERT-Feat's with --frozen_bert (default: linear; paper, section 5.4.3).")
+    add("--lstm_hidden_size", type=number(int, minimum=1), default=300,
+        help="With --classifier bilstm_attention, the LSTM's units in each direction (default: 300).")
+    add("--attention_size", type=number(int, minimum=1), default=350, help="With --classifier bilstm_attention or "
+        "--hierarchical self_attention, the attention's hidden units (default: 350).")
+    add("--attention_hops", type=number(int, minimum=1), default=30,
+        help="With --classifier bilstm_attention, the number of weighted sums over a text's tokens (default: 30).")
 
-    group = parser.recipe = parser.add_argument_group("recipe", "what changes the result")
+
+def add_recipe_flags(group, several_tasks):
+    add = group.add_argument
     add_boolean(group, "--do_train", False, "Fine-tune (default: off).")
     if several_tasks:
         add_boolean(group, "--do_eval", False, "Evaluate on each task's test set after each epoch (default: off).")
+        add("--task_sampling_alpha", type=number(float, minimum=0), default=1.0, help="The probability of a task is its number "
+            "of training examples to this power: 1 in proportion, 0 all the same (default: 1.0).")
     else:
         add_boolean(group, "--do_eval", False,
                     "Evaluate on the test set: after each epoch of --do_train, or a saved model (default: off).")
         add_boolean(group, "--do_predict", False, "Write predictions.tsv for --predict_file (default: off).")
     add_boolean(group, "--frozen_bert", False,
                 "Train the classifier only: BERT stays fixed and runs without dropout (default: off).")
-    group.add_argument("--frozen_layers", type=number(int, minimum=1),
-                       help="Keep the embeddings and this many of the lowest layers fixed, without dropout (default: none).")
-    group.add_argument("--train_batch_size", type=number(int, minimum=1), default=32,
-                       help="Examples per update, over all devices and micro-batches (default: 32; paper: 24).")
-    group.add_argument("--learning_rate", type=number(float, minimum=0), default=5e-5,
-                       help="Peak learning rate (default: 5e-5; paper: 2e-5).")
-    group.add_argument("--num_train_epochs", type=number(float, above=0), default=3.0,
-                       help="Number of epochs; may be fractional (default: 3.0; paper: 4.0).")
-    group.add_argument("--schedule", choices=SCHEDULES, default="slanted_triangular",
-                       help="How the rate changes after warm-up: the authors' 1 - progress; linear, the same without its step "
-                            "at the end of warm-up; or constant (default: slanted_triangular).")
-    group.add_argument("--warmup_proportion", type=number(float, minimum=0, below=1), default=0.1,
-                       help="Fraction of all updates over which the rate rises from 0; 0 switches warm-up off (default: 0.1).")
-    group.add_argument("--weight_decay", type=number(float, minimum=0), default=0.01,
-                       help="Decoupled weight decay, not applied to biases and LayerNorm; 0 switches it off (default: 0.01).")
-    group.add_argument("--clip_grad", choices=CLIPPINGS, default="tensor",
-                       help="Clip each tensor's gradient to norm 1, as the authors do, or the whole gradient (default: "
-                            "tensor).")
+    add("--frozen_layers", type=number(int, minimum=1),
+        help="Keep the embeddings and this many of the lowest layers fixed, without dropout (default: none).")
+    add("--train_batch_size", type=number(int, minimum=1), default=32,
+        help="Examples per update, over all devices and micro-batches (default: 32; paper: 24).")
+    add("--learning_rate", type=number(float, minimum=0), default=5e-5,
+        help="Peak learning rate (default: 5e-5; paper: 2e-5).")
+    add("--num_train_epochs", type=number(float, above=0), default=3.0,
+        help="Number of epochs; may be fractional (default: 3.0; paper: 4.0).")
+    add("--schedule", choices=SCHEDULES, default="slanted_triangular",
+        help="How the rate changes after warm-up: the authors' 1 - progress; linear, the same without its step at the end of "
+        "warm-up; or constant (default: slanted_triangular).")
+    add("--warmup_proportion", type=number(float, minimum=0, below=1), default=0.1,
+        help="Fraction of all updates over which the rate rises from 0; 0 switches warm-up off (default: 0.1).")
+    add("--weight_decay", type=number(float, minimum=0), default=0.01,
+        help="Decoupled weight decay, not applied to biases and LayerNorm; 0 switches it off (default: 0.01).")
+    add("--clip_grad", choices=CLIPPINGS, default="tensor",
+        help="Clip each tensor's gradient to norm 1, as the authors do, or the whole gradient (default: tensor).")
     add_boolean(group, "--bias_correction", False, "Use Adam's bias correction, which the authors leave out (default: off).")
-    group.add_argument("--best_metric", choices=METRICS, default="accuracy",
-                       help="The metric that chooses the best epoch; a tie goes to the lower loss (default: accuracy).")
-    group.add_argument("--patience", type=number(int, minimum=1),
-                       help="Stop after this many epochs without a better one; needs --dev_fraction (default: never).")
-    group.add_argument("--seed", type=number(int, minimum=0, maximum=2**32 - 1), nargs="+", default=[42],
-                       help="One run per seed; several are summarised by mean and standard deviation (default: 42).")
+    add("--best_metric", choices=METRICS, default="accuracy",
+        help="The metric that chooses the best epoch; a tie goes to the lower loss (default: accuracy).")
+    add("--patience", type=number(int, minimum=1),
+        help="Stop after this many epochs without a better one; needs --dev_fraction (default: never).")
+    add("--seed", type=number(int, minimum=0, maximum=2**32 - 1), nargs="+", default=[42],
+        help="One run per seed; several are summarised by mean and standard deviation (default: 42).")
 
-    group = parser.speed = parser.add_argument_group(
-        "speed", "what changes time and memory; where rounding or the drawing of dropout changes with it, the flag says so")
-    group.add_argument("--eval_batch_size", type=number(int, minimum=1), default=32,
-                       help="Sequences per batch of evaluation or prediction on each device (default: 32).")
-    group.add_argument("--gradient_accumulation_steps", "--accumulate_gradients", type=number(int, minimum=1), default=1,
-                       help="Split each batch into N micro-batches to save memory; draws other dropout, so the result is the "
-                            "same in distribution (default: 1).")
+
+def add_speed_flags(group):
+    add = group.add_argument
+    add("--eval_batch_size", type=number(int, minimum=1), default=32,
+        help="Sequences per batch of evaluation or prediction on each device (default: 32).")
+    add("--gradient_accumulation_steps", "--accumulate_gradients", type=number(int, minimum=1), default=1,
+        help="Split each batch into N micro-batches to save memory; draws other dropout, so the result is the same in "
+        "distribution (default: 1).")
     add_boolean(group, "--bf16", False,
                 "Compute in bfloat16 where it is safe; weights stay float32 and results differ by rounding (default: off).")
     add_boolean(group, "--compile", False, "Compile the encoder's layers with torch.compile, which draws dropout and rounds in "
-                                           "its own way (default: off).")
-    add_boolean(group, "--gradient_checkpointing", False,
-                "Recompute each layer's inner states in the backward pass instead of keeping them, to save memory (default: "
-                "off).")
+                "its own way (default: off).")
+    add_boolean(group, "--gradient_checkpointing", False, "Recompute each layer's inner states in the backward pass instead of "
+                "keeping them, to save memory (default: off).")
     add_boolean(group, "--no_cuda", False, "Use the CPU even if there is a GPU (default: off).")
-    group.add_argument("--num_processes", type=number(int, minimum=1),
-                       help="Processes on this machine, one per device; each draws its own dropout (default: one per visible "
-                            "GPU; under torchrun, what torchrun started).")
-    group.add_argument("--local_rank", type=int, default=-1,
-                       help="The process's number on its machine, set by launchers (default: from LOCAL_RANK).")
-    group.add_argument("--rendezvous_timeout", type=number(float, above=0), default=300.0,
-                       help="Seconds to wait for the other processes at the start (default: 300).")
-
-    group = parser.output = parser.add_argument_group("output")
-    group.add_argument("--output_dir", type=path, required=True,
-                       help="The run's folder; the same command resumes a stopped run.")
-    add_boolean(group, "--overwrite_output_dir", False,
-                "Remove the run that --output_dir holds and start anew (default: off, another run is refused).")
-    group.add_argument("--save_checkpoints_steps", type=number(int, minimum=1), default=1000,
-                       help="Updates between checkpoints to resume from, in addition to one per epoch (default: 1000).")
-    group.add_argument("--log_steps", type=number(int, minimum=1), default=10,
-                       help="Updates between lines of metrics.jsonl, each a mean over them (default: 10).")
-    return parser
-
-
-def add_one_task(group):
-    group.add_argument("--task_name", type=str.lower, choices=[*tasks.TASKS, "csv"],
-                       help="The data set; csv is a file of your own, with --label_column and --text_columns.")
-    group.add_argument("--data_dir", type=path, help="The folder of the task's train and test files.")
-    group.add_argument("--label_column", default="label",
-                       help="For csv, the name of the label's column, or its number from 0 if the file has no header (default: "
-                            "label).")
-    group.add_argument("--text_columns", nargs="+", default=["text"],
-                       help="For csv, the names or numbers of the text's columns, joined by a space (default: text).")
-    group.add_argument("--sep", default=",", help="For csv, the character between columns, or tab (default: a comma).")
-    group.add_argument("--predict_file", type=path,
-                       help="For --do_predict, a text per line; or, if the name ends in .csv or .tsv, rows as the task has "
-                            "them, with or without the label.")
-
-
-def add_several_tasks(parser, group):
-    group.add_argument("--task_name", type=str.lower, choices=list(tasks.TASKS), nargs="+",
-                       help="The data sets to learn together.")
-    group.add_argument("--data_dir", type=path, nargs="+",
-                       help="The folder of each task's train and test files, in their order; or one folder that has a folder "
-                            "named after each task.")
-    group.add_argument("--task_sampling_alpha", type=number(float, minimum=0), default=1.0,
-                       help="The probability of a task is its number of training examples to this power: 1 in proportion, 0 "
-                            "all the same (default: 1.0).")
-    parser.set_defaults(do_predict=False, predict_file=None)
+    add("--num_processes", type=number(int, minimum=1), help="Processes on this machine, one per device; each draws its own "
+        "dropout (default: one per visible GPU; under torchrun, what torchrun started).")
+    add("--local_rank", type=int, default=-1,
+        help="The process's number on its machine, set by launchers (default: from LOCAL_RANK).")
+    add("--rendezvous_timeout", type=number(float, above=0), default=300.0,
+        help="Seconds to wait for the other processes at the start (default: 300).")
 
 
 def parse(parser, argv=None):
@@ -189,7 +177,8 @@ def parse(parser, argv=None):
     marked = parser.parse_args(argv, argparse.Namespace(**{action.dest: unset for action in parser._actions}))
     given = {name for name, value in vars(marked).items() if value is not unset}
     args = parser.parse_args(argv)
-    args.task_sampling_alpha = getattr(args, "task_sampling_alpha", 1.0)
+    for flag, value in (("task_sampling_alpha", 1.0), ("do_predict", False), ("predict_file", None)):
+        setattr(args, flag, getattr(args, flag, value))  # the flags of one task's scripts alone, or of several tasks' alone
     check_job(args)
     check_combinations(args, given)
     return args, given
