@@ -20,7 +20,7 @@ SESSION = "TESTS_SESSION_FOLDER"  # variable: a folder that the processes of a s
 
 
 def pytest_configure(config):
-    if not hasattr(config, "workerinput"):  # this process is no worker of pytest-xdist, but may start some
+    if SESSION not in os.environ:  # this process is no worker of pytest-xdist, but may start some
         os.environ[SESSION] = tempfile.mkdtemp(prefix="tests-")
         config.lifeline = preloaded.open_session(os.environ[SESSION])
 

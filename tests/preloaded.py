@@ -186,6 +186,7 @@ def receive(connection):
 def run_script(arguments, environment, folder, mask, limits, ignored):
     """Makes of this fork the process that a client asked for, runs its script, and ends."""
     import atexit
+    import importlib.util
     import io
     import threading
     import traceback
@@ -207,6 +208,8 @@ def run_script(arguments, environment, folder, mask, limits, ignored):
     script = os.path.realpath(arguments[0])
     sys.argv = list(arguments)
     sys.path[0:1] = [os.path.dirname(script), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    if importlib.util.find_spec("sitecustomize"):  # on PYTHONPATH, for the server found none
+        import sitecustomize  # noqa: F401
     for name, descriptor in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
         ours = getattr(sys, name)
         raw = open(descriptor, "wb" if descriptor else "rb", 0 if ours.write_through else -1, closefd=False)

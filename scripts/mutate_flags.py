@@ -1,0 +1,196 @@
+"""Disables each flag in turn, and each of a few switches inside the libraries, and expects that a test fails.
+
+    python scripts/mutate_flags.py                                # all of them: hours, for a night or a weekend
+    python scripts/mutate_flags.py run_pretraining                # a script's flags
+    python scripts/mutate_flags.py run_pretraining.bf16           # one
+    python scripts/mutate_flags.py "dropout of processes"         # a switch
+
+A flag is disabled by giving its default value to the script whatever the command says, also in the processes that a test
+starts. The tests are those that tests/test_flags.py names for the flag, else the files that mention the script, without
+the long tests. Prints what became of each, and ends with status 1 if one survived: if all tests passed without it. A test
+that fails with everything in place does not count.
+"""
+import argparse
+import ast
+import contextlib
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+VARIABLE = "DISABLED_FLAG"  # SCRIPT[,SCRIPT...].FLAG
+# Scripts whose common flags are made in one place: they are disabled in all of them at once.
+FINE_TUNING = ("run_classifier_single_layer", "run_classifier_discriminative", "run_classifier_multitask")
+OTHERS = ("test_faults", "test_house", "test_preloaded", "test_readme", "test_setup")
+SWITCHES = {  # name -> (file, text in it, what takes its place, test file)
+    "dropout of processes": ("finetuning/training.py", "recipe.seed + world.rank", "recipe.seed", "test_fine_tuning.py"),
+    "dropout of replicas": ("pretraining/training.py", "context.replica_id_in_sync_group * accumulation + i", "i",
+                            "test_run_pretraining.py"),
+}
+SITECUSTOMIZE = f"import sys\nsys.path.append({str(ROOT / 'scripts')!r})\nimport mutate_flags\nmutate_flags.disable()\n"
+
+
+def docstring(script):
+    return ast.get_docstring(ast.parse((ROOT / f"{script}.py").read_text(encoding="utf-8")), clean=False)
+
+
+def disable():
+    """From now on, the flag that the environment variable names has no effect in this process."""
+    scripts, _, flag = os.environ[VARIABLE].rpartition(".")
+    manuals = [docstring(script) for script in scripts.split(",")]
+    parse_known_args = argparse.ArgumentParser.parse_known_args
+
+    def parse_without(parser, args=None, namespace=None):
+        parsed, rest = parse_known_args(parser, args, namespace)
+        if parser.description in manuals:
+            action = next(action for action in parser._actions if action.dest == flag)
+            text = isinstance(action.default, str) and action.type
+            setattr(parsed, flag, action.type(action.default) if text else action.default)
+        return parsed, rest
+    argparse.ArgumentParser.parse_known_args = parse_without
+
+
+class FirstFailure:
+    """A plugin of pytest: the test that failed."""
+    name = ""
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.name = self.name or report.nodeid
+
+
+def first_failure(tests, mutation=""):
+    """Runs tests in a fork of this process. Returns the first that fails, "" if none does."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(nowhere, stream)
+        if mutation:
+            os.environ[VARIABLE] = mutation
+            disable()
+        import pytest
+        plugin = FirstFailure()
+        quick = [] if "::" in tests[0] else ["-m", "not long"]
+        status = pytest.main(["-x", "-p", "no:cacheprovider", "--timeout", "300", *quick, *tests], [plugin])
+        os.write(writing, (plugin.name or ("" if status == 0 else f"pytest ended with {status}")).encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading, encoding="utf-8") as pipe:
+        name = pipe.read()
+    os.waitpid(child, 0)
+    return name
+
+
+def killer(tests, mutation):
+    """The test that fails for the mutation alone, None if there is none."""
+    left_out = []
+    while name := first_failure([*tests, *left_out], mutation):
+        if "::" not in name or not first_failure([str(ROOT / "tests" / name)]):
+            return name
+        left_out += ["--deselect", name]
+    return None
+
+
+def tests_of(script, flag, observers):
+    """The tests that should notice: one that is named, else the files that mention the script, most often first, but for
+    those that run it for other reasons."""
+    if (script, flag) in observers:
+        file, test = observers[script, flag]
+        return [str(ROOT / "tests" / f"{file}::{test}")]
+    module = script.rpartition("/")[2]
+    mentions = {path: path.read_text(encoding="utf-8").count(module) for path in (ROOT / "tests").glob("test_*.py")
+                if path.stem not in OTHERS}
+    return [str(path) for path in sorted(mentions, key=mentions.get, reverse=True) if mentions[path]]
+
+
+def flags():
+    """{name of a mutation: (what VARIABLE is set to, its tests)} of every flag that can be left out."""
+    import flags_table
+    import test_flags
+
+    observers, found = test_flags.observers(), {}
+    for script in (name.removesuffix(".py") for name in flags_table.SCRIPTS):
+        for action in flags_table.parser_of(script)._actions:
+            if action.dest == "help" or action.required:
+                continue
+            scripts = FINE_TUNING if script in FINE_TUNING else (script,)
+            if any(f"{other}.{action.dest}" in found for other in scripts):
+                continue
+            having = [other for other in scripts if other == script or action.dest in
+                      {action.dest for action in flags_table.parser_of(other)._actions}]
+            found[f"{script}.{action.dest}"] = f"{','.join(having)}.{action.dest}", tests_of(script, action.dest, observers)
+    return found
+
+
+def failing_in_a_copy(file, old, new, tests):
+    """The end of what pytest prints in a copy of the project with a text in a file replaced, None if its tests pass."""
+    import conftest
+
+    with tempfile.TemporaryDirectory() as folder:
+        copy = pathlib.Path(folder, "main")
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        for name in filter(None, listed.split("\0")):
+            if (ROOT / name).exists():
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, copy / name)
+        if (ROOT.parent / "shared").exists():
+            os.symlink(ROOT.parent / "shared", copy.parent / "shared")
+        text = (copy / file).read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{file} has {old!r} {text.count(old)} times: SWITCHES is to be brought up to date"
+        (copy / file).write_text(text.replace(old, new), encoding="utf-8")
+        environment = {name: value for name, value in os.environ.items() if name != conftest.SESSION}
+        done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", copy / "tests" / tests], cwd=copy, text=True,
+                              capture_output=True, env=environment)
+        return done.stdout.splitlines()[-2] if done.returncode else None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="SCRIPT[.FLAG] or switch")
+    wanted = parser.parse_args().names
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    from common.command_line import tensorflow_start_up
+    with tensorflow_start_up():
+        import tensorflow  # noqa: F401
+    import torch  # noqa: F401
+    import conftest
+    import preloaded
+    mutations = {name: mutation for name, mutation in flags().items()
+                 if not wanted or name in wanted or name.rpartition(".")[0] in wanted}
+    switches = {name: switch for name, switch in SWITCHES.items() if not wanted or name in wanted}
+    unknown = [name for name in wanted if name not in switches and name not in mutations
+               and not any(key.startswith(f"{name}.") for key in mutations)]
+    if unknown:
+        parser.error(f"there is no {unknown[0]}")
+    survivors = []
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        os.environ[conftest.SESSION] = stack.enter_context(tempfile.TemporaryDirectory())
+        stack.enter_context(preloaded.open_session(os.environ[conftest.SESSION]))  # one for all sessions of pytest
+        pathlib.Path(folder, "sitecustomize.py").write_text(SITECUSTOMIZE)
+        os.environ["PYTHONPATH"] = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
+        for name, (mutation, tests) in mutations.items():
+            report(name, lambda: killer(tests, mutation), survivors)
+    for name, (file, old, new, tests) in switches.items():
+        report(name, lambda: failing_in_a_copy(file, old, new, tests), survivors)
+    print(f"{len(mutations) + len(switches)} disabled, {len(survivors)} survived" + "".join(f"\n  {s}" for s in survivors))
+    sys.exit(bool(survivors))
+
+
+def report(name, find, survivors):
+    begun = time.monotonic()
+    found = find()
+    survivors += [] if found else [name]
+    print(f"{name}: {found or 'SURVIVES'} ({time.monotonic() - begun:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    main()
