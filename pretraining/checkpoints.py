@@ -14,8 +14,10 @@ The files of a run's checkpoint after update N are
 """
 import collections
 import contextlib
+import json
 import math
 import os
+import pathlib
 import re
 
 import numpy as np
@@ -27,7 +29,7 @@ from pretraining.modeling_tf import initial_values, variable_shapes
 from pretraining.optimization_tf import SLOTS
 
 INDEX = re.compile(r"model\.ckpt-(\d+)\.index")
-PART = re.compile(r"(model\.ckpt-\d+)\..+")
+PART = re.compile(r"(model\.ckpt-\d+)\..+")  # a file of a checkpoint
 
 
 # Reading
@@ -156,43 +158,46 @@ def newest_checkpoint(folder):
     return None, None
 
 
-def remove_checkpoint(prefix):
-    """Removes a checkpoint's files, the index first: a checkpoint without its data must not look whole."""
-    folder, name = os.path.split(prefix)
-    parts = [file for file in os.listdir(folder) if file.startswith(f"{name}.")]
-    for file in sorted(parts, key=lambda file: not file.endswith(".index")):
-        os.unlink(os.path.join(folder, file))
-
-
-def write_state(folder, prefixes):
-    """Writes the file `checkpoint`, by which TensorFlow finds the newest of these checkpoints."""
-    names = [os.path.basename(prefix) for prefix in prefixes]
-    with atomic_write(os.path.join(folder, "checkpoint")) as file:
-        file.write(f'model_checkpoint_path: "{names[-1]}"\n')
-        file.writelines(f'all_model_checkpoint_paths: "{name}"\n' for name in names)
-
-
 def save_checkpoint(folder, step, variables, window, keep):
     """Writes model.ckpt-<step>, then the file `checkpoint`, then removes all but the newest `keep` (0: keeps all).
 
-    window: rows of metrics since the last line of metrics.jsonl. Killed between any two of these steps, the folder holds
-    a whole checkpoint. Returns the prefix.
+    window: rows of metrics since the last line of metrics.jsonl. Killed between any two of these steps, the folder
+    holds a whole checkpoint. Returns the prefix.
     """
     prefix = os.path.join(folder, f"model.ckpt-{step}")
     if window:
         write_json(f"{prefix}.window.json", window)
     write_checkpoint(prefix, variables)
-    prefixes = checkpoint_prefixes(folder)
-    kept = prefixes[-keep:] if keep else prefixes
-    write_state(folder, kept)
-    for old in prefixes[:len(prefixes) - len(kept)]:
-        remove_checkpoint(old)
+    keep_newest(folder, keep)
     return prefix
 
 
+def keep_newest(folder, keep):
+    """Has the file `checkpoint`, by which TensorFlow finds the newest, name the newest `keep` checkpoints of the folder
+    (0: all), and removes the others."""
+    prefixes = checkpoint_prefixes(folder)
+    kept = [os.path.basename(prefix) for prefix in prefixes[-keep:]]  # [-0:] is all of them
+    lines = [f"{key}: {json.dumps(name)}\n" for key, name in
+             [("model_checkpoint_path", kept[-1]), *(("all_model_checkpoint_paths", name) for name in kept)]]
+    path = os.path.join(folder, "checkpoint")
+    if not os.path.exists(path) or pathlib.Path(path).read_bytes() != "".join(lines).encode():
+        with atomic_write(path) as file:
+            file.writelines(lines)
+    remove_parts(folder, {os.path.basename(prefix) for prefix in prefixes[:-len(kept)]}.__contains__)
+
+
+def remove_parts(folder, chosen):
+    """Removes the files of those checkpoints whose names (`model.ckpt-N`) are chosen, each index first: a checkpoint
+    without its data must not look whole."""
+    for file in sorted(os.listdir(folder), key=lambda file: not file.endswith(".index")):
+        match = PART.fullmatch(file)
+        if match and chosen(match[1]):
+            os.unlink(os.path.join(folder, file))
+
+
 def read_window(folder, step, width):
-    """The rows of `width` metrics that `save_checkpoint` wrote beside model.ckpt-<step>; none, with a word, where they are
-    damaged, for they make a line of the log, no weight."""
+    """The rows of `width` metrics that `save_checkpoint` wrote beside model.ckpt-<step>; none, with a word, where they
+    are damaged: they make a line of the log, no weight."""
     path = os.path.join(folder, f"model.ckpt-{step}.window.json")
     if not os.path.exists(path):
         return []
@@ -206,24 +211,16 @@ def read_window(folder, step, width):
         return []
 
 
-def repair_checkpoints(folder, step):
+def repair_checkpoints(folder, step, keep):
     """Brings the folder of a run that goes on after update `step` to what an undisturbed run would have left there.
 
     Removed are files without their index, which a killed process left, and checkpoints of later updates, which are
-    damaged: else a run that keeps one checkpoint would keep the damaged one. The file `checkpoint` names the newest again.
+    damaged: else a run that keeps one checkpoint would keep the damaged one.
     """
-    kept = [prefix for prefix in checkpoint_prefixes(folder) if int(prefix.rpartition("-")[2]) <= step]
-    names = {os.path.basename(prefix) for prefix in kept}
-    for file in sorted(os.listdir(folder), key=lambda file: not file.endswith(".index")):
-        match = PART.fullmatch(file)
-        if match and match[1] not in names:
-            os.unlink(os.path.join(folder, file))
-    try:
-        state = tf.train.get_checkpoint_state(folder)
-    except tf.errors.OpError:  # not text: damaged
-        state = None
-    if kept and (state is None or os.path.basename(state.model_checkpoint_path) != os.path.basename(kept[-1])):
-        write_state(folder, kept)
+    whole = {os.path.basename(prefix): int(prefix.rpartition("-")[2]) for prefix in checkpoint_prefixes(folder)}
+    remove_parts(folder, lambda name: whole.get(name, math.inf) > step)
+    if min(whole.values(), default=math.inf) <= step:
+        keep_newest(folder, keep)
 
 
 # Where a run starts

@@ -129,7 +129,7 @@ def run(args, inputs, role, folder):
         found = folder.check(recipe, args.overwrite_output_dir)
         remove_leftovers(folder.path)
         if found:
-            repair_checkpoints(folder.path, start.step)
+            repair_checkpoints(folder.path, start.step, args.keep_checkpoint_max)
         if start.step == args.num_train_steps:
             print(f"the run is complete, all {start.step} steps are in {folder.path}: nothing to train")
         else:

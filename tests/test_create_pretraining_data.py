@@ -5,6 +5,8 @@ import dataclasses
 import hashlib
 import random
 import resource
+import shlex
+import subprocess
 import sys
 
 import numpy as np
@@ -13,8 +15,13 @@ import pytest
 import create_pretraining_data
 from common.command_line import UserError
 from common.configuration import BertConfig
+from common.files import whole_file
+from conftest import ROOT
 from pretraining.instances import Recipe, create_training_instances, read_corpus, truncate_seq_pair
 from tokenization import FullTokenizer
+
+sys.path.append(str(ROOT / "scripts"))
+from flags_table import parser_of  # noqa: E402
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # Pieces p0..p39 begin words, ##q0..##q39 continue them; a word is written p3q7q1.
@@ -228,10 +235,17 @@ def call(monkeypatch, *arguments):
     create_pretraining_data.main()
 
 
-def test_files_hold_the_records_in_turn(tmp_path, tokenizer, corpus, monkeypatch, capsys):
-    """The seed's command, with a glob, three files in folders that do not exist, and both spellings of booleans."""
+def read_back(path):
+    """The records of a TFRecord file as dicts of lists."""
     import tensorflow as tf
 
+    examples = map(tf.train.Example.FromString, tf.data.TFRecordDataset([str(path)]).as_numpy_iterator())
+    return [{name: list(getattr(feature, "float_list" if name == "masked_lm_weights" else "int64_list").value)
+             for name, feature in example.features.feature.items()} for example in examples]
+
+
+def test_files_hold_the_records_in_turn(tmp_path, tokenizer, corpus, monkeypatch, capsys):
+    """The seed's command, with a glob, three files in folders that do not exist, and both spellings of booleans."""
     arguments = [f"--input_file={tmp_path}/corp*.txt", f"--vocab_file={tmp_path}/vocab.txt", "--do_lower_case=True",
                  "--max_seq_length=32", "--max_predictions_per_seq=5", "--masked_lm_prob=0.15", "--random_seed=12345",
                  "--dupe_factor=2"]
@@ -239,11 +253,8 @@ def test_files_hold_the_records_in_turn(tmp_path, tokenizer, corpus, monkeypatch
     paths = [tmp_path / "new" / "folder" / f"{n}.tfrecord" for n in range(3)]
     call(monkeypatch, *arguments, f"--output_file={','.join(map(str, paths))}")
     printed = capsys.readouterr().out
-    types = {"masked_lm_weights": "float_list"}
     for number, path in enumerate(paths):
-        examples = map(tf.train.Example.FromString, tf.data.TFRecordDataset([str(path)]).as_numpy_iterator())
-        read = [{name: list(getattr(feature, types.get(name, "int64_list")).value)
-                 for name, feature in example.features.feature.items()} for example in examples]
+        read = read_back(path)
         assert read == expected[number::3]
         assert f"wrote {path}: {len(read)} records" in printed
     assert sorted(path.name for path in paths[0].parent.iterdir()) == ["0.tfrecord", "1.tfrecord", "2.tfrecord"]
@@ -256,6 +267,82 @@ def test_files_hold_the_records_in_turn(tmp_path, tokenizer, corpus, monkeypatch
     call(monkeypatch, *arguments, "--do_whole_word_mask=True", f"--output_file={tmp_path}/words2.tfrecord")
     words = (tmp_path / "words.tfrecord").read_bytes()
     assert words == (tmp_path / "words2.tfrecord").read_bytes() != paths[0].read_bytes()
+
+
+OBSERVED = {  # flag -> the test that fails where it does nothing; tests/mutate_flags.py tries that
+    **dict.fromkeys(("input_file", "output_file"), "test_files_hold_the_records_in_turn"),
+    **dict.fromkeys(("vocab_file", "do_lower_case", "max_seq_length", "max_predictions_per_seq", "masked_lm_prob",
+                     "short_seq_prob", "do_whole_word_mask", "dupe_factor", "random_seed"),
+                    "test_each_flag_changes_the_records_as_the_library_s_argument_does")}
+
+
+@pytest.mark.parametrize("flags, recipe, dupe_factor, seed", [
+    ([], {}, 10, 12345), (["--max_seq_length=24"], {"max_seq_length": 24}, 10, 12345),
+    (["--max_predictions_per_seq=2"], {"max_predictions_per_seq": 2}, 10, 12345),
+    (["--masked_lm_prob=0.4"], {"masked_lm_prob": 0.4}, 10, 12345),
+    (["--short_seq_prob=0.9"], {"short_seq_prob": 0.9}, 10, 12345),
+    (["--do_whole_word_mask"], {"do_whole_word_mask": True}, 10, 12345), (["--dupe_factor=1"], {}, 1, 12345),
+    (["--random_seed=6"], {}, 10, 6), (["--do_lower_case=False"], {}, 10, 12345)], ids=str)
+def test_each_flag_changes_the_records_as_the_library_s_argument_does(tmp_path, tokenizer, monkeypatch, flags, recipe,
+                                                                      dupe_factor, seed):
+    path = tmp_path / "corpus.txt"
+    write_corpus(path, num_documents=8)
+    path.write_text(path.read_text().replace("p3", "P3"))  # what is not lower-cased is [UNK]
+    cased = FullTokenizer(str(tmp_path / "vocab.txt"), do_lower_case="--do_lower_case=False" not in flags)
+    expected = records(read_corpus([str(path)], cased), cased, Recipe(**recipe), dupe_factor, seed)
+    common = [f"--input_file={path}", f"--vocab_file={tmp_path}/vocab.txt"]
+    call(monkeypatch, *common, f"--output_file={tmp_path}/plain.tfrecord")
+    call(monkeypatch, *common, f"--output_file={tmp_path}/changed.tfrecord", *flags)
+    found = read_back(tmp_path / "changed.tfrecord")
+    assert found == expected and (found != read_back(tmp_path / "plain.tfrecord")) == bool(flags)
+
+
+def test_every_flag_is_observed():
+    parser = parser_of("create_pretraining_data")
+    assert {action.dest for action in parser._actions} - {"help"} == OBSERVED.keys()
+    assert all(test in globals() for test in OBSERVED.values())
+
+
+REFUSED = """
+import sys, create_pretraining_data
+from common.command_line import UserError
+try:
+    create_pretraining_data.main()
+except UserError:
+    print("tensorflow" in sys.modules)
+"""
+
+
+def test_tensorflow_is_not_loaded_before_there_is_something_to_write(tmp_path, tokenizer):
+    (tmp_path / "corpus.txt").write_text("p1 p2\np3\n")
+    done = subprocess.run([sys.executable, "-c", REFUSED, f"--input_file={tmp_path}/corpus.txt",
+                           f"--vocab_file={tmp_path}/vocab.txt", f"--output_file={tmp_path}/a.tfrecord"],
+                          cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1:] == ["False"], done.stderr
+
+
+def test_the_next_command_is_quoted_and_a_tilde_is_the_home_folder(tmp_path, tokenizer, monkeypatch, capsys):
+    home = tmp_path / "My Drive"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    write_corpus(home / "corpus.txt", num_documents=3)
+    (home / "vocab.txt").write_bytes((tmp_path / "vocab.txt").read_bytes())
+    call(monkeypatch, "--input_file=~/corpus.txt", "--vocab_file=~/vocab.txt", "--output_file=~/a.tfrecord,~/b.tfrecord")
+    words = shlex.split(capsys.readouterr().out.rpartition("next: ")[2])
+    assert words[:3] == ["python", "run_pretraining.py", f"--input_file={home}/a.tfrecord,{home}/b.tfrecord"]
+    assert sorted(path.name for path in home.iterdir()) == ["a.tfrecord", "b.tfrecord", "corpus.txt", "vocab.txt"]
+
+
+def test_two_commands_do_not_write_one_file(tmp_path, tokenizer, monkeypatch):
+    write_corpus(tmp_path / "corpus.txt", num_documents=3)
+    flags = [f"--input_file={tmp_path}/corpus.txt", f"--vocab_file={tmp_path}/vocab.txt",
+             f"--output_file={tmp_path}/a.tfrecord,{tmp_path}/b.tfrecord"]
+    with whole_file(str(tmp_path / "b.tfrecord")):
+        with pytest.raises(UserError, match="b.tfrecord is being written by another command"):
+            call(monkeypatch, *flags)
+        (tmp_path / ".b.tfrecord.tmp").write_text("half")  # what a kill leaves
+    call(monkeypatch, *flags)
+    assert sorted(path.name for path in tmp_path.glob("*tfrecord*")) == ["a.tfrecord", "b.tfrecord"]
 
 
 GOOD = "p1 p2.\np3.\n\np4.\n"

@@ -1,4 +1,4 @@
-"""run_pretraining.py on a tiny BERT: Google's 20 updates, resuming to the bit, replicas, records, bad input."""
+"""run_pretraining.py on a tiny BERT: Google's 20 updates, resuming to the bit, whose run it is, replicas, records, flags."""
 import functools
 import json
 import os
@@ -13,12 +13,14 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework import config
 
 import pretraining.records
 import run_pretraining
 from common.command_line import UserError
 from common.configuration import BertConfig
-from pretraining import command, devices, training
+from common.run_folder import RunFolder
+from pretraining import checkpoints, command, devices, training
 from pretraining.checkpoints import fitting_values, read_checkpoint, write_checkpoint
 from pretraining.modeling_tf import BertForPreTraining, initial_values, variable_shapes
 from pretraining.optimization_tf import AdamWeightDecay
@@ -26,7 +28,7 @@ from pretraining.records import Records, epoch_order, evaluation_batch, split, t
 
 ROOT = pathlib.Path(run_pretraining.__file__).parent
 VOCAB, LENGTH, PREDICTIONS = 60, 16, 4
-TINY = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+TINY = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
         "intermediate_size": 64, "max_position_embeddings": 32}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 EVAL_KEYS = ["global_step", "loss", "masked_lm_accuracy", "masked_lm_loss", "next_sentence_accuracy",
@@ -76,6 +78,9 @@ def data(tmp_path_factory):
         (folder / name).mkdir()
         (folder / name / "bert_config.json").write_text(json.dumps(config))
     (folder / "bert" / "vocab.txt").write_text("".join(f"token{i}\n" for i in range(VOCAB)))
+    (folder / "other").mkdir()
+    (folder / "other" / "vocab.txt").write_text("".join(f"other{i}\n" for i in range(VOCAB)))
+    write_checkpoint(str(folder / "other" / "bert_model.ckpt"), initial_values(BertConfig(**TINY), 3))
     return folder
 
 
@@ -94,6 +99,21 @@ def pretrain(monkeypatch):
         monkeypatch.setattr(sys, "argv", ["run_pretraining.py", *map(str, flags)])
         run_pretraining.main()
     return call
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    """spy(owner, name, note): the list of note(result, *arguments) of each call of the function `name` from now on."""
+    def install(owner, name, note):
+        noted, original = [], getattr(owner, name)
+
+        def call_and_note(*arguments, **options):
+            result = original(*arguments, **options)
+            noted.append(note(result, *arguments, **options))
+            return result
+        monkeypatch.setattr(owner, name, call_and_note)
+        return noted
+    return install
 
 
 def logged(output_dir, key="loss", kind="train"):
@@ -179,32 +199,57 @@ def test_weights_come_from_a_checkpoint_and_heads_it_lacks_are_new(data, tmp_pat
               if not name.startswith("cls/")}
     write_checkpoint(str(tmp_path / "bert_model.ckpt"), values)
     out = tmp_path / "out"
-    pretrain(*flags_of(data, out, "--init_checkpoint", tmp_path / "bert_model.ckpt", "--gelu", "tanh", steps=1))
+    pretrain(*flags_of(data, out, "--init_checkpoint", tmp_path / "bert_model.ckpt", "--gelu", "tanh", "--random_seed", 7,
+                       steps=1))
     printed = capsys.readouterr().out
     assert "bert/embeddings/word_embeddings [60, 32] *INIT_FROM_CKPT*" in printed
     assert "cls/predictions/output_bias [60] initialised" in printed
     found = read_checkpoint(str(out / "model.ckpt-1"))  # the first update has rate 0
-    assert all(np.array_equal(found[name], value) for name, value in values.items())
+    heads = {name: value for name, value in initial_values(BertConfig(**TINY), 7).items() if name.startswith("cls/")}
+    assert all(np.array_equal(found[name], value) for name, value in (values | heads).items())
     assert json.loads((out / "bert_config.json").read_text())["hidden_act"] == "gelu_new"
 
 
-def test_a_finished_run_is_left_as_it_is_and_evaluated_again(data, undisturbed, pretrain, capsys):
-    before = read_checkpoint(str(undisturbed / "model.ckpt-12"))
-    pretrain(*flags_of(data, undisturbed, "--do_eval"))
-    printed = capsys.readouterr().out
+def contents(folder):
+    """path -> content of every file below a folder."""
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_finished_command_typed_again_changes_nothing_and_prints_its_results(data, undisturbed, tmp_path, pretrain, capsys):
+    out = shutil.copytree(undisturbed, tmp_path / "out")
+    pretrain(*flags_of(data, out, "--do_eval"))
+    printed, before = capsys.readouterr().out, contents(out)
     assert "the run is complete" in printed and "no --eval_file" in printed
-    after = read_checkpoint(str(undisturbed / "model.ckpt-12"))
-    assert all(before[name].tobytes() == after[name].tobytes() for name in before)
-    assert logged(undisturbed, "loss", "eval").keys() == {12}
+    weights = ("model.ckpt-12.index", "model.ckpt-12.data-00000-of-00001")
+    assert all((out / name).read_bytes() == (undisturbed / name).read_bytes() for name in weights)
+    assert logged(out, "loss", "eval").keys() == {12}
+    pretrain(*flags_of(data, out, "--do_eval"))
+    assert (out / "eval_results.txt").read_text() in capsys.readouterr().out
+    pretrain(*flags_of(data, out, "--do_eval", "--do_train=False"))
+    assert contents(out) == before
 
 
-def test_evaluation_counts_every_record_once_whatever_the_batch(data, undisturbed, pretrain):
+def test_other_settings_evaluate_again_and_history_stays(data, undisturbed, tmp_path, pretrain):
+    """Also by --do_eval alone, and in a folder whose newest checkpoint is older than its log."""
+    out = shutil.copytree(undisturbed, tmp_path / "out")
+    pretrain(*flags_of(data, out, "--do_eval"))
+    (out / "model.ckpt-12.index").unlink()
+    before = (out / "metrics.jsonl").read_text()
+    pretrain(*flags_of(data, out, "--do_eval", "--do_train=False", "--max_eval_steps", 3))
+    after = (out / "metrics.jsonl").read_text()
+    assert after.startswith(before) and '"global_step": 8' in after.removeprefix(before).splitlines()[0]
+    assert (out / "eval_results.txt").read_text().startswith("global_step = 8\n")
+
+
+def test_evaluation_counts_every_record_once_whatever_the_batch(data, undisturbed, tmp_path, pretrain, spy):
     """83 records do not fill the last batch of 8."""
-    found = {}
+    found, undisturbed = {}, shutil.copytree(undisturbed, tmp_path / "out")
+    batches = spy(training, "evaluation_batch", lambda result, num_records, size, step, padded_size: (size, step))
     for batch_size in (8, 83):
         pretrain(*flags_of(data, undisturbed, "--do_train=False", "--do_eval", "--eval_batch_size", batch_size))
         found[batch_size] = dict(line.split(" = ") for line in
                                  (undisturbed / "eval_results.txt").read_text().splitlines())
+    assert batches == [(8, step) for step in range(11)] + [(83, 0)]
     for key in EVAL_KEYS[2:]:  # `loss` is a mean of batches' masked means, as Google's
         assert float(found[8][key]) == pytest.approx(float(found[83][key]), rel=1e-5)
     config = BertConfig(**TINY)
@@ -226,13 +271,18 @@ def test_stopped_by_sigterm_it_saves_and_goes_on_to_the_same_bits(data, undistur
             return prefix
         patch.setattr(training, "save_checkpoint", save_then_stop)
         with pytest.raises(SystemExit) as stopped:
-            pretrain(*flags_of(data, out))
+            pretrain(*flags_of(data, out, "--log_steps", 3, "--iterations_per_loop", 1))
     assert stopped.value.code == 143
     assert "stopped by SIGTERM after step 5 of 12, all of it saved" in capsys.readouterr().err
     assert (out / "model.ckpt-5.index").exists() and not (out / "model.ckpt-8.index").exists()
-    pretrain(*flags_of(data, out, "--iterations_per_loop", 1))
+    pretrain(*flags_of(data, out, "--log_steps", 3))
     assert same_checkpoint(out / "model.ckpt-12", undisturbed / "model.ckpt-12")
-    assert logged(out) == logged(undisturbed)
+    assert "resumed" in json.loads((out / "run.json").read_text())
+    for key in ("loss", "gradient_norm"):  # step 6's line is of 4 to 6, of two processes
+        each = list(logged(undisturbed, key).values())
+        means = {last: float(np.mean(np.asarray(each[last - 3:last], np.float32))) for last in (3, 6, 9, 12)}
+        assert logged(out, key) == means
+    assert (out / "model.ckpt-8.window.json").exists() and not (out / "model.ckpt-12.window.json").exists()
 
 
 DIE_WHILE_WRITING = """
@@ -270,13 +320,43 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(data, undisturbed, tmp
     assert not [name for name in os.listdir(out) if name.startswith(".")]
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(data, undisturbed, tmp_path, pretrain, capsys):
+def test_what_a_killed_or_damaged_run_left_is_gone_after_the_next(data, undisturbed, tmp_path, pretrain, capsys):
+    """A damaged newest checkpoint that would crowd out whole ones, half-written files, data without an index, lines of the
+    log from after the checkpoint and half a line, a file `checkpoint` that names an older step."""
     out = shutil.copytree(undisturbed, tmp_path / "out")
     path = out / "model.ckpt-12.data-00000-of-00001"
     path.write_bytes(path.read_bytes()[:-1000])
-    pretrain(*flags_of(data, out))
-    assert "model.ckpt-12 is no whole checkpoint" in capsys.readouterr().out
-    assert same_checkpoint(out / "model.ckpt-12", undisturbed / "model.ckpt-12")
+    (out / "model.ckpt-4.index").unlink()
+    (out / ".model.ckpt-9.tmp").mkdir()
+    for name in (".model.ckpt-9.tmp/model.ckpt-9.index", ".checkpoint.tmp", ".vocab.txt.tmp", ".notes.txt.tmp"):
+        (out / name).write_text("half")
+    (out / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-4"\n')
+    with open(out / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "tra\n{"kind": "train", "global_st')
+    pretrain(*flags_of(data, out, "--keep_checkpoint_max", 1))
+    printed = capsys.readouterr().out
+    assert "model.ckpt-12 is no whole checkpoint" in printed and "metrics.jsonl:13 is not whole JSON" in printed
+    assert same_checkpoint(out / "model.ckpt-12", undisturbed / "model.ckpt-12") and logged(out) == logged(undisturbed)
+    assert tf.train.get_checkpoint_state(str(out)).model_checkpoint_path == str(out / "model.ckpt-12")
+    wanted = {path.name for path in undisturbed.iterdir() if not path.name.startswith(("model.ckpt-4", "model.ckpt-8"))}
+    assert {path.name for path in out.iterdir()} == wanted | {".notes.txt.tmp"}
+
+
+def test_checkpoint_is_repaired_and_old_ones_go_at_the_start_of_a_finished_run(data, undisturbed, tmp_path, pretrain):
+    """The moments between the last model.ckpt, the file `checkpoint` and the removal of old ones."""
+    out = shutil.copytree(undisturbed, tmp_path / "out")
+    (out / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-8"\n')
+    pretrain(*flags_of(data, out, "--keep_checkpoint_max", 2))
+    state = tf.train.get_checkpoint_state(str(out))
+    assert [os.path.basename(path) for path in state.all_model_checkpoint_paths] == ["model.ckpt-8", "model.ckpt-12"]
+    assert state.model_checkpoint_path.endswith("-12") and not list(out.glob("model.ckpt-4*"))
+
+
+@pytest.mark.parametrize("content", ["", "[1", "[[1, 2]]", '[["a", 1, 1, 1, 1]]', "[" * 5000, "9" * 5000])
+def test_a_damaged_window_is_said_and_left_out(tmp_path, capsys, content):
+    (tmp_path / "model.ckpt-3.window.json").write_text(content)
+    assert checkpoints.read_window(str(tmp_path), 3, 5) == []
+    assert "model.ckpt-3.window.json" in capsys.readouterr().out
 
 
 def test_a_loss_that_is_no_number_stops_at_its_step_and_keeps_the_checkpoint_before(data, tmp_path, pretrain):
@@ -288,28 +368,87 @@ def test_a_loss_that_is_no_number_stops_at_its_step_and_keeps_the_checkpoint_bef
     assert all(np.isfinite(value).all() for value in kept.values())
 
 
+# ------------------------------------------------------------------------------------------------ whose run it is
+
 @pytest.mark.parametrize("flag, value, words", [
     ("--learning_rate", "2e-3", "--learning_rate was 0.001, now it is 0.002"),
+    ("--num_train_steps", "24", "--num_train_steps was 12, now it is 24; name another folder .*with --init_checkpoint"),
+    ("--random_seed", "1", "--random_seed was 12345, now it is 1"),
+    ("--num_warmup_steps", "2", "--num_warmup_steps was 3, now it is 2"),
+    ("--train_batch_size", "4", "--train_batch_size was 8, now it is 4"),
     ("--gelu", "tanh", "bert_config.json hidden_act was gelu, now it is gelu_new"),
+    ("--vocab_file", "{data}/other/vocab.txt", "--vocab_file was [0-9a-f]{{16}}, now it is [0-9a-f]{{16}}"),
+    ("--init_checkpoint", "{data}/other/bert_model.ckpt", "--init_checkpoint was None, now it is [0-9a-f]{{16}}"),
     ("--input_file", "{data}/part-0.tfrecord", "--input_file was 83 records.*now it is 50 records")])
 def test_the_folder_of_another_run_is_refused(data, undisturbed, pretrain, flag, value, words):
-    with pytest.raises(UserError, match=f"holds another run: {words}.*--overwrite_output_dir"):
+    before = contents(undisturbed)
+    with pytest.raises(UserError, match=f"holds another run: {words.format()}.*--overwrite_output_dir"):
         pretrain(*flags_of(data, undisturbed, flag, value.format(data=data)))
-    assert (undisturbed / "model.ckpt-12.index").exists()
+    assert contents(undisturbed) == before
+
+
+def test_the_same_files_under_another_path_are_the_same_run(data, undisturbed, tmp_path, pretrain, monkeypatch, capsys):
+    moved, out = shutil.copytree(data, tmp_path / "My Drive"), shutil.copytree(undisturbed, tmp_path / "out")
+    before = contents(out)
+    monkeypatch.chdir(tmp_path)
+    pretrain(*flags_of("My Drive", "out"))
+    assert contents(out) == before
+    assert "--tf_checkpoint_path out/model.ckpt-12" in capsys.readouterr().out
+    (moved / "part-0.tfrecord").write_bytes((data / "part-1.tfrecord").read_bytes())
+    with pytest.raises(UserError, match="--input_file was 83 records"):
+        pretrain(*flags_of("My Drive", "out"))
+
+
+def test_other_weights_under_the_same_path_are_another_run(data, tmp_path, pretrain):
+    prefix, flags = tmp_path / "bert_model.ckpt", flags_of(data, tmp_path / "out", "--init_checkpoint",
+                                                           tmp_path / "bert_model.ckpt", steps=1)
+    write_checkpoint(str(prefix), initial_values(BertConfig(**TINY), 1))
+    pretrain(*flags)
+    write_checkpoint(str(prefix), initial_values(BertConfig(**TINY), 2))
+    with pytest.raises(UserError, match="holds another run: --init_checkpoint was"):
+        pretrain(*flags)
+
+
+def test_a_resume_with_another_way_to_compute_is_said_and_recorded(data, tmp_path, pretrain, capsys, undisturbed):
+    out = shutil.copytree(undisturbed, tmp_path / "out")
+    (out / "model.ckpt-12.index").unlink()
+    pretrain(*flags_of(data, out, "--gradient_accumulation_steps", 2, "--bf16"))
+    assert ("note: --gradient_accumulation_steps was 1, now it is 2, --bf16 was False, now it is True: from here on"
+            in capsys.readouterr().out)
+    record = json.loads((out / "run.json").read_text())
+    assert record["flags"]["strategy"] == "one with 1 replicas"
+    assert [entry["flags"]["gradient_accumulation_steps"] for entry in record["resumed"]] == [2]
+
+
+def test_two_commands_do_not_write_into_one_folder(data, tmp_path, pretrain):
+    out = tmp_path / "out"
+    with RunFolder(str(out), command.KIND, command.OWNED).lock():
+        for flags in (["--do_train"], ["--do_train=False", "--do_eval"], ["--overwrite_output_dir"]):
+            with pytest.raises(UserError, match="another command is at work in .*out"):
+                pretrain(*flags_of(data, out, *flags))
 
 
 def test_overwriting_deletes_the_other_run_and_nothing_else(data, undisturbed, tmp_path, pretrain):
     out = shutil.copytree(undisturbed, tmp_path / "out")
     (out / "notes.txt").write_text("mine")
+    victim = shutil.move(out / "tensorboard", tmp_path / "victim")
+    (out / "tensorboard").symlink_to(victim)
+    (out / "model.ckpt-7.index").symlink_to(out / "notes.txt")
+    held = contents(victim)
     pretrain(*flags_of(data, out, "--learning_rate", "2e-3", "--overwrite_output_dir", steps=4))
     assert [path.name for path in out.glob("*.index")] == ["model.ckpt-4.index"]
+    assert contents(victim) == held and not (out / "tensorboard").is_symlink()
     assert (out / "notes.txt").read_text() == "mine" and len(logged(out)) == 4
 
 
-def test_a_run_of_another_script_is_not_overwritten(data, tmp_path, pretrain):
-    (tmp_path / "run.json").write_text('{"kind": "fine-tuning", "recipe": {}}')
-    with pytest.raises(UserError, match="holds a run of another script"):
-        pretrain(*flags_of(data, tmp_path, "--overwrite_output_dir"))
+@pytest.mark.parametrize("flags", [["--overwrite_output_dir"], ["--do_eval", "--do_train=False"]])
+@pytest.mark.parametrize("content, words", [
+    ('{"kind": "fine-tuning", "recipe": {}, "flags": {}}', "holds a run of another script"),
+    ('{"kind": "further pre-training", "flags": {}}', "run.json has no recipe"), ("", "run.json is not whole JSON")])
+def test_a_run_of_another_script_is_not_overwritten(data, tmp_path, pretrain, flags, content, words):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(UserError, match=words):
+        pretrain(*flags_of(data, tmp_path, *flags))
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
@@ -333,12 +472,45 @@ def assert_same_run(found, expected, rtol=1e-5):
     np.testing.assert_allclose(logged(found, "loss", "eval")[6], logged(expected, "loss", "eval")[6], rtol=rtol)
 
 
-@pytest.mark.parametrize("flags, rtol", [
-    (["--gradient_accumulation_steps", 4, "--deterministic=False"], 1e-5), (["--xla"], 1e-5),
-    (["--bf16"], 0.02)], ids=lambda value: str(value).strip("[]"))
-def test_speed_flags_change_losses_by_rounding_only(data, one_device, tmp_path, pretrain, flags, rtol):
+@pytest.fixture
+def seen(monkeypatch, spy):
+    """What a run does that its flags for speed should change, by name, filled as it runs."""
+    seen = {"micro-batches": spy(BertForPreTraining, "encode", lambda result, model, ids, *rest: ids.shape[0]),
+            "products": spy(BertForPreTraining, "dense", lambda result, model, x, name: x.dtype.name),
+            "compiled": []}
+    make_train_steps = training.make_train_steps
+
+    def make_and_watch(*arguments):
+        train_steps = make_train_steps(*arguments)
+
+        def call(iterator, count, stop):
+            if not seen["compiled"]:
+                graph = train_steps.get_concrete_function(iterator, count, stop).graph.as_graph_def()
+                seen["compiled"].append(sum(function.attr["_XlaMustCompile"].b for function in graph.library.function))
+            return train_steps(iterator, count, stop)
+        return call
+    monkeypatch.setattr(training, "make_train_steps", make_and_watch)
+    return seen
+
+
+@pytest.mark.parametrize("flags, rtol, observed", [
+    (["--gradient_accumulation_steps", 4, "--deterministic=False"], 1e-5, {"micro-batches": {2}}),
+    (["--xla"], 1e-5, {"compiled": {2}}),
+    (["--bf16"], 0.02, {"products": {"bfloat16"}})], ids=lambda value: str(value).strip("[]"))
+def test_speed_flags_act_and_change_losses_by_rounding_only(data, one_device, tmp_path, pretrain, seen, flags, rtol,
+                                                            observed):
+    """observed: what was not so without them. --xla compiles two functions, gradients and update."""
+    config.disable_op_determinism()
     pretrain(*flags_of(data, tmp_path / "out", "--do_eval", *flags, steps=6, config="no_dropout"))
+    expected = {"micro-batches": {8}, "products": {"float32"}, "compiled": {0}} | observed
+    found = {name: set(values) for name, values in seen.items()}
+    if "--gradient_accumulation_steps" in flags:
+        found["micro-batches"].remove(8)  # the evaluation's
+    assert found == expected
+    assert config.is_op_determinism_enabled() == ("--deterministic=False" not in flags)
     assert_same_run(tmp_path / "out", one_device, rtol)
+    if "--bf16" in flags:
+        assert logged(tmp_path / "out") != logged(one_device)
 
 
 TWO_CPUS = """
@@ -549,17 +721,57 @@ def test_nothing_to_evaluate_is_refused(data, tmp_path, pretrain):
         pretrain(*flags_of(data, tmp_path / "out", "--do_train=False", "--do_eval"))
 
 
-@pytest.mark.parametrize("text, role", [("", ([], True)), ("{}", ([], True)),
-    ('{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}', (["a:1", "b:1"], False)),
-    ('{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "worker", "index": 0}}', (["a:1", "b:1"], False)),
-    ('{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "chief", "index": 0}}', (["a:1", "b:1"], True))])
+@pytest.mark.parametrize("text, role", [("", ([], None, True)), ("{}", ([], None, True)),
+    ('{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}', (["a:1", "b:1"], "b:1", False)),
+    ('{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "worker", "index": 0}}', (["a:1", "b:1"], "b:1", False)),
+    ('{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "chief", "index": 0}}', (["a:1", "b:1"], "a:1", True))])
 def test_the_role_of_a_process_is_read_from_tf_config(monkeypatch, text, role):
     monkeypatch.setenv("TF_CONFIG", text)
     assert devices.cluster_role() == role
 
 
-def test_a_broken_tf_config_is_refused(monkeypatch):
-    monkeypatch.setenv("TF_CONFIG", "worker 0")
+def test_a_worker_that_never_comes_ends_the_wait(data, tmp_path, script):
+    """The one that is there writes nothing. Without --rendezvous_timeout it would wait longer than the test allows."""
+    ports = free_ports(2)
+    role = {"cluster": {"worker": [f"127.0.0.1:{port}" for port in ports]}, "task": {"type": "worker", "index": 0}}
+    done = script("run_pretraining.py", *flags_of(data, tmp_path / "out", "--rendezvous_timeout", 1), timeout=100,
+                  env={"TF_CONFIG": json.dumps(role)})
+    assert done.returncode == 1
+    assert f"error: 1 of 2 processes at 127.0.0.1:{ports[1]} did not come within 1 seconds" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not list(tmp_path.glob("out/*"))
+
+
+def test_an_address_of_another_process_is_refused():
+    with socket.create_server(("", 0)) as taken:
+        own = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"TF_CONFIG: this process cannot listen at {own}: .*in use"):
+            devices.wait_for_all(devices.Role([own, "127.0.0.1:1"], own, True), 1)
+
+
+class FakeTpu:
+    """Stands for a TPU of one core: notes what it is asked for."""
+    num_replicas_in_sync = 1
+
+    def __init__(self, *asked):
+        self.asked = asked
+
+
+def test_the_tpu_that_the_flags_name_is_asked_for(data, tmp_path, monkeypatch, pretrain):
+    asked = []
+    monkeypatch.setattr(tf.distribute.cluster_resolver, "TPUClusterResolver", FakeTpu)
+    monkeypatch.setattr(tf.config, "experimental_connect_to_cluster", lambda resolver: asked.append(resolver.asked))
+    monkeypatch.setattr(tf.tpu.experimental, "initialize_tpu_system", lambda resolver: None)
+    monkeypatch.setattr(tf.distribute, "TPUStrategy", FakeTpu)
+    flags = ["--use_tpu", "--tpu_name", "mine", "--tpu_zone", "here", "--gcp_project", "ours", "--num_tpu_cores", 4]
+    with pytest.raises(UserError, match="--num_tpu_cores is 4, the TPU has 1"):
+        pretrain(*flags_of(data, tmp_path / "out", *flags))
+    assert asked == [("mine", "here", "ours")]
+
+
+@pytest.mark.parametrize("text", ["worker 0", "[" * 5000, '{"cluster": 1}', '{"cluster": {"worker": ["a:1"]}}',
+    '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}'])
+def test_a_broken_tf_config_is_refused(monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(UserError, match="TF_CONFIG"):
         devices.cluster_role()
 
