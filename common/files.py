@@ -97,6 +97,7 @@ def parse_json(text, where):
     what is nested so deep that comparing or printing it would use up Python's stack."""
     try:
         value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair could be neither printed nor written
     except RecursionError:
         raise UserError(f"{where} is not JSON of ours: it is nested too deep") from None
     except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
