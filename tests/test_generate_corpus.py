@@ -3,6 +3,7 @@ titles, languages, joins, what is left out."""
 import contextlib
 import io
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,13 +12,18 @@ import pytest
 
 import generate_corpus
 import generate_corpus_agnews
-from pretraining import sentences
 from benchmarks.compare_corpus import compare
 from common.command_line import UserError
+from common.files import whole_file
+from conftest import ROOT
+from pretraining import sentences
 from pretraining.instances import read_corpus
-from runs import processes_of, until
 from pretraining.sentences import map_in_order
+from runs import processes_of, until
 from tokenization import FullTokenizer
+
+sys.path.append(str(ROOT / "scripts"))
+from flags_table import parser_of  # noqa: E402
 
 TEST = '''"3","Stocks rise","Oil fell. Traders cheered! Is it over?"
 "4","A ""quoted"" title","One second\\team of #36;10 rocketeers <br /> went."
@@ -93,16 +99,69 @@ def test_the_next_step_reads_the_same_documents(ag, tmp_path, monkeypatch):
         4, 2, 2, 3, 1]
 
 
-def test_speed_flags_and_a_model_of_the_same_rules_do_not_change_the_corpus(ag, tmp_path, monkeypatch):
+def save_model(folder, **rules):
+    """Saves a spaCy model that splits English by rules."""
     import spacy
 
     nlp = spacy.blank("en")
-    nlp.add_pipe("sentencizer")
-    nlp.to_disk(tmp_path / "model")
+    nlp.add_pipe("sentencizer", config=rules)
+    nlp.to_disk(folder)
+
+
+@pytest.fixture
+def split_by(monkeypatch):
+    """How documents are split: (processes, batch size) of each call, filled as a script runs."""
+    seen, in_batches, executor = [], sentences.in_batches, sentences.ProcessPoolExecutor
+
+    def batches(documents, batch_size):
+        seen.append(["no pool", batch_size])
+        return in_batches(documents, batch_size)
+
+    def pool(num_processes, **options):
+        seen[-1][0] = num_processes
+        return executor(num_processes, **options)
+    monkeypatch.setattr(sentences, "in_batches", batches)
+    monkeypatch.setattr(sentences, "ProcessPoolExecutor", pool)
+    return seen
+
+
+def test_speed_flags_and_a_model_of_the_same_rules_do_not_change_the_corpus(ag, tmp_path, monkeypatch, split_by):
+    save_model(tmp_path / "model")
     call(monkeypatch, "--data_dir", ag, "--output_dir", tmp_path / "plain")
     call(monkeypatch, "--data_dir", ag, "--output_dir", tmp_path / "other", "--batch_size", 2, "--num_processes", 2,
          "--spacy_model", tmp_path / "model")
     assert read(tmp_path / "plain") == read(tmp_path / "other")
+    assert split_by == [["no pool", 1000], [2, 2]]
+
+
+@pytest.mark.parametrize("script, flags", [(generate_corpus_agnews, ["--data_dir", "ag", "--output_dir", "out"]),
+    (generate_corpus, ["--task_name", "ag", "--data_dir", "ag", "--output_file", "out/AGnews_corpus_train.txt"])])
+def test_a_model_splits_by_its_own_rules(ag, tmp_path, monkeypatch, script, flags):
+    monkeypatch.chdir(tmp_path)
+    save_model("model", punct_chars=["i"])
+    call(monkeypatch, *flags, "--num_processes", 1, "--spacy_model", "model", script=script)
+    assert read(tmp_path / "out")["AGnews_corpus_train.txt"] == CORPUS_TRAIN.replace("line.\n  Second", "line.   Second")
+
+
+@pytest.mark.parametrize("script, flags", [(generate_corpus_agnews, ["--output_dir=~"]),
+    (generate_corpus, ["--task_name", "ag", "--output_file=~/AGnews_corpus_train.txt"])])
+def test_the_next_command_is_quoted_and_a_tilde_is_the_home_folder(ag, tmp_path, monkeypatch, script, flags):
+    home = tmp_path / "My Drive"
+    monkeypatch.setenv("HOME", str(home))
+    printed = call(monkeypatch, "--data_dir", ag, "--num_processes", 1, *flags, script=script)
+    assert (home / "AGnews_corpus_train.txt").read_text() == CORPUS_TRAIN
+    words = shlex.split(printed.rpartition("next: ")[2])
+    assert words[:2] == ["python", "create_pretraining_data.py"] and words[2].startswith(f"--input_file={home}/AGnews")
+
+
+def test_two_commands_do_not_write_one_corpus_and_what_a_kill_leaves_is_gone(ag, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with whole_file(str(out / "AGnews_corpus_test.txt")):
+        with pytest.raises(UserError, match="AGnews_corpus_test.txt is being written by another command"):
+            call(monkeypatch, "--data_dir", ag, "--output_dir", out)
+    (out / ".AGnews_corpus.txt.tmp").write_text("half")
+    call(monkeypatch, "--data_dir", ag, "--output_dir", out)
+    assert sorted(read(out)) == ["AGnews_corpus.txt", "AGnews_corpus_test.txt", "AGnews_corpus_train.txt"]
 
 
 def test_agreement_with_the_authors_corpus(shared, tmp_path, monkeypatch):
@@ -279,12 +338,13 @@ def test_a_file_of_ones_own_may_be_chinese(tmp_path, monkeypatch):
                      tmp_path)[0] == "好。\n不好。\n\n"
 
 
-def test_processes_and_reloading_do_not_change_a_corpus(data_sets, tmp_path, monkeypatch):
+def test_processes_and_reloading_do_not_change_a_corpus(data_sets, tmp_path, monkeypatch, split_by):
     plain, _ = corpus_of(monkeypatch, tmp_path, "--task_name", "all", "--data_dir", data_sets)
     monkeypatch.setattr(sentences, "RELOAD_AFTER", 2)
     call(monkeypatch, "--task_name", "all", "--data_dir", data_sets, "--num_processes", 2, "--batch_size", 1,
          "--output_file", tmp_path / "other.txt", script=generate_corpus)
     assert (tmp_path / "other.txt").read_bytes().decode() == plain
+    assert split_by == [["no pool", 1000], [2, 1]]
 
 
 def test_spacy_is_loaded_anew_after_so_many_documents(monkeypatch):
@@ -371,3 +431,32 @@ def test_real_chinese_articles_keep_their_text_and_end_sentences_at_the_separato
     for sentences_, text in zip(documents, texts):
         assert "".join("".join(sentences_).split()) == "".join(text.split())
         assert all(sentence[-1] in "。？！" and not set("。？！") & set(sentence.rstrip("。？！")) for sentence in sentences_[:-1])
+
+
+OBSERVED = {  # (script, flag) -> the test that fails where it does nothing; tests/mutate_flags.py tries that
+    ("generate_corpus_agnews", "data_dir"): "test_the_next_step_reads_the_same_documents",
+    ("generate_corpus_agnews", "output_dir"): "test_the_next_step_reads_the_same_documents",
+    ("generate_corpus_agnews", "spacy_model"): "test_a_model_splits_by_its_own_rules",
+    ("generate_corpus_agnews", "batch_size"):
+        "test_speed_flags_and_a_model_of_the_same_rules_do_not_change_the_corpus",
+    ("generate_corpus_agnews", "num_processes"):
+        "test_speed_flags_and_a_model_of_the_same_rules_do_not_change_the_corpus",
+    ("generate_corpus", "task_name"): "test_each_task_s_documents",
+    ("generate_corpus", "data_dir"): "test_each_task_s_documents",
+    ("generate_corpus", "output_file"): "test_each_task_s_documents",
+    ("generate_corpus", "splits"): "test_a_folder_for_each_task_and_both_splits",
+    ("generate_corpus", "text_columns"): "test_a_file_of_ones_own_needs_no_label",
+    ("generate_corpus", "sep"): "test_a_file_of_ones_own_needs_no_label",
+    ("generate_corpus", "leave_out_test_of"):
+        "test_test_texts_of_one_task_are_left_out_of_the_others_training_texts",
+    ("generate_corpus", "language"): "test_a_file_of_ones_own_may_be_chinese",
+    ("generate_corpus", "spacy_model"): "test_a_model_splits_by_its_own_rules",
+    ("generate_corpus", "batch_size"): "test_processes_and_reloading_do_not_change_a_corpus",
+    ("generate_corpus", "num_processes"): "test_processes_and_reloading_do_not_change_a_corpus",
+}
+
+
+def test_every_flag_is_observed():
+    flags = {(script, action.dest) for script in ("generate_corpus_agnews", "generate_corpus")
+             for action in parser_of(script)._actions if action.dest != "help"}
+    assert flags == OBSERVED.keys() and all(test in globals() for test in OBSERVED.values())
