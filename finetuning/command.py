@@ -237,7 +237,8 @@ def look_at_folders(args, inputs, folders, recipe):
     found = {}
     RunFolder(args.output_dir, KIND, OWNED).earlier()  # refuses another script's, whose files have the same names
     one_seed = os.path.exists(os.path.join(args.output_dir, "run.json"))
-    several = os.path.exists(os.path.join(args.output_dir, "summary.json"))
+    several = any(SEED_FOLDER.fullmatch(name) and os.path.exists(os.path.join(args.output_dir, name, "run.json"))
+                  for name in os.listdir(args.output_dir))
     if not args.overwrite_output_dir and (one_seed if len(args.seed) > 1 else several and not one_seed):
         raise UserError(f"--output_dir: {args.output_dir} holds a run of {'one seed' if one_seed else 'several seeds'}; name "
                         "another folder, or add --overwrite_output_dir to remove it")

@@ -99,7 +99,7 @@ def test_who_waits_says_so(tiny, tmp_path, start):
     started = []
     start_together(lambda *arguments: started.append(arguments), 2, "test_processes", flags, tmp_path / "log")
     first = start(*started[0])
-    until(lambda: "waiting" in read(tmp_path / "log.0"))
+    until(lambda: "waiting" in read(tmp_path / "log.0"), 100)
     assert re.fullmatch(r"waiting for 1 of 2 processes at 127\.0\.0\.1:\d+\n", read(tmp_path / "log.0"))
     assert wait(start(*started[1]), first) == [0, 0], read(tmp_path / "log.0") + read(tmp_path / "log.1")
     assert read(tmp_path / "log.0").count("waiting for") == 1

@@ -14,6 +14,7 @@ import optimization
 from common.configuration import BertConfig
 from common.files import whole_file
 from finetuning import command, training
+from finetuning.weights import digest_of_weights
 from modeling import BertForPreTraining
 from runs import (SINGLE, assert_equal_weights, call, losses_of, predictions_of, read_json, read_metrics,
                   start_together, train_flags, until, wait, weights)
@@ -124,6 +125,19 @@ def test_the_same_content_under_another_path_is_the_same_run(inputs, tmp_path, s
         assert "going on after update 2" in capsys.readouterr().out
         assert_equal_weights(here(f"stopped{number}") / "last", tmp_path / "finished" / "last")
     assert files_of(tmp_path / "finished") == finished
+
+
+def test_a_tensorflow_checkpoint_is_known_by_its_values(tmp_path):
+    """Not by when it was written, or where."""
+    from pretraining.checkpoints import write_checkpoint
+    values = {name: np.full((5, 4), number, np.float32) for number, name in enumerate(("a", "b"))}
+    changed = values | {"b": np.array(values["b"])}
+    changed["b"][3, 2] += 1e-6
+    for name, variables in (("one", values), ("two", values), ("three", changed)):
+        (tmp_path / name).mkdir()
+        write_checkpoint(str(tmp_path / name / f"{name}.ckpt"), variables)
+    one, two, three = (digest_of_weights(str(tmp_path / name / f"{name}.ckpt")) for name in ("one", "two", "three"))
+    assert one == two != three
 
 
 # What changes a run in dropout or rounding alone
@@ -260,13 +274,23 @@ def test_overwriting_a_run_of_several_tasks_leaves_the_new_runs_alone(tiny, with
     assert left(tmp_path / "run") == ["ag", "metrics.jsonl", "results.json", "run.json", "tensorboard", "yelp_p"]
 
 
+@pytest.mark.parametrize("first, second, words", [([1, 2], [3], "several seeds"), ([3], [1, 2], "one seed")])
+def test_a_stopped_run_of_one_seed_and_one_of_several_do_not_share_a_folder(tiny, tmp_path, stopped, refused_here, first,
+                                                                            second, words):
+    assert stopped(2, SINGLE, *short(tiny, tmp_path / "run"), "--seed", *first)
+    before = files_of(tmp_path / "run")
+    refused_here(SINGLE, *short(tiny, tmp_path / "run"), "--seed", *second, words=f"run holds a run of {words}")
+    assert files_of(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite_output_dir"]], ids=str)
 @pytest.mark.parametrize("seeds", [[1], [1, 2]], ids=str)
-def test_a_run_of_pre_training_is_never_overwritten(tiny, tmp_path, refused_here, seeds):
+def test_a_run_of_pre_training_is_never_overwritten(tiny, tmp_path, refused_here, seeds, overwrite):
     """Its files have the same names."""
     for name in ("run.json", "metrics.jsonl", "summary.json"):
         (tmp_path / name).write_text(json.dumps({"kind": "further pre-training", "recipe": {}, "flags": {}}))
     before = files_of(tmp_path)
-    refused_here(SINGLE, *short(tiny, tmp_path), "--seed", *seeds, "--overwrite_output_dir",
+    refused_here(SINGLE, *short(tiny, tmp_path), "--seed", *seeds, *overwrite,
                  words="holds a run of another script (run.json says further pre-training, needed is fine-tuning)")
     assert files_of(tmp_path) == before and len(left(tmp_path)) == 3
 
@@ -431,7 +455,7 @@ def lines_of(folder):
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "killed"])
-@pytest.mark.parametrize("every", [4, 7])
+@pytest.mark.parametrize("every", [5, 7])
 def test_the_log_of_a_stopped_run_is_the_undisturbed_one_s(tiny, tmp_path, stopped, log_of_an_undisturbed_run, how,
                                                            every):
     """Stopped after so many updates again and again; a line is of 5 updates, a checkpoint follows every third."""
