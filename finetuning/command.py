@@ -262,9 +262,11 @@ def begin(args, inputs, folder, recipe, flags, world):
     """Removes other runs where --overwrite_output_dir says so, and writes run.json."""
     if args.overwrite_output_dir:
         summary = os.path.join(args.output_dir, "summary.json")
-        begun = args.seed[:args.seed.index(recipe["seed"])]  # by this command; runs of later seeds go now, or a command that
-        for name in filter(SEED_FOLDER.fullmatch, os.listdir(args.output_dir)):  # is stopped first could not go on
-            seed, other = int(SEED_FOLDER.fullmatch(name)[1]), RunFolder(os.path.join(args.output_dir, name), KIND, OWNED)
+        # Old runs of later seeds go now: a command that is stopped before their turn could not go on otherwise.
+        begun = args.seed[:args.seed.index(recipe["seed"])]
+        for name in filter(SEED_FOLDER.fullmatch, os.listdir(args.output_dir)):
+            seed = int(SEED_FOLDER.fullmatch(name)[1])
+            other = RunFolder(os.path.join(args.output_dir, name), KIND, OWNED)
             if len(args.seed) > 1 and seed in args.seed:
                 if seed not in begun:
                     clear(other, inputs.tasks)
@@ -324,8 +326,8 @@ def finished_result(folder, world):
 # A saved model
 
 def evaluate_saved(args, inputs, world):
-    """Evaluates a fine-tuned model on the test set. In the folder of a run, or of one of its tasks, their own results keep
-    their names."""
+    """Evaluates a fine-tuned model on the test set. In the folder of a run, or of one of its tasks, their own results
+    keep their names."""
     test_set = read_dataset(args, inputs, 0, "test", world, args.num_test_datas)
     classifier = make_model(args, inputs, world.device)[0].classifiers[0]
     logits = predict(classifier, test_set, args.eval_batch_size, world, args.bf16)

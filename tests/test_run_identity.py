@@ -275,8 +275,8 @@ def test_overwriting_a_run_of_several_tasks_leaves_the_new_runs_alone(tiny, with
 
 
 @pytest.mark.parametrize("first, second, words", [([1, 2], [3], "several seeds"), ([3], [1, 2], "one seed")])
-def test_a_stopped_run_of_one_seed_and_one_of_several_do_not_share_a_folder(tiny, tmp_path, stopped, refused_here, first,
-                                                                            second, words):
+def test_a_stopped_run_of_one_seed_and_one_of_several_keep_apart(tiny, tmp_path, stopped, refused_here, first, second,
+                                                                 words):
     assert stopped(2, SINGLE, *short(tiny, tmp_path / "run"), "--seed", *first)
     before = files_of(tmp_path / "run")
     refused_here(SINGLE, *short(tiny, tmp_path / "run"), "--seed", *second, words=f"run holds a run of {words}")
