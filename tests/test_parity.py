@@ -9,6 +9,7 @@ import unicodedata
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from conftest import ROOT
 
@@ -44,6 +45,25 @@ def test_records_are_googles(name):
     *made, files = parity.small_records(name)
     different, records = parity.different_files(*made, files)
     assert different == 0 and records == sum(file["records"] for file in files) > 0
+
+
+@pytest.mark.parametrize("name", ("few_predictions", "three_files"))
+def test_records_that_the_command_writes_are_googles(name, script, tmp_path):
+    """Its flags as Google's script has them: cased, whole words, probabilities, seed; several files."""
+    golden = next(setting for setting in parity.read_json(parity.GOLDENS / "records.json")["settings"]
+                  if setting["name"] == name)
+    paths = [tmp_path / f"{number}.tfrecord" for number in range(len(golden["files"]))]
+    done = script("create_pretraining_data.py", f"--vocab_file={parity.GOLDENS / 'inputs' / 'vocab.txt'}",
+                  f"--input_file={','.join(str(parity.small_corpora()[corpus]) for corpus in golden['corpora'])}",
+                  f"--output_file={','.join(map(str, paths))}",
+                  *(f"--{flag}={value}" for flag, value in golden["flags"].items()))
+    assert done.returncode == 0, done.stderr
+    for path, file in zip(paths, golden["files"]):
+        examples = (tf.train.Example.FromString(record).features.feature
+                    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
+        records = [{name: getattr(values, values.WhichOneof("kind")).value for name, values in example.items()}
+                   for example in examples]
+        assert (len(records), parity.digest_of_records(records)) == (file["records"], file["sha256"])
 
 
 @pytest.mark.parametrize("gelu", parity.ACTIVATIONS)
