@@ -35,7 +35,7 @@ from finetuning.weights import save_classifier
 
 KIND = "fine-tuning"  # of a run, in its run.json
 OWNED = re.compile(r"run\.json|metrics\.jsonl|results\.json|checkpoint\.pt|(eval_results|results|classification_report)"
-                   r"(_ep\d+)?\.txt|best|last|tensorboard|\..*\.tmp")
+                   r"(_ep\d+|_saved_model)?\.txt|best|last|tensorboard|\..*\.tmp")
 SEED_FOLDER = re.compile(r"seed_(\d+)")
 
 
@@ -50,7 +50,7 @@ def run(parser, rates_of=lambda config, args: (None, None), argv=None):
     if launch(args.num_processes, use_gpu):
         return
     with out_of_memory_in_one_line(), connect(max(args.local_rank, 0), use_gpu, args.rendezvous_timeout) as world:
-        inputs = read_inputs(args, given)
+        inputs = world.together(read_inputs, args, given)
         model_folder = args.init_checkpoint
         if args.do_train:
             model_folder = fine_tune(args, inputs, rates_of(inputs.config, args), world)
@@ -132,9 +132,9 @@ def fine_tune(args, inputs, rates, world):
     seed (and, of several tasks, of the first)."""
     check_start(args)
     indices = range(len(inputs.tasks))
-    train_sets = [read_dataset(args, inputs, index, "train", world) for index in indices]
-    test_sets = [read_dataset(args, inputs, index, "test", world, args.num_test_datas) if args.do_eval else None
-                 for index in indices]
+    train_sets = [world.together(read_dataset, args, inputs, index, "train", world) for index in indices]
+    test_sets = [world.together(read_dataset, args, inputs, index, "test", world, args.num_test_datas) if args.do_eval
+                 else None for index in indices]
     if args.do_eval and not args.dev_fraction:
         world.print("the test set is evaluated after each epoch and chooses the best one, as in the paper; "
                     "--dev_fraction 0.1 chooses on held-out training data and tests once")

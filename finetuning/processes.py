@@ -54,21 +54,24 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def on_main(self, function, *arguments):
-        """What function(*arguments) gives in the main process, in all of them. Where it raises UserError there, the others
-        end without a word of their own."""
+    def together(self, function, *arguments):
+        """What function(*arguments) gives in this process, once all have got there. Where it raises UserError in any of them
+        all end; a message that is the main process's too is left to that one."""
         value = error = None
-        if self.main:
-            try:
-                value = function(*arguments)
-            except UserError as raised:
-                error = raised
-        value, failed = self.gather((value, error is not None))[0]
-        if error:
+        try:
+            value = function(*arguments)
+        except UserError as raised:
+            error = raised
+        messages = self.gather(error and str(error))
+        if error and (self.main or str(error) != messages[0]):
             raise error
-        if failed:
+        if any(messages):
             sys.exit(1)
         return value
+
+    def on_main(self, function, *arguments):
+        """What function(*arguments) gives in the main process alone, in all of them; see `together`."""
+        return self.gather(self.together(lambda: function(*arguments) if self.main else None))[0]
 
 
 LAUNCHER = "FINE_TUNING_LAUNCHER_PID"  # set by `launch` for the processes that it starts

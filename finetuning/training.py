@@ -178,7 +178,7 @@ def train(model, runs, recipe, execution, world, folder, state=None):
                         losses, norms = (torch.stack(values) for values in zip(*pending))
                         window = list(zip(world.sum(losses).tolist(), norms.tolist()))
                         pending.clear()
-                        check_finite(window, progress.global_step, folder)
+                        check_finite(window, progress.global_step)
                         progress.window += map(list, window)
                         progress.loss_sum += sum(loss for loss, _ in window)
                         progress.train_seconds += time.monotonic() - started
@@ -192,7 +192,7 @@ def train(model, runs, recipe, execution, world, folder, state=None):
                                 "epoch": progress.epoch + 1, "loss": loss, "gradient_norm": norm,
                                 "learning_rate": recipe.learning_rate * factor(progress.global_step - 1)})
                     if saving:
-                        check_output(model, task, runs[task].train, indices, progress.global_step, execution, world, folder)
+                        check_output(model, task, runs[task].train, indices, progress.global_step, execution, world)
                         save_checkpoint(checkpoint, model, optimizer, scheduler, progress, world)
                     if stopping:
                         stop.received = 0
@@ -240,17 +240,18 @@ def out_of_patience(progress, recipe):
     return progress.epoch - max(best) >= recipe.patience
 
 
-DIVERGED = "stopped, {} keeps its last good checkpoint; start again with a lower --learning_rate, or without --bf16"
+DIVERGED = ("stopped, what was saved before is kept; start again with a lower --learning_rate, or without --bf16, in another "
+            "--output_dir")
 
 
-def check_finite(window, global_step, folder):
+def check_finite(window, global_step):
     """Raises UserError at the first update, of the last ones, whose loss or gradient norm is no finite number."""
     for step, (loss, norm) in enumerate(window, global_step - len(window) + 1):
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise UserError(f"update {step}: the loss is {loss}, the gradient's norm {norm}; {DIVERGED.format(folder)}")
+            raise UserError(f"update {step}: the loss is {loss}, the gradient's norm {norm}; {DIVERGED}")
 
 
-def check_output(model, task, dataset, indices, global_step, execution, world, folder):
+def check_output(model, task, dataset, indices, global_step, execution, world):
     """Raises UserError unless the model's logits for examples of the last update are finite: its loss told only of the
     model before it."""
     model.eval()
@@ -258,7 +259,7 @@ def check_output(model, task, dataset, indices, global_step, execution, world, f
         logits = model(dataset.batch(indices[:execution.eval_batch_size]).to(world.device), task)
     model.train()
     if not logits.isfinite().all():
-        raise UserError(f"update {global_step} left a model whose output is not finite; {DIVERGED.format(folder)}")
+        raise UserError(f"update {global_step} left a model whose output is not finite; {DIVERGED}")
 
 
 # The checkpoint of a run under way
