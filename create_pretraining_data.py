@@ -39,19 +39,19 @@ EXAMPLES_SHOWN = 3
 def parse_arguments():
     parser = ArgumentParser(__doc__)
     data = parser.add_argument_group("data")
-    data.add_argument("--input_file", required=True, help="Corpus files: names and globs separated by commas; one sentence "
-                      "a line, an empty line between documents.")
-    data.add_argument("--vocab_file", required=True, type=path, help="WordPiece vocabulary of the BERT model, one token a "
-                      "line.")
-    add_boolean(data, "--do_lower_case", True, "Lower-case the text and strip accents; default: True, for uncased models; "
-                "False for cased ones.")
+    data.add_argument("--input_file", required=True, help="Corpus files: names and globs separated by commas; one "
+                      "sentence a line, an empty line between documents.")
+    data.add_argument("--vocab_file", required=True, type=path, help="WordPiece vocabulary of the BERT model, one "
+                      "token a line.")
+    add_boolean(data, "--do_lower_case", True, "Lower-case the text and strip accents; default: True, for uncased "
+                "models; False for cased ones.")
     recipe = parser.add_argument_group("recipe (changes the records; the defaults are Google's)")
     recipe.add_argument("--max_seq_length", type=number(int, minimum=5), default=128, metavar="TOKENS",
                         help="Length of a record in tokens, [CLS] and two [SEP] included, the same as for "
                         "run_pretraining.py; default: 128, at least 5.")
     recipe.add_argument("--max_predictions_per_seq", type=number(int, minimum=1), default=20, metavar="TOKENS",
-                        help="Maximum number of masked tokens in a record, about max_seq_length * masked_lm_prob and the "
-                        "same as for run_pretraining.py; default: 20.")
+                        help="Maximum number of masked tokens in a record, about max_seq_length * masked_lm_prob and "
+                        "the same as for run_pretraining.py; default: 20.")
     recipe.add_argument("--masked_lm_prob", type=number(float, above=0, maximum=1), default=0.15, metavar="SHARE",
                         help="Fraction of a record's tokens that is masked; default: 0.15.")
     recipe.add_argument("--short_seq_prob", type=number(float, minimum=0, maximum=1), default=0.1, metavar="SHARE",
@@ -65,8 +65,8 @@ def parse_arguments():
     recipe.add_argument("--random_seed", type=int, default=12345, metavar="SEED",
                         help="Seed of all random numbers: the same seed gives the same records; default: 12345.")
     output = parser.add_argument_group("output")
-    output.add_argument("--output_file", required=True, help="TFRecord file to write, its folder created if it does not "
-                        "exist; several files, separated by commas, get the records in turn.")
+    output.add_argument("--output_file", required=True, help="TFRecord file to write, its folder created if it does "
+                        "not exist; several files, separated by commas, get the records in turn.")
     return parser.parse_args()
 
 
@@ -87,7 +87,7 @@ def expand_output_files(names, input_files):
 
 
 def check_positions(vocab_file, max_seq_length):
-    """Raises UserError where the model whose configuration lies beside the vocabulary has fewer positions than a record."""
+    """Raises UserError where the model, its configuration beside the vocabulary, has fewer positions than a record."""
     config_file = os.path.join(os.path.dirname(vocab_file), "bert_config.json")
     if os.path.exists(config_file):
         BertConfig.from_json_file(config_file, "beside --vocab_file").check_max_seq_length(max_seq_length)

@@ -10,10 +10,10 @@ Domains stand for their tasks: sentiment (imdb yelp_p yelp_f), question (trec ya
 seven; sogou is Chinese and stands alone). --data_dir is one folder for each task, in their order, or one that holds a
 folder by the name of each.
 
-A title is a document's first sentence. English sentences end where spaCy's rules for punctuation say, or a trained model
-(--spacy_model en_core_web_md, the authors'); Chinese ones at 。 ？ ！. Where several tasks are joined, a training text
-of one that is a test text of another is left out and counted: the reviews of Yelp P. and Yelp F. overlap. So it is for
-the test texts of tasks that are not in the corpus but will be tested after it: --leave_out_test_of.
+A title is a document's first sentence. English sentences end where spaCy's rules for punctuation say, or a trained
+model (--spacy_model en_core_web_md, the authors'); Chinese ones at 。 ？ ！. Where several tasks are joined, a training
+text of one that is a test text of another is left out and counted: the reviews of Yelp P. and Yelp F. overlap. So it is
+for the test texts of tasks that are not in the corpus but will be tested after it: --leave_out_test_of.
 """
 import collections
 import os
@@ -34,26 +34,27 @@ def parse_arguments():
     data.add_argument("--task_name", nargs="+", required=True, type=str.lower, choices=[*tasks.TASKS, *DOMAINS, "csv"],
                       help="Tasks or domains whose texts are joined; csv means files of your own.")
     data.add_argument("--data_dir", nargs="+", required=True, type=path, metavar="FOLDER",
-                      help="Folder of each task's train and test files, in the order of the tasks, or one folder with a "
-                      "subfolder named after each task.")
+                      help="Folder of each task's train and test files, in the order of the tasks, or one folder with "
+                      "a subfolder named after each task.")
     data.add_argument("--splits", nargs="+", choices=["train", "test"], default=["train"],
                       help="Splits whose texts are written; default: train.")
     data.add_argument("--text_columns", nargs="+",
-                      help="For csv: names of the text columns, or their numbers from 0 if there is no header; default: "
-                      "text.")
+                      help="For csv: names of the text columns, or their numbers from 0 if there is no header; "
+                      "default: text.")
     data.add_argument("--sep", help="For csv: the column separator, one character or tab; default: a comma.")
     recipe = parser.add_argument_group("recipe (changes the corpus)")
-    recipe.add_argument("--leave_out_test_of", nargs="+", type=str.lower, choices=tasks.TASKS, default=[], metavar="TASK",
-                        help="Further tasks whose test texts are removed from the training texts, for instance yelp_f for "
-                        "a corpus of yelp_p; name their folders after those of --task_name; default: none.")
+    recipe.add_argument("--leave_out_test_of", nargs="+", type=str.lower, choices=tasks.TASKS, default=[],
+                        metavar="TASK", help="Further tasks whose test texts are removed from the training texts, "
+                        "for instance yelp_f for a corpus of yelp_p; name their folders after those of --task_name; "
+                        "default: none.")
     recipe.add_argument("--language", choices=sentences.SPLITTERS,
                         help="For csv: the language whose rules end a sentence; default: en.")
     speed = parser.add_argument_group("speed (does not change the corpus)")
     sentences.add_flags(recipe, speed, "one for each CPU core")
     output = parser.add_argument_group("output")
     output.add_argument("--output_file", type=path, metavar="FILE",
-                        help="Corpus file to write, its folder created if it does not exist; default: TASK_corpus.txt in "
-                        "the current folder.")
+                        help="Corpus file to write, its folder created if it does not exist; default: TASK_corpus.txt "
+                        "in the current folder.")
     args = parser.parse_args()
     args.output_file = args.output_file or "_".join(args.task_name) + "_corpus.txt"
     args.num_processes = args.num_processes or sentences.cores()
@@ -61,7 +62,7 @@ def parse_arguments():
 
 
 def select_tasks(args):
-    """The tasks that the flags name, each once: a list of tasks.Task. Raises UserError where they do not go together."""
+    """The tasks (tasks.Task) that the flags name, each once. Raises UserError where they do not go together."""
     if args.task_name == ["csv"]:
         if args.leave_out_test_of:
             raise UserError("--leave_out_test_of belongs to the tasks by name, not to --task_name csv")
@@ -74,8 +75,8 @@ def select_tasks(args):
     names = [name for given in args.task_name for name in DOMAINS.get(given, [given])]
     selected = [tasks.TASKS[name] for name in dict.fromkeys(names)]
     if len({task.language for task in selected}) > 1:
-        raise UserError(f"--task_name {' '.join(args.task_name)}: sogou is Chinese, the others are English; make a corpus "
-                        "of each")
+        raise UserError(f"--task_name {' '.join(args.task_name)}: sogou is Chinese, the others are English; make a "
+                        "corpus of each")
     if selected[0].language == "zh" and args.spacy_model:
         raise UserError("--spacy_model splits English; Chinese sentences end at 。 ？ ！")
     return selected

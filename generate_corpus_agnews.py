@@ -31,12 +31,12 @@ def parse_arguments():
     parser = ArgumentParser(__doc__)
     data = parser.add_argument_group("data")
     data.add_argument("--data_dir", type=path, default=".", metavar="FOLDER",
-                      help="Folder of train.csv and test.csv (label 1 to 4, title, description; no header); default: the "
-                      "current folder.")
+                      help="Folder of train.csv and test.csv (label 1 to 4, title, description; no header); default: "
+                      "the current folder.")
     recipe = parser.add_argument_group("recipe (changes the corpus)")
     speed = parser.add_argument_group("speed (does not change the corpus)")
-    sentences.add_flags(recipe, speed, "one for each CPU core with --spacy_model, else 1, because a process takes as long "
-                        "to start as the rules take to split 30,000 documents")
+    sentences.add_flags(recipe, speed, "one for each CPU core with --spacy_model, else 1, because a process takes as "
+                        "long to start as the rules take to split 30,000 documents")
     output = parser.add_argument_group("output")
     output.add_argument("--output_dir", type=path, default=".", metavar="FOLDER",
                         help="Folder for the three corpus files, created if it does not exist; default: the current "
@@ -56,8 +56,9 @@ def main():
                  for document in sentences.documents_of(TASKS["ag"], args.data_dir, split))
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(atomic_write(corpus)) for name, corpus in paths.items()}
-        tallies = sentences.write_corpus(documents, {split: [files[""], files[f"_{split}"]] for split in ("test", "train")},
-                                         "en", args.spacy_model, args.batch_size, args.num_processes)
+        files_of = {split: [files[""], files[f"_{split}"]] for split in ("test", "train")}
+        tallies = sentences.write_corpus(documents, files_of, "en", args.spacy_model, args.batch_size,
+                                         args.num_processes)
     for split, tally in tallies.items():
         print(f"{split}_max= {max(tally.lengths)}")
         print(f"{split}_avg= {sum(count * number for count, number in tally.lengths.items()) / tally.lengths.total()}")

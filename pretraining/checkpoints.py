@@ -59,8 +59,9 @@ def read_checkpoint(prefix, flag="--init_checkpoint"):
 def fitting_values(config, values, where):
     """Those of a checkpoint's `values` that are the model's: name -> float32 array, pre-training heads if it has them.
 
-    Optimizer slots, global_step and heads of other tasks are left out. Raises UserError, its text starting with `where`,
-    where the checkpoint is of another model: no BERT, an encoder variable missing, other shapes, another depth.
+    Optimizer slots, global_step and heads of other tasks are left out. Raises UserError, its text starting with
+    `where`, where the checkpoint is of another model: no BERT, an encoder variable missing, other shapes, another
+    depth.
     """
     shapes = variable_shapes(config)
     missing = [name for name in shapes if name.startswith("bert/") and name not in values]
@@ -117,7 +118,7 @@ def write_checkpoint(prefix, variables):
             for file in files:
                 with open(os.path.join(temporary, file), "rb") as written:
                     os.fsync(written.fileno())
-            with contextlib.suppress(FileNotFoundError):  # an older checkpoint of this name must not stand half replaced
+            with contextlib.suppress(FileNotFoundError):  # an older one of this name must not stand half replaced
                 os.unlink(f"{prefix}.index")
             for file in files:
                 os.replace(os.path.join(temporary, file), os.path.join(folder, file))
@@ -226,13 +227,13 @@ def repair_checkpoints(folder, step, keep):
 # Where a run starts
 
 Start = collections.namedtuple("Start", "prefix step values state new")
-Start.__doc__ = """prefix of the checkpoint that a run starts from (None: all is new) and its update; name -> value of the
-model's variables and of the optimizer's (empty: new ones); the names of the variables that the checkpoint lacks."""
+Start.__doc__ = """prefix of the checkpoint that a run starts from (None: all is new) and its update; name -> value of
+the model's variables and of the optimizer's (empty: new ones); the names of the variables that the checkpoint lacks."""
 
 
 def start_of_run(config, seed, folder, init_checkpoint, to_train):
-    """The Start of a run: the newest checkpoint of its `folder` (None: not to be looked at), else `init_checkpoint`, else
-    new weights, as are the pre-training heads that a checkpoint lacks.
+    """The Start of a run: the newest checkpoint of its `folder` (None: not to be looked at), else `init_checkpoint`,
+    else new weights, as are the pre-training heads that a checkpoint lacks.
 
     Raises UserError where the checkpoint does not fit, one to go on from has no optimizer slots, or there is neither
     training nor a checkpoint.

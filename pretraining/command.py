@@ -1,8 +1,8 @@
-"""What run_pretraining.py does with its flags: what a run is made of, where it starts, training, the evaluation's record.
+"""What run_pretraining.py does with its flags: what a run is made of, the run itself, the record of its evaluation.
 
-A run is known by its recipe: the flags that decide its result, and digests of the weights, the vocabulary and the records
-it reads. Beside the files of every run (common/run_folder.py), the checkpoints, and copies of the configuration and the
-vocabulary, its folder holds
+A run is known by its recipe: the flags that decide its result, and digests of the weights, the vocabulary and the
+records it reads. Beside the files of every run (common/run_folder.py), the checkpoints, and copies of the configuration
+and the vocabulary, its folder holds
 
     eval_results.txt    the newest evaluation as `key = value` lines, as google-research/bert writes them
     evaluation.json     the same with what it was made of; a finished command that is run again prints it
@@ -10,6 +10,7 @@ vocabulary, its folder holds
 import contextlib
 import dataclasses
 import os
+import pathlib
 import re
 import time
 
@@ -26,7 +27,7 @@ LEFTOVER = re.compile(rf"\.({OWNED.pattern})\.tmp")  # what a killed process was
 GELUS = {"erf": "gelu", "tanh": "gelu_new"}  # --gelu -> hidden_act
 RECIPE_FLAGS = ("max_seq_length", "max_predictions_per_seq", "train_batch_size", "learning_rate", "num_train_steps",
                 "num_warmup_steps", "random_seed")
-WATCHED_FLAGS = ("strategy", "gradient_accumulation_steps", "bf16", "xla", "deterministic")  # change rounding or dropout
+WATCHED_FLAGS = ("strategy", "gradient_accumulation_steps", "bf16", "xla", "deterministic")  # of rounding or dropout
 EVALUATION_FLAGS = ("eval_batch_size", "max_eval_steps", "bf16")
 EVALUATION_SCHEMA = {"settings": dict, "global_step": int, "results": {str: float}}
 
@@ -67,19 +68,19 @@ def digest_of_checkpoint(prefix):
 # A run from its flags to its results
 
 def pretrain(args):
-    """Trains and evaluates as the checked flags say, in one process or as one of several (TF_CONFIG). Returns whether this
-    is the one that prints and writes."""
+    """Trains and evaluates as the checked flags say, in one process or as one of several (TF_CONFIG). Returns whether
+    this is the one that prints and writes."""
     inputs, role = find_inputs(args), cluster_role()
     folder = RunFolder(args.output_dir, KIND, OWNED) if role.is_first else None
     with folder.lock() if folder else contextlib.nullcontext():
         if folder:
             earlier = folder.earlier()
-            if args.do_train:  # a first look, as if the records were the same: it takes TensorFlow, and time, to read them
+            if args.do_train:  # a first look, as if the records were the same: to read them takes TensorFlow, and time
                 records = earlier and earlier["recipe"].get("--input_file")
                 folder.check(inputs.recipe | {"--input_file": records}, args.overwrite_output_dir)
         # a lost worker is told in one line, below; TensorFlow would tell it in ten
         with tensorflow_start_up(log_level=2 if len(role.addresses) < 2 else 3):
-            import tensorflow  # noqa: F401, for the block; it takes seconds, so only now that the flags are right
+            import tensorflow  # noqa: F401, it takes seconds: only now, when the flags are right
         with one_line_errors(len(role.addresses)):
             run(args, inputs, role, folder)
     return role.is_first
@@ -105,7 +106,7 @@ def run(args, inputs, role, folder):
         raise UserError(f"--train_batch_size {args.train_batch_size} cannot be split over {replicas} replicas x "
                         f"{args.gradient_accumulation_steps} --gradient_accumulation_steps")
 
-    # Where it starts; the other processes get the first one's values as the variables are made
+    # Where it starts (the other processes get the first one's values as the variables are made), what is evaluated
     start = start_of_run(config, args.random_seed, folder and not args.overwrite_output_dir and folder.path,
                          folder and args.init_checkpoint, args.do_train)
     final = os.path.join(args.output_dir, f"model.ckpt-{args.num_train_steps}") if args.do_train else start.prefix
@@ -138,9 +139,9 @@ def run(args, inputs, role, folder):
             describe_run(args, config, len(records), start.step, replicas)
     results = None
     if folder and args.do_eval:
-        settings = {"records": eval_records.identity, "config": config.to_dict(),
-                    "seed of new heads": args.random_seed if start.new and not args.do_train else None,
-                    **{f"--{name}": getattr(args, name) for name in EVALUATION_FLAGS}}
+        settings = {f"--{name}": getattr(args, name) for name in EVALUATION_FLAGS}
+        settings |= {"records": eval_records.identity, "config": config.to_dict(),
+                     "seed of new heads": args.random_seed if start.new and not args.do_train else None}
         results = read_evaluation(folder.path, settings | {"weights": digest_of_checkpoint(final)})
 
     if to_train or args.do_eval and not (alone and results):  # else all is there
@@ -169,7 +170,7 @@ def remove_leftovers(output_dir):
 
 
 def prepare_folder(folder, inputs, recipe, found, step, flags, devices):
-    """Writes what a run starts with: run.json, or in that of the run `found` that it goes on, bert_config.json, vocab.txt."""
+    """Writes bert_config.json, vocab.txt and run.json, or in that of the run `found` that it goes on after `step`."""
     if found is None:
         folder.begin(recipe, flags, devices=devices, versions=versions("tensorflow", "numpy"))
     elif note := folder.resume(found, step, flags, WATCHED_FLAGS):
@@ -198,9 +199,9 @@ def describe_run(args, config, num_records, start, replicas):
 # The evaluation's record
 
 def read_evaluation(output_dir, settings):
-    """The results (name -> float) of the evaluation that the folder holds; None where it was made with other settings."""
+    """The results (name -> float) of the folder's evaluation; None where it was made with other settings."""
     path = os.path.join(output_dir, "evaluation.json")
-    if not os.path.exists(path) or not os.path.exists(os.path.join(output_dir, "eval_results.txt")):
+    if not os.path.exists(path):
         return None
     try:
         found = read_json(path, EVALUATION_SCHEMA)
@@ -212,14 +213,16 @@ def read_evaluation(output_dir, settings):
 
 def keep_evaluation(output_dir, settings, step, results):
     """Writes an evaluation, whatever of it is not there yet, and prints it. metrics.jsonl keeps the earlier ones."""
-    path = os.path.join(output_dir, "eval_results.txt")
-    if read_evaluation(output_dir, settings) is None:
-        write_key_values(path, {"global_step": step} | {name: f"{value:.7g}" for name, value in results.items()})
+    values = {"global_step": step} | {name: f"{value:.7g}" for name, value in results.items()}
+    text = "".join(f"{key} = {value}\n" for key, value in sorted(values.items()))
+    path = pathlib.Path(output_dir, "eval_results.txt")
+    if not path.exists() or path.read_bytes() != text.encode():
+        write_key_values(path, values)
+    if not read_evaluation(output_dir, settings):
         write_json(os.path.join(output_dir, "evaluation.json"),
                    {"settings": settings, "global_step": step, "results": results})
     lines = []
-    with MetricsLog(output_dir, lambda line: not lines.append(line), step) as log:
+    with MetricsLog(output_dir, lambda line: not lines.append(line)) as log:  # it keeps all, and shows them here
         if {"kind": "eval", "global_step": step} | results not in lines:
             log.write("eval", step, results)
-    with open(path, encoding="utf-8") as file:
-        print(f"{path}:\n{file.read()}", end="")
+    print(f"{path}:\n{text}", end="")

@@ -14,8 +14,8 @@ import time
 from common.command_line import UserError, rendezvous
 
 Role = collections.namedtuple("Role", "addresses own is_first")
-Role.__doc__ = """A process's part in a run: the addresses HOST:PORT of all its processes and its own (none: it is alone), and
-whether it is the one that prints and writes."""
+Role.__doc__ = """A process's part in a run: the addresses HOST:PORT of all its processes and its own (none: it is
+alone), and whether it is the one that prints and writes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,8 @@ def cluster_role():
         if not addresses:
             return Role([], None, True)
         job, index = described["task"]["type"], int(described["task"]["index"])
-        return Role(addresses, str(cluster[job][index]), (job, index) == ("chief" if "chief" in cluster else "worker", 0))
+        first = "chief" if "chief" in cluster else "worker"
+        return Role(addresses, str(cluster[job][index]), (job, index) == (first, 0))
     except (ValueError, AttributeError, LookupError, TypeError, RecursionError):
         raise UserError("TF_CONFIG is not the JSON of a cluster; --help shows one") from None
 
@@ -54,8 +55,8 @@ def can_be_reached(address, timeout=1):
 
 
 def wait_for_all(role, timeout):
-    """Waits until every process of the run listens at its address. Raises UserError where this one cannot; ends it, with a
-    line, after `timeout` seconds.
+    """Waits until every process of the run listens at its address. Raises UserError where this one cannot; ends it,
+    with a line, after `timeout` seconds.
 
     TensorFlow itself waits for ever, and in code that holds Python's lock: no thread and no signal would get a word in.
     So each process listens until it can reach all others, and then makes way for TensorFlow's server at the same port.
@@ -116,8 +117,8 @@ STRATEGIES = {"one": one_device, "mirrored": all_gpus, "multi_worker": all_worke
 
 
 def make_strategy(name, role, tpu, rendezvous_timeout):
-    """(tf.distribute.Strategy, its name, the words for why it is this one) by `name`, a key of STRATEGIES, or with None by
-    what the machine has.
+    """(tf.distribute.Strategy, its name, the words for why it is this one) by `name`, a key of STRATEGIES, or with None
+    by what the machine has.
 
     The first thing that a process does with TensorFlow: multi_worker is refused once a device has been touched.
     """

@@ -4,7 +4,7 @@ The weights are plain float32 `tf.Variable`s, kept by name (pretraining/checkpoi
 
     config = BertConfig.from_json_file("uncased_L-12_H-768_A-12/bert_config.json")
     values = read_checkpoint("uncased_L-12_H-768_A-12/bert_model.ckpt")
-    model = BertForPreTraining(config, initial_values(config, seed=0) | fitting_values(config, values, "--init_checkpoint"))
+    model = BertForPreTraining(config, initial_values(config, seed=0) | fitting_values(config, values, "my checkpoint"))
     hidden_states, pooled_output = model.encode(input_ids, input_mask, segment_ids)
 """
 import math

@@ -23,7 +23,8 @@ LINE_ENDS = str.maketrans("\r\n", "  ")  # the two that would end a line of the 
 SPLITTING_PIPES = {"parser", "senter", "sentencizer"}
 NEEDED_PIPES = SPLITTING_PIPES | {"tok2vec", "transformer"}
 MAX_CHARACTERS = 1 << 24  # of a document; spaCy's own limit of a million protects parsers of models from long texts
-RELOAD_AFTER = 100_000  # documents: spaCy keeps each new word, and memory would grow with them; loading takes 0.1 to 2 s
+# Documents after which spaCy is loaded anew (0.1 s; a trained model 2 s): it keeps each new word, so memory would grow.
+RELOAD_AFTER = 100_000
 CHINESE_SENTENCE = re.compile("[^。？！]*[。？！]+|[^。？！]+")
 
 
@@ -82,7 +83,7 @@ def split_batch(language, spacy_model, batch):
 
 
 def in_batches(documents, batch_size):
-    """Yields (tag, list of (title, texts)) of at most batch_size consecutive documents (tag, title, texts) of one tag."""
+    """Yields (tag, list of (title, texts)): at most batch_size consecutive documents (tag, title, texts) of a tag."""
     for tag, same_tag in itertools.groupby(documents, operator.itemgetter(0)):
         untagged = (document[1:] for document in same_tag)
         for batch in iter(lambda: list(itertools.islice(untagged, batch_size)), []):
@@ -98,7 +99,7 @@ def with_generation(batches):
 
 
 def become_worker():
-    """Leaves Ctrl-C, which a terminal sends to all processes, to the process that started this one, and ends with it."""
+    """Leaves Ctrl-C, which a terminal sends to all processes, to the one that started this one, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
 
@@ -166,8 +167,8 @@ def documents_of(task, folder, split, reserved={}, left_out=None):
 
 @dataclasses.dataclass
 class Tally:
-    """What was written of the documents of one tag: documents, lines, and how many documents had how many sentences, the
-    title not counted and documents without any text among them."""
+    """What was written of the documents of one tag: documents, lines, and how many documents had how many sentences,
+    the title not counted and documents without any text among them."""
     documents: int = 0
     lines: int = 0
     lengths: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -212,10 +213,12 @@ def print_next(corpus, record):
 
 
 def add_flags(recipe, speed, default_processes):
-    """Adds the flags of splitting to two argparse groups. default_processes: what --num_processes says of its default."""
+    """Adds the flags of splitting to two argparse groups. default_processes: the default of --num_processes in
+    words."""
     recipe.add_argument("--spacy_model", metavar="NAME",
-                        help="Name or folder of a trained spaCy model that splits English sentences, such as the authors' "
-                        "en_core_web_md; default: none, so sentences end at punctuation (spaCy's sentencizer).")
+                        help="Name or folder of a trained spaCy model that splits English sentences, such as the "
+                        "authors' en_core_web_md; default: none, so sentences end at punctuation (spaCy's "
+                        "sentencizer).")
     speed.add_argument("--batch_size", type=number(int, minimum=1), default=1000, metavar="DOCUMENTS",
                        help="Number of documents that a process splits at a time; default: 1000.")
     speed.add_argument("--num_processes", type=number(int, minimum=1), metavar="PROCESSES",

@@ -1,8 +1,8 @@
 """Further pre-training in TensorFlow 2: one update, the loop around it, evaluation.
 
-One update is made by `make_train_steps`; `train` calls it, logs, saves and watches for signals. All random numbers and the
-order of the records are functions of the seed and the step, so a run that goes on from a checkpoint ends at the weights of
-one that was never stopped.
+One update is made by `make_train_steps`; `train` calls it, logs, saves and watches for signals. All random numbers and
+the order of the records are functions of the seed and the step, so a run that goes on from a checkpoint ends at the
+weights of one that was never stopped.
 """
 import contextlib
 import dataclasses
@@ -181,8 +181,8 @@ def train(strategy, model, optimizer, records, recipe, pace, output_dir):
             if stopping and step < total:
                 bar.close()
                 number = stop.received or signal.SIGTERM  # another process received it
-                print(f"stopped by {signal.Signals(number).name} after step {step} of {total}, all of it saved; run the "
-                      "same command again to go on from there", file=sys.stderr)
+                print(f"stopped by {signal.Signals(number).name} after step {step} of {total}, all of it saved; run "
+                      "the same command again to go on from there", file=sys.stderr)
                 sys.exit(128 + number)
 
 
@@ -215,6 +215,7 @@ def evaluate(strategy, model, records, batch_size, max_batches, show_bar):
     def evaluation_step(iterator):
         return first_replica(strategy, strategy.run(sums_of_part, args=(next(iterator),)))
 
+    batch_size = min(batch_size, len(records))  # more would be padding
     steps = range(min(max_batches, math.ceil(len(records) / batch_size)))
     padded_size = math.ceil(batch_size / strategy.num_replicas_in_sync) * strategy.num_replicas_in_sync
     batch_of_step = functools.partial(evaluation_batch, len(records), batch_size, padded_size=padded_size)

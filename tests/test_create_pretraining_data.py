@@ -327,7 +327,8 @@ def test_the_next_command_is_quoted_and_a_tilde_is_the_home_folder(tmp_path, tok
     monkeypatch.setenv("HOME", str(home))
     write_corpus(home / "corpus.txt", num_documents=3)
     (home / "vocab.txt").write_bytes((tmp_path / "vocab.txt").read_bytes())
-    call(monkeypatch, "--input_file=~/corpus.txt", "--vocab_file=~/vocab.txt", "--output_file=~/a.tfrecord,~/b.tfrecord")
+    call(monkeypatch, "--input_file=~/corpus.txt", "--vocab_file=~/vocab.txt",
+         "--output_file=~/a.tfrecord,~/b.tfrecord")
     words = shlex.split(capsys.readouterr().out.rpartition("next: ")[2])
     assert words[:3] == ["python", "run_pretraining.py", f"--input_file={home}/a.tfrecord,{home}/b.tfrecord"]
     assert sorted(path.name for path in home.iterdir()) == ["a.tfrecord", "b.tfrecord", "corpus.txt", "vocab.txt"]

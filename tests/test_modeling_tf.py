@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from common.command_line import UserError
 from common.configuration import BertConfig
+from common.files import locked
 from pretraining.checkpoints import fitting_values, read_checkpoint, write_checkpoint
 from pretraining.modeling_tf import ACTIVATIONS, BertForPreTraining, initial_values, variable_shapes
 
@@ -190,6 +191,17 @@ def test_no_space_left_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="model.ckpt-1 cannot be written: no space left; free some"):
         write_checkpoint(str(tmp_path / "model.ckpt-1"), {"a": np.ones(3, np.float32)})
     assert not os.listdir(tmp_path)
+
+
+def test_what_a_killed_write_left_is_gone_after_the_next_and_two_do_not_meet(tmp_path):
+    prefix, temporary = str(tmp_path / "model.ckpt-1"), tmp_path / ".model.ckpt-1.tmp"
+    temporary.mkdir()
+    (temporary / "model.ckpt-1.data-00000-of-00002").write_text("half")
+    with locked(str(temporary), "taken"):
+        with pytest.raises(UserError, match="model.ckpt-1 is being written by another command"):
+            write_checkpoint(prefix, {"a": np.ones(3, np.float32)})
+    write_checkpoint(prefix, {"a": np.ones(3, np.float32)})
+    assert sorted(os.listdir(tmp_path)) == ["model.ckpt-1.data-00000-of-00001", "model.ckpt-1.index"]
 
 
 @pytest.fixture

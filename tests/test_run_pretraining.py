@@ -1,8 +1,8 @@
-"""run_pretraining.py on a tiny BERT: Google's 20 updates, resuming to the bit, whose run it is, replicas, records, flags."""
+"""run_pretraining.py on a tiny BERT: Google's 20 updates, resuming to the bit, whose run it is, replicas, records,
+flags."""
 import functools
 import json
 import os
-import pathlib
 import shutil
 import signal
 import socket
@@ -20,13 +20,16 @@ import run_pretraining
 from common.command_line import UserError
 from common.configuration import BertConfig
 from common.run_folder import RunFolder
+from conftest import ROOT
 from pretraining import checkpoints, command, devices, training
 from pretraining.checkpoints import fitting_values, read_checkpoint, write_checkpoint
 from pretraining.modeling_tf import BertForPreTraining, initial_values, variable_shapes
 from pretraining.optimization_tf import AdamWeightDecay
 from pretraining.records import Records, epoch_order, evaluation_batch, split, training_batch
 
-ROOT = pathlib.Path(run_pretraining.__file__).parent
+sys.path.append(str(ROOT / "scripts"))
+from flags_table import parser_of  # noqa: E402
+
 VOCAB, LENGTH, PREDICTIONS = 60, 16, 4
 TINY = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
         "intermediate_size": 64, "max_position_embeddings": 32}
@@ -128,6 +131,7 @@ def same_checkpoint(first, second):
     return first.keys() == second.keys() and all(first[name].tobytes() == second[name].tobytes() for name in first)
 
 
+@pytest.mark.long
 # ----------------------------------------------------------------------------------------------------- parity
 
 @pytest.mark.parametrize("gelu", ["erf", "tanh"])
@@ -199,8 +203,8 @@ def test_weights_come_from_a_checkpoint_and_heads_it_lacks_are_new(data, tmp_pat
               if not name.startswith("cls/")}
     write_checkpoint(str(tmp_path / "bert_model.ckpt"), values)
     out = tmp_path / "out"
-    pretrain(*flags_of(data, out, "--init_checkpoint", tmp_path / "bert_model.ckpt", "--gelu", "tanh", "--random_seed", 7,
-                       steps=1))
+    pretrain(*flags_of(data, out, "--init_checkpoint", tmp_path / "bert_model.ckpt", "--gelu", "tanh", "--random_seed",
+                       7, steps=1))
     printed = capsys.readouterr().out
     assert "bert/embeddings/word_embeddings [60, 32] *INIT_FROM_CKPT*" in printed
     assert "cls/predictions/output_bias [60] initialised" in printed
@@ -215,7 +219,8 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_a_finished_command_typed_again_changes_nothing_and_prints_its_results(data, undisturbed, tmp_path, pretrain, capsys):
+def test_a_finished_command_typed_again_changes_nothing_and_prints_its_results(data, undisturbed, tmp_path, pretrain,
+                                                                               capsys):
     out = shutil.copytree(undisturbed, tmp_path / "out")
     pretrain(*flags_of(data, out, "--do_eval"))
     printed, before = capsys.readouterr().out, contents(out)
@@ -298,6 +303,7 @@ run_pretraining.main()
 """
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_it_goes_on_to_the_same_bits(data, undisturbed, tmp_path, pretrain):
     """SIGKILL before a checkpoint's index and before the `checkpoint` file get their names, and in mid-training."""
     out = tmp_path / "out"
@@ -321,8 +327,8 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(data, undisturbed, tmp
 
 
 def test_what_a_killed_or_damaged_run_left_is_gone_after_the_next(data, undisturbed, tmp_path, pretrain, capsys):
-    """A damaged newest checkpoint that would crowd out whole ones, half-written files, data without an index, lines of the
-    log from after the checkpoint and half a line, a file `checkpoint` that names an older step."""
+    """A damaged newest checkpoint that would crowd out whole ones, half-written files, data without an index, lines of
+    the log from after the checkpoint and half a line, a file `checkpoint` that names an older step."""
     out = shutil.copytree(undisturbed, tmp_path / "out")
     path = out / "model.ckpt-12.data-00000-of-00001"
     path.write_bytes(path.read_bytes()[:-1000])
@@ -521,6 +527,7 @@ run_pretraining.main()
 """
 
 
+@pytest.mark.long
 def test_two_replicas_give_the_losses_of_one(data, one_device, tmp_path):
     flags = flags_of(data, tmp_path / "out", "--do_eval", "--strategy", "mirrored", "--gradient_accumulation_steps", 2,
                      steps=6, config="no_dropout")
@@ -541,6 +548,7 @@ def free_ports(count):
     return ports
 
 
+@pytest.mark.long
 def test_two_processes_give_the_losses_of_one_and_the_first_writes(data, one_device, tmp_path):
     workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
     processes = []
@@ -723,8 +731,10 @@ def test_nothing_to_evaluate_is_refused(data, tmp_path, pretrain):
 
 @pytest.mark.parametrize("text, role", [("", ([], None, True)), ("{}", ([], None, True)),
     ('{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}', (["a:1", "b:1"], "b:1", False)),
-    ('{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "worker", "index": 0}}', (["a:1", "b:1"], "b:1", False)),
-    ('{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "chief", "index": 0}}', (["a:1", "b:1"], "a:1", True))])
+    ('{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "worker", "index": 0}}',
+     (["a:1", "b:1"], "b:1", False)),
+    ('{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "chief", "index": 0}}',
+     (["a:1", "b:1"], "a:1", True))])
 def test_the_role_of_a_process_is_read_from_tf_config(monkeypatch, text, role):
     monkeypatch.setenv("TF_CONFIG", text)
     assert devices.cluster_role() == role
@@ -783,3 +793,30 @@ def test_errors_are_one_line_on_the_shell(refused, data, tmp_path):
     path.write_bytes((data / "part-0.tfrecord").read_bytes()[:-100])
     refused("run_pretraining.py", *flags_of(data, tmp_path / "out", "--input_file", path), words="record 50: cut off")
     assert not (tmp_path / "out").exists()
+
+
+LEARNS, REFUSED = "test_a_run_learns_and_writes_what_the_next_steps_expect", "test_the_folder_of_another_run_is_refused"
+SPEED, TPU = "test_speed_flags_act_and_change_losses_by_rounding_only", "test_the_tpu_that_the_flags_name_is_asked_for"
+SETTING = "test_a_wrong_setting_is_refused_before_anything_is_written"
+OBSERVED = {  # flag -> the test that fails where it does nothing; tests/mutate_flags.py tries that
+    **dict.fromkeys(("eval_file", "max_seq_length", "max_predictions_per_seq", "do_train", "do_eval", "output_dir",
+                     "save_checkpoints_steps", "keep_checkpoint_max", "log_steps"), LEARNS),
+    **dict.fromkeys(("input_file", "gelu", "vocab_file", "learning_rate", "num_train_steps", "num_warmup_steps",
+                     "train_batch_size"), REFUSED),
+    **dict.fromkeys(("gradient_accumulation_steps", "bf16", "xla", "deterministic"), SPEED),
+    **dict.fromkeys(("tpu_name", "tpu_zone", "gcp_project", "num_tpu_cores"), TPU),
+    **dict.fromkeys(("bert_config_file", "use_tpu", "master"), SETTING),
+    **dict.fromkeys(("init_checkpoint", "random_seed"),
+                    "test_weights_come_from_a_checkpoint_and_heads_it_lacks_are_new"),
+    "max_eval_steps": "test_other_settings_evaluate_again_and_history_stays",
+    "eval_batch_size": "test_evaluation_counts_every_record_once_whatever_the_batch",
+    "strategy": "test_two_replicas_give_the_losses_of_one",
+    "iterations_per_loop": "test_stopped_by_sigterm_it_saves_and_goes_on_to_the_same_bits",
+    "rendezvous_timeout": "test_a_worker_that_never_comes_ends_the_wait",
+    "overwrite_output_dir": "test_overwriting_deletes_the_other_run_and_nothing_else",
+}
+
+
+def test_every_flag_is_observed():
+    assert {action.dest for action in parser_of("run_pretraining")._actions} - {"help"} == OBSERVED.keys()
+    assert all(test in globals() for test in OBSERVED.values())
