@@ -234,13 +234,15 @@ def test_a_finished_command_typed_again_changes_nothing_and_prints_its_results(d
     assert contents(out) == before
 
 
-def test_other_settings_evaluate_again_and_history_stays(data, undisturbed, tmp_path, pretrain):
+def test_other_settings_evaluate_again_and_history_stays(data, undisturbed, tmp_path, pretrain, spy):
     """Also by --do_eval alone, and in a folder whose newest checkpoint is older than its log."""
     out = shutil.copytree(undisturbed, tmp_path / "out")
     pretrain(*flags_of(data, out, "--do_eval"))
     (out / "model.ckpt-12.index").unlink()
     before = (out / "metrics.jsonl").read_text()
+    steps = spy(training, "evaluation_batch", lambda result, num_records, size, step, padded_size: step)
     pretrain(*flags_of(data, out, "--do_eval", "--do_train=False", "--max_eval_steps", 3))
+    assert steps == [0, 1, 2]
     after = (out / "metrics.jsonl").read_text()
     assert after.startswith(before) and '"global_step": 8' in after.removeprefix(before).splitlines()[0]
     assert (out / "eval_results.txt").read_text().startswith("global_step = 8\n")
@@ -519,6 +521,15 @@ def test_speed_flags_act_and_change_losses_by_rounding_only(data, one_device, tm
         assert logged(tmp_path / "out") != logged(one_device)
 
 
+def test_the_loop_gets_what_the_flags_say(data, tmp_path, pretrain, monkeypatch):
+    """Without training: with the default of --num_train_steps that would take an hour."""
+    given = []
+    monkeypatch.setattr(training, "train", lambda *arguments: given.extend(arguments[-3:]))
+    pretrain(*flags_of(data, tmp_path / "out", "--random_seed", 7, "--gradient_accumulation_steps", 2, "--xla",
+                       "--iterations_per_loop", 6, "--keep_checkpoint_max", 3))
+    assert given == [training.Recipe(8, 1e-3, 12, 3, 7), training.Pace(2, True, 6, 1, 4, 3), str(tmp_path / "out")]
+
+
 TWO_CPUS = """
 import tensorflow as tf, run_pretraining
 cpu = tf.config.list_physical_devices("CPU")[0]
@@ -670,7 +681,8 @@ WRONG_FLAGS = {
     "no such config": (["--bert_config_file", "absent.json"], "there is no file absent.json"),
     "no such vocabulary": (["--vocab_file", "absent.txt"], "there is no file absent.txt"),
     "a TPU that is not there": (["--use_tpu"], "--use_tpu: no TPU can be reached"),
-    "a TPU that does not answer": (["--use_tpu", "--master", "grpc://127.0.0.1:1"], "no TPU can be reached"),
+    "a TPU that does not answer": (["--use_tpu", "--master", "grpc://127.0.0.1:1"],
+                                     "no TPU can be reached as 'grpc://127.0.0.1:1'"),
 }
 
 
@@ -744,7 +756,7 @@ def test_a_worker_that_never_comes_ends_the_wait(data, tmp_path, script):
     """The one that is there writes nothing. Without --rendezvous_timeout it would wait longer than the test allows."""
     ports = free_ports(2)
     role = {"cluster": {"worker": [f"127.0.0.1:{port}" for port in ports]}, "task": {"type": "worker", "index": 0}}
-    done = script("run_pretraining.py", *flags_of(data, tmp_path / "out", "--rendezvous_timeout", 1), timeout=100,
+    done = script("run_pretraining.py", *flags_of(data, tmp_path / "out", "--rendezvous_timeout", 1), timeout=60,
                   env={"TF_CONFIG": json.dumps(role)})
     assert done.returncode == 1
     assert f"error: 1 of 2 processes at 127.0.0.1:{ports[1]} did not come within 1 seconds" in done.stderr
@@ -801,8 +813,8 @@ SETTING = "test_a_wrong_setting_is_refused_before_anything_is_written"
 OBSERVED = {  # flag -> the test that fails where it does nothing; tests/mutate_flags.py tries that
     **dict.fromkeys(("eval_file", "max_seq_length", "max_predictions_per_seq", "do_train", "do_eval", "output_dir",
                      "save_checkpoints_steps", "keep_checkpoint_max", "log_steps"), LEARNS),
-    **dict.fromkeys(("input_file", "gelu", "vocab_file", "learning_rate", "num_train_steps", "num_warmup_steps",
-                     "train_batch_size"), REFUSED),
+    **dict.fromkeys(("input_file", "gelu", "vocab_file", "learning_rate", "num_warmup_steps", "train_batch_size"), REFUSED),
+    "num_train_steps": "test_the_loop_gets_what_the_flags_say",
     **dict.fromkeys(("gradient_accumulation_steps", "bf16", "xla", "deterministic"), SPEED),
     **dict.fromkeys(("tpu_name", "tpu_zone", "gcp_project", "num_tpu_cores"), TPU),
     **dict.fromkeys(("bert_config_file", "use_tpu", "master"), SETTING),
