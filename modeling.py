@@ -16,7 +16,7 @@ from common.command_line import UserError
 
 ACTIVATIONS = {
     "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),  # Google's latest code; differs from gelu by up to 5e-4
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
     "tanh": torch.tanh,
@@ -25,6 +25,7 @@ ACTIVATIONS = {
 
 def attention_per_sequence(query, key, value, batch, dropout):
     """Attention of each sequence by itself: the CPU's path. query, key, value and result: [T, heads, head size]."""
+    # A loop over the sequences, so that nothing is padded and no mask is needed.
     outputs = []
     for q, k, v in zip(query.split(batch.lengths), key.split(batch.lengths), value.split(batch.lengths)):
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))  # [1, heads, length, head size]
@@ -41,7 +42,7 @@ def attention_padded(query, key, value, batch, dropout):
         padded = x.new_zeros(num_sequences * longest, *x.shape[1:]).index_copy(0, place, x)
         return padded.view(num_sequences, longest, *x.shape[1:]).transpose(1, 2)
 
-    lengths = batch.cu_seqlens.diff()
+    lengths = batch.cu_seqlens.diff()  # on the device; batch.lengths is for the host
     mask = torch.arange(longest, device=query.device) < lengths[:, None]  # [sequences, longest]
     output = F.scaled_dot_product_attention(pad(query), pad(key), pad(value), attn_mask=mask[:, None, None],
                                             dropout_p=dropout)
@@ -80,8 +81,8 @@ class BertSelfAttention(nn.Module):
         super().__init__()
         self.heads = config.num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
-        self.backend = None
-        self.attention = attention
+        self.backend = None  # of ATTENTIONS; None: the device's
+        self.attention = attention  # an attribute, so that compile_layers can put another in its place
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
@@ -146,9 +147,9 @@ class BertEncoder(nn.Module):
 
     def forward(self, hidden, batch, num_layers):
         outputs = []
-        for layer in self.layer[:num_layers]:
+        for layer in self.layer[:num_layers]:  # None: all
             if self.gradient_checkpointing and self.training:
-                hidden = checkpoint(layer, hidden, batch, use_reentrant=False)
+                hidden = checkpoint(layer, hidden, batch, use_reentrant=False)  # keeps the state of dropout
             else:
                 hidden = layer(hidden, batch)
             outputs.append(hidden)
@@ -180,7 +181,7 @@ class BertModel(nn.Module):
         self.embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
         self.pooler = BertPooler(config)
-        self.frozen = []
+        self.frozen = []  # parts that stay in evaluation mode, see `train`
 
     def freeze(self, num_layers):
         """Fixes the embeddings and the lowest `num_layers` layers, which also run without dropout from now on."""
@@ -190,7 +191,7 @@ class BertModel(nn.Module):
 
     def train(self, mode=True):
         super().train(mode)
-        for part in self.frozen:
+        for part in self.frozen:  # nn.Module.train has just switched their dropout on
             part.eval()
         return self
 
@@ -312,7 +313,7 @@ class BertForSequenceClassification(nn.Module):
 
     def forward(self, batch):
         """Logits [documents, labels], float32, of a PackedBatch."""
-        return self.classifier(self.dropout(self.features(batch))).float()
+        return self.classifier(self.dropout(self.features(batch))).float()  # also under autocast: the loss is float32
 
     def features(self, batch):
         """What the linear layer sees of each document: [documents, width]."""
@@ -382,6 +383,7 @@ class BertForPreTraining(nn.Module):
         self.bert = BertModel(config)
         self.cls = BertPreTrainingHeads(config)
         initialize(self, config)
+        # One tensor under two names, as in TensorFlow, where the decoder has no weights of its own.
         self.cls.predictions.decoder.weight = self.bert.embeddings.word_embeddings.weight
         self.cls.predictions.decoder.bias = self.cls.predictions.bias
 

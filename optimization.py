@@ -6,7 +6,7 @@ import torch
 
 from common.command_line import UserError
 
-NO_DECAY = re.compile(r"(^|\.)(bias\w*|LayerNorm\.\w+)$")
+NO_DECAY = re.compile(r"(^|\.)(bias\w*|LayerNorm\.\w+)$")  # bias\w*: an LSTM's bias_ih_l0, ...
 
 
 def slanted_triangular(progress, warmup):
@@ -83,7 +83,7 @@ class BertAdam(torch.optim.Optimizer):
             torch._foreach_mul_(grads, [torch.clamp(self.max_grad_norm / (norm + 1e-6), max=1.0)
                                         for norm in self.clip_norms(norms)])
         for group in self.param_groups:
-            group["updates"] += 1
+            group["updates"] += 1  # of the group, not of a parameter: as if late ones had had gradients of 0
             params = [p for p in group["params"] if p.grad is not None]
             if params:
                 self.update(group, params)
@@ -92,7 +92,7 @@ class BertAdam(torch.optim.Optimizer):
     def update(self, group, params):
         """Updates those parameters of a group that have a gradient."""
         for p in params:
-            if not self.state[p]:
+            if not self.state[p]:  # a task that was not drawn yet has no gradients
                 self.state[p] |= {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         grads = [p.grad for p in params]
         averages, squares = ([self.state[p][name] for p in params] for name in ("exp_avg", "exp_avg_sq"))
@@ -103,7 +103,7 @@ class BertAdam(torch.optim.Optimizer):
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
         denominators = torch._foreach_sqrt(squares)
-        torch._foreach_add_(denominators, group["eps"] * correction2)
+        torch._foreach_add_(denominators, group["eps"] * correction2)  # as torch.optim.AdamW: eps is added to the corrected root
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_addcdiv_(params, averages, denominators, -group["lr"] * correction2 / correction1)
 

@@ -131,7 +131,7 @@ class FullTokenizer:
         ids[offsets[i]:offsets[i + 1]].
         """
         ids, lengths = array.array("i"), array.array("q")
-        for batch in slices(texts, CHARACTERS_PER_SLICE):
+        for batch in slices(texts, CHARACTERS_PER_SLICE):  # each slice is one call of Rust, on all cores
             normalized = [normalize(text, self.do_lower_case) for text in batch]
             for encoding in self._rust.encode_batch_fast(normalized, add_special_tokens=False):
                 encoded = encoding.ids

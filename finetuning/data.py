@@ -42,13 +42,14 @@ def make_dataset(tokenizer, texts, labels, max_seq_length, trunc_medium=-2, max_
         head, tail = head_and_tail(budget, trunc_medium)  # also refuses a wrong value where every text fits
     text_ids, text_offsets = tokenizer.encode_batch(texts)
     text_lengths = np.diff(text_offsets)
-    kept = np.minimum(text_lengths, budget).astype(np.int64)
+    kept = np.minimum(text_lengths, budget).astype(np.int64)  # budget may be inf, a float
     fractions = np.maximum(1, -(-kept // room))  # an empty text is one sequence, too
     document_offsets = np.concatenate([[0], np.cumsum(fractions)])
+    # Every fraction is full but a document's last one.
     lengths = np.full(document_offsets[-1], max_seq_length)
     lengths[document_offsets[1:] - 1] = kept - (fractions - 1) * room + 2
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    ids = np.empty(offsets[-1], np.int32)
+    ids = np.empty(offsets[-1], np.int32)  # int32 halves the memory; a batch is int64, as embeddings want it
     ids[offsets[:-1]] = tokenizer.cls_id
     ids[offsets[1:] - 1] = tokenizer.sep_id
     for index, (start, end) in enumerate(zip(text_offsets, text_offsets[1:])):
@@ -96,7 +97,7 @@ class Dataset:
     def batches_by_length(self, num_sequences):
         """The indices of all documents in batches of like length, the shortest first: a list of arrays, each of as many
         documents as have at most `num_sequences` sequences together, but at least one."""
-        order = np.argsort(self.lengths, kind="stable")
+        order = np.argsort(self.lengths, kind="stable")  # stable: the same batches on every machine
         starts, total = [], 0
         for position, fractions in enumerate(np.diff(self.document_offsets)[order]):
             if total + fractions > num_sequences and total:
@@ -136,7 +137,7 @@ class PackedBatch:
         moved = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for name, value in moved.items():
             if isinstance(value, torch.Tensor):
-                moved[name] = value.pin_memory().to(device, non_blocking=True)
+                moved[name] = value.pin_memory().to(device, non_blocking=True)  # only pinned memory is copied so
         return PackedBatch(**moved)
 
 

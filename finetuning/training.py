@@ -126,6 +126,7 @@ def train(model, runs, recipe, execution, world, folder, state=None):
                 f"the schedule is {recipe.schedule}")
     parallel = model
     if world.size > 1:
+        # find_unused: an update sees one task, and the others' classifiers get no gradient.
         parallel = DistributedDataParallel(model, device_ids=[world.device.index] if world.device.type == "cuda" else None,
                                            gradient_as_bucket_view=True, find_unused_parameters=len(runs) > 1)
 
