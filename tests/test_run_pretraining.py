@@ -1,5 +1,6 @@
 """run_pretraining.py on a tiny BERT: Google's 20 updates, resuming to the bit, whose run it is, replicas, records,
 flags."""
+import contextlib
 import functools
 import json
 import os
@@ -26,6 +27,7 @@ from pretraining.checkpoints import fitting_values, read_checkpoint, write_check
 from pretraining.modeling_tf import BertForPreTraining, initial_values, variable_shapes
 from pretraining.optimization_tf import AdamWeightDecay
 from pretraining.records import Records, epoch_order, evaluation_batch, split, training_batch
+from runs import until
 
 sys.path.append(str(ROOT / "scripts"))
 from flags_table import parser_of  # noqa: E402
@@ -559,24 +561,45 @@ def free_ports(count):
     return ports
 
 
-@pytest.mark.long
-def test_two_processes_give_the_losses_of_one_and_the_first_writes(data, one_device, tmp_path):
-    workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
-    processes = []
+@contextlib.contextmanager
+def two_workers(data, folder, *flags, steps=6):
+    """Two processes of one run, begun; they are killed as the block ends."""
+    addresses, processes = [f"127.0.0.1:{port}" for port in free_ports(2)], []
     for index in range(2):
-        flags = flags_of(data, tmp_path / f"out{index}", "--do_eval", steps=6, config="no_dropout")
-        role = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-        processes.append(subprocess.Popen([sys.executable, "run_pretraining.py", *flags], cwd=ROOT, text=True,
-                                          env=os.environ | {"TF_CONFIG": json.dumps(role)}, stdout=subprocess.PIPE,
-                                          stderr=subprocess.STDOUT))
+        role = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        processes.append(subprocess.Popen(
+            [sys.executable, "run_pretraining.py", *flags_of(data, folder / f"out{index}", *flags, steps=steps,
+                                                             config="no_dropout")],
+            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+            | {"TF_CONFIG": json.dumps(role)}))
     try:
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        yield processes
     finally:
         for process in processes:
             process.kill()
+            process.wait()
+
+
+@pytest.mark.long
+def test_two_processes_give_the_losses_of_one_and_the_first_writes(data, one_device, tmp_path):
+    with two_workers(data, tmp_path, "--do_eval") as processes:
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert_same_run(tmp_path / "out0", one_device)
     assert not (tmp_path / "out1").exists()
+
+
+@pytest.mark.long
+def test_a_worker_that_is_killed_is_told_in_one_line_by_the_other(data, tmp_path):
+    with two_workers(data, tmp_path, steps=1_000_000) as processes:
+        until(lambda: list(tmp_path.glob("out0/model.ckpt-*.index")) or processes[0].poll() is not None)
+        processes[1].kill()
+        output = processes[0].communicate(timeout=120)[0]
+    assert processes[0].returncode == 1, output
+    lines = [line for line in output.splitlines() if line.strip() and not line.startswith(("training:", "step "))]
+    assert "error: another worker (worker 1) stopped or cannot be reached" in lines[-1], output
+    assert lines[-2].startswith("  cls/seq_relationship/output_bias"), output  # the last of what is told at the start
 
 
 # ------------------------------------------------------------------------------------------------------ records
