@@ -5,14 +5,15 @@
     python scripts/mutate_flags.py run_pretraining.bf16           # one
     python scripts/mutate_flags.py "dropout of processes"         # a switch
 
-A flag is disabled by giving its default value to the script whatever the command says, also in the processes that a test
-starts. The tests are those that tests/test_flags.py names for the flag, else the files that mention the script, without
-the long tests. Prints what became of each, and ends with status 1 if one survived: if all tests passed without it. A test
-that fails with everything in place does not count.
+A disabled flag has its default value whatever the command says, also in the processes that a test starts. The tests are
+the one that a table OBSERVED names for the flag (tests/test_flags.py and others), else the files that mention the
+script, without the long tests. Prints what became of each, and ends with status 1 if one survived: if its tests passed
+without it. A test that fails with everything in place does not count.
 """
 import argparse
 import ast
 import contextlib
+import json
 import os
 import pathlib
 import shutil
@@ -27,7 +28,8 @@ VARIABLE = "DISABLED_FLAG"  # SCRIPT[,SCRIPT...].FLAG
 FINE_TUNING = ("run_classifier_single_layer", "run_classifier_discriminative", "run_classifier_multitask")
 OTHERS = ("test_faults", "test_house", "test_preloaded", "test_readme", "test_setup")
 SWITCHES = {  # name -> (file, text in it, what takes its place, test file)
-    "dropout of processes": ("finetuning/training.py", "recipe.seed + world.rank", "recipe.seed", "test_fine_tuning.py"),
+    "dropout of processes": ("finetuning/training.py", "recipe.seed + world.rank", "recipe.seed",
+                             "test_fine_tuning.py"),
     "dropout of replicas": ("pretraining/training.py", "context.replica_id_in_sync_group * accumulation + i", "i",
                             "test_run_pretraining.py"),
 }
@@ -39,8 +41,10 @@ def docstring(script):
 
 
 def disable():
-    """From now on, the flag that the environment variable names has no effect in this process."""
-    scripts, _, flag = os.environ[VARIABLE].rpartition(".")
+    """From now on, the flag that the environment variable names, if it is set, has no effect in this process."""
+    scripts, _, flag = os.environ.get(VARIABLE, "").rpartition(".")
+    if not flag:
+        return
     manuals = [docstring(script) for script in scripts.split(",")]
     parse_known_args = argparse.ArgumentParser.parse_known_args
 
@@ -54,6 +58,25 @@ def disable():
     argparse.ArgumentParser.parse_known_args = parse_without
 
 
+def in_a_fork(function):
+    """The words that function() returns in a fork of this process, which imports libraries and nothing else."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(nowhere, stream)
+        with open(writing, "w", encoding="utf-8") as pipe:
+            pipe.write(function())
+        os._exit(0)
+    os.close(writing)
+    with open(reading, encoding="utf-8") as pipe:
+        words = pipe.read()
+    assert os.waitpid(child, 0)[1] == 0, "a fork came to grief"
+    return words
+
+
 class FirstFailure:
     """A plugin of pytest: the test that failed."""
     name = ""
@@ -64,28 +87,17 @@ class FirstFailure:
 
 
 def first_failure(tests, mutation=""):
-    """Runs tests in a fork of this process. Returns the first that fails, "" if none does."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
-            os.dup2(nowhere, stream)
-        if mutation:
-            os.environ[VARIABLE] = mutation
-            disable()
+    """Runs tests. Returns the first that fails, "" if none does."""
+    def run():
         import pytest
-        plugin = FirstFailure()
-        quick = [] if "::" in tests[0] else ["-m", "not long"]
+
+        os.environ[VARIABLE] = mutation
+        disable()
+        plugin, quick = FirstFailure(), [] if "::" in tests[0] else ["-m", "not long"]
         status = pytest.main(["-x", "-p", "no:cacheprovider", "--timeout", "300", *quick, *tests], [plugin])
-        os.write(writing, (plugin.name or ("" if status == 0 else f"pytest ended with {status}")).encode())
-        os._exit(0)
-    os.close(writing)
-    with open(reading, encoding="utf-8") as pipe:
-        name = pipe.read()
-    os.waitpid(child, 0)
-    return name
+        nothing = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)  # all were left out
+        return plugin.name or ("" if status in nothing else f"pytest ended with {status}")
+    return in_a_fork(run)
 
 
 def killer(tests, mutation):
@@ -98,35 +110,36 @@ def killer(tests, mutation):
     return None
 
 
-def tests_of(script, flag, observers):
-    """The tests that should notice: one that is named, else the files that mention the script, most often first, but for
-    those that run it for other reasons."""
-    if (script, flag) in observers:
-        file, test = observers[script, flag]
-        return [str(ROOT / "tests" / f"{file}::{test}")]
-    module = script.rpartition("/")[2]
-    mentions = {path: path.read_text(encoding="utf-8").count(module) for path in (ROOT / "tests").glob("test_*.py")
-                if path.stem not in OTHERS}
-    return [str(path) for path in sorted(mentions, key=mentions.get, reverse=True) if mentions[path]]
+def read_flags():
+    """[[scripts that have a flag, the flag, its tests], ...] for every flag that can be left out.
 
-
-def flags():
-    """{name of a mutation: (what VARIABLE is set to, its tests)} of every flag that can be left out."""
+    The tests are the one that a table OBSERVED names, else those in the files that mention the script, most often
+    first, but for files that run it for other reasons.
+    """
     import flags_table
+    import test_create_pretraining_data
     import test_flags
+    import test_generate_corpus
+    import test_run_pretraining
 
-    observers, found = test_flags.observers(), {}
-    for script in (name.removesuffix(".py") for name in flags_table.SCRIPTS):
-        for action in flags_table.parser_of(script)._actions:
-            if action.dest == "help" or action.required:
-                continue
-            scripts = FINE_TUNING if script in FINE_TUNING else (script,)
-            if any(f"{other}.{action.dest}" in found for other in scripts):
-                continue
-            having = [other for other in scripts if other == script or action.dest in
-                      {action.dest for action in flags_table.parser_of(other)._actions}]
-            found[f"{script}.{action.dest}"] = f"{','.join(having)}.{action.dest}", tests_of(script, action.dest, observers)
-    return found
+    named = {key: f"{file}::{test}" for key, (file, test) in test_flags.observers().items()}
+    for module in (test_create_pretraining_data, test_generate_corpus, test_run_pretraining):
+        script = module.__name__.removeprefix("test_")
+        named |= {key if isinstance(key, tuple) else (script, key): f"{module.__name__}.py::{test}"
+                  for key, test in module.OBSERVED.items()}
+    scripts = [script.removesuffix(".py") for script in flags_table.SCRIPTS]
+    flags = {script: [action.dest for action in flags_table.parser_of(script)._actions
+                      if action.dest != "help" and not action.required] for script in scripts}
+    found = {}
+    for script in scripts:
+        for flag in flags[script]:
+            same = [other for other in FINE_TUNING if flag in flags[other]] if script in FINE_TUNING else [script]
+            mentions = {path: path.read_text(encoding="utf-8").count(script.rpartition("/")[2])
+                        for path in (ROOT / "tests").glob("test_*.py") if path.stem not in OTHERS}
+            files = [path.name for path in sorted(mentions, key=mentions.get, reverse=True) if mentions[path]]
+            tests = [named[script, flag]] if (script, flag) in named else files
+            found.setdefault((tuple(same), flag), [str(ROOT / "tests" / test) for test in tests])
+    return json.dumps([[*key, tests] for key, tests in found.items()])
 
 
 def failing_in_a_copy(file, old, new, tests):
@@ -163,13 +176,11 @@ def main():
     import torch  # noqa: F401
     import conftest
     import preloaded
-    mutations = {name: mutation for name, mutation in flags().items()
-                 if not wanted or name in wanted or name.rpartition(".")[0] in wanted}
+    mutations = [(scripts, flag, tests) for scripts, flag, tests in json.loads(in_a_fork(read_flags))
+                 if not wanted or {*scripts, *(f"{script}.{flag}" for script in scripts)} & set(wanted)]
     switches = {name: switch for name, switch in SWITCHES.items() if not wanted or name in wanted}
-    unknown = [name for name in wanted if name not in switches and name not in mutations
-               and not any(key.startswith(f"{name}.") for key in mutations)]
-    if unknown:
-        parser.error(f"there is no {unknown[0]}")
+    if not mutations and not switches:
+        parser.error(f"there is no {' or '.join(wanted)}")
     survivors = []
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -177,11 +188,11 @@ def main():
         stack.enter_context(preloaded.open_session(os.environ[conftest.SESSION]))  # one for all sessions of pytest
         pathlib.Path(folder, "sitecustomize.py").write_text(SITECUSTOMIZE)
         os.environ["PYTHONPATH"] = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
-        for name, (mutation, tests) in mutations.items():
-            report(name, lambda: killer(tests, mutation), survivors)
+        for scripts, flag, tests in mutations:
+            report(f"{scripts[0]}.{flag}", lambda: killer(tests, f"{','.join(scripts)}.{flag}"), survivors)
     for name, (file, old, new, tests) in switches.items():
         report(name, lambda: failing_in_a_copy(file, old, new, tests), survivors)
-    print(f"{len(mutations) + len(switches)} disabled, {len(survivors)} survived" + "".join(f"\n  {s}" for s in survivors))
+    print(f"{len(mutations) + len(switches)} disabled, {len(survivors)} survived", *survivors, sep="\n  ")
     sys.exit(bool(survivors))
 
 
