@@ -56,6 +56,7 @@ class RunFolder:
                 raise UserError(f"{self.path} holds a run of another script (run.json says {found['kind']}, needed is "
                                 f"{self.kind})")
             check_schema(found, RUN_SCHEMA, self.record)
+            check_schema(found.get("resumed", []), [{"flags": dict}], f"{self.record}, resumed")
         except UserError as error:
             raise UserError(f"--output_dir: {error}; name another folder") from None
         return found

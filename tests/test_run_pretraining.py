@@ -454,7 +454,8 @@ def test_overwriting_deletes_the_other_run_and_nothing_else(data, undisturbed, t
 @pytest.mark.parametrize("flags", [["--overwrite_output_dir"], ["--do_eval", "--do_train=False"]])
 @pytest.mark.parametrize("content, words", [
     ('{"kind": "fine-tuning", "recipe": {}, "flags": {}}', "holds a run of another script"),
-    ('{"kind": "further pre-training", "flags": {}}', "run.json has no recipe"), ("", "run.json is not whole JSON")])
+    ('{"kind": "further pre-training", "flags": {}}', "run.json has no recipe"),
+    ('{"kind": "further pre-training", "flags": {}, "recipe": {}, "resumed": [{}]}', "resumed, .0. has no flags"), ("", "run.json is not whole JSON")])
 def test_a_run_of_another_script_is_not_overwritten(data, tmp_path, pretrain, flags, content, words):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(UserError, match=words):
