@@ -19,12 +19,14 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FOLDERS = ("", "data", "scripts")  # of scripts
-IMPORTED = ("tensorflow torch torch._dynamo torch.distributed.run spacy.lang.en numpy safetensors.torch sklearn.metrics tokenizers pooch requests "
-            "tensorboard.summary.writer.record_writer tensorboard.compat.proto.event_pb2 matplotlib.pyplot "
-            "tokenization tasks modeling optimization pretraining.checkpoints pretraining.training finetuning.command").split()
+IMPORTED = ("tensorflow torch torch._dynamo torch.distributed.run numpy safetensors.torch sklearn.metrics tokenizers "
+            "pooch requests spacy.lang.en matplotlib.pyplot tensorboard.summary.writer.record_writer "
+            "tensorboard.compat.proto.event_pb2 tokenization tasks modeling optimization pretraining.checkpoints "
+            "pretraining.training finetuning.command").split()
 SECONDS = 120  # that a run may take
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "os.symlink")  # audit events
@@ -44,9 +46,10 @@ class Faults:
     """The process that forks. A context."""
 
     def __enter__(self):
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1",
-                                    "CUDA_VISIBLE_DEVICES": ""}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1",
+                                    "TF_NUM_INTEROP_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
+        self.number = 0
         self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         text=True, env=environment)
         return self
@@ -55,14 +58,18 @@ class Faults:
         """Runs a script, `run_pretraining` or `data/download`, as a user would, and returns its Outcome.
 
         kill_at: the number, from 1, of the file event in the folder `watch` before which it is killed: opening for
-        writing, renaming, removing, ... . file_size: bytes that no file may be longer than; at more, writing fails as on
-        a full disk, or, with die_of_size, the process is killed in the middle of it.
+        writing, renaming, removing, ... . file_size: bytes that no file may be longer than; at more, writing fails as
+        on a full disk, or, with die_of_size, the process is killed in the middle of it.
         """
-        request = {"script": script, "flags": list(map(str, flags)), "watch": str(watch), "kill_at": kill_at,
-                   "file_size": file_size, "die_of_size": die_of_size}
+        self.number += 1
+        request = {"number": self.number, "script": script, "flags": list(map(str, flags)), "watch": str(watch),
+                   "kill_at": kill_at, "file_size": file_size, "die_of_size": die_of_size}
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        return Outcome(**json.loads(self.process.stdout.readline()))
+        number = 0
+        while number < self.number:  # a test that was stopped did not wait for the answer to its last request
+            number, fields = json.loads(self.process.stdout.readline())
+        return Outcome(**fields)
 
     def __exit__(self, *exception):
         self.process.stdin.close()
@@ -81,7 +88,8 @@ def serve():
             importlib.import_module(name)
     assert len(os.listdir("/proc/self/task")) == 1, "a fork would have one of several threads"
     for line in sys.stdin:
-        answers.write(json.dumps(fork(json.loads(line))) + "\n")
+        request = json.loads(line)
+        answers.write(json.dumps([request["number"], fork(request)]) + "\n")
         answers.flush()
 
 
@@ -115,8 +123,12 @@ def fork(request):
 
 def play(request, counts):
     """Makes of this fork the script's process; it does not return."""
+    import tensorflow
     import torch
     torch.set_num_threads(1)
+    if os.path.basename(request["script"]) == "run_pretraining":
+        tensorflow.config.run_functions_eagerly(True)  # a few steps take longer to trace than to run
+        warnings.filterwarnings("ignore", "Even though the .*eagerly", UserWarning)
     sys.stdout = open(1, "w", closefd=False)
     sys.stderr = open(2, "w", buffering=1, closefd=False)
     script, status, events = request["script"], 0, 0
