@@ -228,11 +228,12 @@ def add_document(instances, corpus, order, document_index, tokenizer, masking, r
         if sentence == last - 1 or offsets[sentence + 1] - offsets[chunk] >= target_length:
             chunk_length = sentence + 1 - chunk
             middle = chunk + (rng.randint(1, chunk_length - 1) if chunk_length >= 2 else 1)
+            # from here on rng is asked in Google's order: random or not, document, sentence, truncation, masks
             a = offsets[chunk], offsets[middle]
             is_random_next = chunk_length == 1 or rng.random() < 0.5
             if is_random_next:
                 b = random_next(corpus, order, document_index, target_length - (a[1] - a[0]), rng)
-                sentence = middle - 1
+                sentence = middle - 1  # the sentences that would have followed A are used again
             else:
                 b = offsets[middle], offsets[sentence + 1]
             (a_start, a_end), (b_start, b_end) = truncate_seq_pair(a, b, max_num_tokens, rng)
@@ -250,6 +251,7 @@ def create_training_instances(corpus, tokenizer, recipe, dupe_factor, rng):
 
     Returns (Instances, order): the instances as they were made, and the shuffled order in which they are written.
     """
+    # Google shuffles the documents first and the instances at the end; both shuffles draw from rng
     order = array.array("q", range(corpus.num_documents))
     rng.shuffle(order)
     instances, masking = Instances(), Masking(tokenizer, recipe)

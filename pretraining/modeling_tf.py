@@ -86,7 +86,8 @@ class BertForPreTraining:
                           for name, shape in variable_shapes(config).items()}
 
     def weight(self, name):
-        """The variable `name` in the type that is computed in."""
+        """The variable `name` in the type that is computed in. It is cast at each use, and stays float32 itself: most
+        updates are smaller than the distance of two bfloat16 numbers."""
         return tf.cast(self.variables[name], self.compute_dtype)
 
     def dense(self, x, name):
@@ -116,7 +117,7 @@ class BertForPreTraining:
         sites = iter(range(3 * config.num_hidden_layers + 1))
 
         def dropout(x, rate):
-            site = next(sites)
+            site = next(sites)  # counted also where nothing is dropped: a rate of 0 leaves the other sites' draws alone
             if not training or rate == 0:
                 return x
             site_seed = tf.random.experimental.stateless_fold_in(seed, site)
@@ -128,7 +129,7 @@ class BertForPreTraining:
         def attention(x, layer, mask_scores):
             query, key, value = (by_head(self.dense(x, f"{layer}/attention/self/{part}"))
                                  for part in ("query", "key", "value"))
-            scores = tf.matmul(query, key, transpose_b=True) * (1.0 / math.sqrt(head_size))
+            scores = tf.matmul(query, key, transpose_b=True) * (1.0 / math.sqrt(head_size))  # scaled last, as Google's
             probabilities = tf.cast(tf.nn.softmax(tf.cast(scores, tf.float32) + mask_scores), x.dtype)
             probabilities = dropout(probabilities, config.attention_probs_dropout_prob)
             context = tf.transpose(tf.matmul(probabilities, value), [0, 2, 1, 3])
@@ -141,7 +142,7 @@ class BertForPreTraining:
                                  [batch, length, config.hidden_size])
         embeddings += self.variables["bert/embeddings/position_embeddings"][:length]
         x = self.layer_norm(tf.reshape(embeddings, [batch * length, config.hidden_size]), "bert/embeddings")
-        x = dropout(x, config.hidden_dropout_prob)
+        x = dropout(x, config.hidden_dropout_prob)  # x is [batch * length, hidden]: each product is one of two matrices
         mask_scores = (1.0 - tf.cast(input_mask, tf.float32))[:, tf.newaxis, tf.newaxis, :] * MASKED_SCORE
         layers = [x]
         for i in range(config.num_hidden_layers):
@@ -162,7 +163,7 @@ class BertForPreTraining:
         chosen = tf.reshape(tf.gather(sequence_output, positions, batch_dims=1), [-1, self.config.hidden_size])
         x = self.activation(self.dense(chosen, "cls/predictions/transform/dense"))
         x = self.layer_norm(x, "cls/predictions/transform")
-        logits = tf.matmul(x, self.weight("bert/embeddings/word_embeddings"), transpose_b=True)
+        logits = tf.matmul(x, self.weight("bert/embeddings/word_embeddings"), transpose_b=True)  # no matrix of its own
         logits = tf.cast(logits, tf.float32) + self.variables["cls/predictions/output_bias"]
         return tf.reshape(logits, [batch, predictions, self.config.vocab_size])
 

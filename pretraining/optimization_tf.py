@@ -61,6 +61,7 @@ class AdamWeightDecay:
         norm = tf.linalg.global_norm(gradients)
         gradients, _ = tf.clip_by_global_norm(gradients, CLIP_NORM, use_norm=norm)
         rate = self.learning_rate()
+        # each variable's new slots are computed before either is assigned: an assignment would show in what follows it
         for (name, variable), gradient in zip(self.variables.items(), gradients, strict=True):
             first, second = self.slots[f"{name}/adam_m"], self.slots[f"{name}/adam_v"]
             next_first = BETA_1 * first + (1.0 - BETA_1) * gradient

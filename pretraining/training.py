@@ -82,16 +82,19 @@ def make_train_steps(strategy, model, optimizer, accumulation=1, random_seed=0, 
             masked_lm = sums["masked_lm_loss"] / features["masked_lm_denominator"]
             next_sentence = sums["next_sentence_loss"] / features["num_examples"]
             loss = masked_lm + next_sentence
+        # that of the word embeddings may come as rows of a sparse matrix; micro-batches and replicas add dense ones
         gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, variables)]
         return gradients, tf.stack([loss, masked_lm, next_sentence])
 
     apply = optimizer.apply
-    if xla:
+    if xla:  # in two parts: the sum over the replicas between them is the strategy's, and is not compiled
         gradients_and_losses = tf.function(gradients_and_losses, autograph=False, jit_compile=True)
         apply = tf.function(apply, autograph=False, jit_compile=True)
 
     def update(features, stop):
         context = tf.distribute.get_replica_context()
+        # Dropout is a function of seed, update and part of the batch: the same after a resume, another one with another
+        # number of parts (command.WATCHED_FLAGS)
         step_seed = tf.stack([random_seed, tf.cast(optimizer.global_step, tf.int32)])
 
         def micro_batch(i):
@@ -104,12 +107,13 @@ def make_train_steps(strategy, model, optimizer, accumulation=1, random_seed=0, 
             return i + 1, [total + more for total, more in zip(gradients, more_gradients)], losses + more_losses
 
         gradients, losses = micro_batch(0)
-        if accumulation > 1:
+        if accumulation > 1:  # a loop of the graph: one of Python would keep all micro-batches' activations
             _, gradients, losses = tf.while_loop(lambda i, *_: i < accumulation, add_micro_batch,
                                                  [tf.constant(1), gradients, losses])
         sums = tf.concat([losses, [stop]], 0)
+        # parts are divided by the whole batch's denominators, so their plain sum is the batch's gradient and loss
         *gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, sums])
-        learning_rate = optimizer.learning_rate()
+        learning_rate = optimizer.learning_rate()  # of this update: apply counts it
         gradient_norm = apply(gradients)
         return tf.concat([sums[:3], [gradient_norm, learning_rate], sums[3:]], 0)
 
@@ -171,7 +175,7 @@ def train(strategy, model, optimizer, records, recipe, pace, output_dir):
             window += rows[:, :-1].tolist() if output_dir else []
             if output_dir and (step % pace.log_steps == 0 or step == total):
                 now = time.perf_counter()
-                means = np.mean(np.asarray(window, np.float32), 0).tolist()
+                means = np.mean(np.asarray(window, np.float32), 0).tolist()  # float32 after a resume too: same digits
                 log.write("train", step, dict(zip(TRAIN_METRICS, means))
                           | {"steps_per_second": (step - timed_step) / (now - timed_at)})
                 window, timed_step, timed_at = [], step, now
@@ -222,7 +226,7 @@ def evaluate(strategy, model, records, batch_size, max_batches, show_bar):
     iterator = distribute(strategy, records, batch_of_step, steps, padded_size)
     rows = np.array([evaluation_step(iterator).numpy()
                      for _ in tqdm(steps, "evaluation", unit="batch", disable=not show_bar, mininterval=BAR_SECONDS)],
-                    np.float64)
+                    np.float64)  # sums of many batches; float32 would lose the later ones' last digits
     masked_lm_loss, masked_lm_correct, masked, next_sentence_loss, next_sentence_correct, examples = rows.T
     losses = masked_lm_loss / (masked + DENOMINATOR_EPSILON) + next_sentence_loss / examples
     num_masked = masked.sum() or 1.0  # without a masked token both masked-LM figures are 0

@@ -455,7 +455,8 @@ def test_overwriting_deletes_the_other_run_and_nothing_else(data, undisturbed, t
 @pytest.mark.parametrize("content, words", [
     ('{"kind": "fine-tuning", "recipe": {}, "flags": {}}', "holds a run of another script"),
     ('{"kind": "further pre-training", "flags": {}}', "run.json has no recipe"),
-    ('{"kind": "further pre-training", "flags": {}, "recipe": {}, "resumed": [{}]}', "resumed, .0. has no flags"), ("", "run.json is not whole JSON")])
+    ('{"kind": "further pre-training", "flags": {}, "recipe": {}, "resumed": [{}]}', "resumed, .0. has no flags"),
+    ("", "run.json is not whole JSON")])
 def test_a_run_of_another_script_is_not_overwritten(data, tmp_path, pretrain, flags, content, words):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(UserError, match=words):
@@ -837,7 +838,8 @@ SETTING = "test_a_wrong_setting_is_refused_before_anything_is_written"
 OBSERVED = {  # flag -> the test that fails where it does nothing; scripts/mutate_flags.py tries that
     **dict.fromkeys(("eval_file", "max_seq_length", "max_predictions_per_seq", "do_train", "do_eval", "output_dir",
                      "save_checkpoints_steps", "keep_checkpoint_max", "log_steps"), LEARNS),
-    **dict.fromkeys(("input_file", "gelu", "vocab_file", "learning_rate", "num_warmup_steps", "train_batch_size"), REFUSED),
+    **dict.fromkeys(("input_file", "gelu", "vocab_file", "learning_rate", "num_warmup_steps", "train_batch_size"),
+                    REFUSED),
     "num_train_steps": "test_the_loop_gets_what_the_flags_say",
     **dict.fromkeys(("gradient_accumulation_steps", "bf16", "xla", "deterministic"), SPEED),
     **dict.fromkeys(("tpu_name", "tpu_zone", "gcp_project", "num_tpu_cores"), TPU),
