@@ -89,8 +89,10 @@ class FirstFailure:
 def first_failure(tests, mutation=""):
     """Runs tests. Returns the first that fails, "" if none does."""
     def run():
+        import conftest
         import pytest
 
+        os.chdir(os.environ[conftest.SESSION])  # a command without --output_dir may write where it is
         os.environ[VARIABLE] = mutation
         disable()
         plugin, quick = FirstFailure(), [] if "::" in tests[0] else ["-m", "not long"]
