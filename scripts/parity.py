@@ -9,7 +9,6 @@ import functools
 import gzip
 import hashlib
 import json
-import os
 import pathlib
 import random
 import re
@@ -21,7 +20,6 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tasks
 from common.configuration import BertConfig

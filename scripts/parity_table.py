@@ -21,7 +21,9 @@ from parity import (ACTIVATIONS, BOUNDS, CONVERSION_BOUND, FINE_TUNINGS, GOLDENS
                     differences_of_training, fine_tune, fine_tuning_differences, make_classifier, make_records,
                     our_name, pretrain, pretraining_differences, read_json, small_records, small_tokenizer, token_lists)
 
-from common.configuration import BertConfig  # parity has put the project's root on the path
+# parity has put the project's root on the path
+from common.command_line import tensorflow_start_up
+from common.configuration import BertConfig
 from pretraining.instances import Recipe
 from tokenization import FullTokenizer
 
@@ -230,6 +232,8 @@ def corpus_rows():
 
 
 def main():
+    with tensorflow_start_up():  # quietly, for a table that may be pasted
+        import tensorflow  # noqa: F401
     print("| what | held against | compared | largest difference |\n|---|---|---|---|", flush=True)
     wrong, skipped = 0, []
     for rows in (token_rows, record_rows, training_rows, conversion_rows, shared_rows):

@@ -101,6 +101,15 @@ def test_a_converted_checkpoint_gives_tensorflows_outputs_to_1e_5(peer):
     assert_within_bounds(differences, dict.fromkeys(differences, parity.CONVERSION_BOUND))
 
 
+def test_what_is_absent_is_said(monkeypatch, tmp_path):
+    import parity_table
+    monkeypatch.setattr(parity_table, "SHARED", tmp_path)
+    monkeypatch.setattr(parity_table.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(parity_table, "conversion_differences", lambda *arguments: {"masked LM": 0.0})
+    assert list(parity_table.shared_rows()) == ["the rows on larger data: the folder ../shared/goldens is absent"]
+    assert str(list(parity_table.conversion_rows())[1]).startswith("conversion, `transformers`: it is not installed")
+
+
 def test_the_table_marks_a_row_beyond_its_bound_and_fails(monkeypatch, capsys):
     import parity_table
     rows = [parity_table.Row("a", "b", "c", {"x": 2e-5}, {"x": 1e-5}), parity_table.Row("d", "b", "c", {"y": 0}),
