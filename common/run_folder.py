@@ -143,6 +143,7 @@ class MetricsLog:
             try:
                 line = parse_json(raw, f"{self.path}:{number}")
                 check_schema(line, LINE_SCHEMA, f"{self.path}:{number}")
+                check_schema(line.get("epoch", 0), int, f"{self.path}:{number}, epoch")  # `keep` compares it
             except UserError as error:
                 if number < len(lines) or raw.endswith(b"\n"):  # else a killed process left half of it
                     print(f"{error}; the line is dropped")
