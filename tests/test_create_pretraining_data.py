@@ -269,7 +269,7 @@ def test_files_hold_the_records_in_turn(tmp_path, tokenizer, corpus, monkeypatch
     assert words == (tmp_path / "words2.tfrecord").read_bytes() != paths[0].read_bytes()
 
 
-OBSERVED = {  # flag -> the test that fails where it does nothing; scripts/mutate_flags.py tries that
+OBSERVED = {  # flag -> the test that fails where it does nothing; tests/mutate_flags.py tries that
     **dict.fromkeys(("input_file", "output_file"), "test_files_hold_the_records_in_turn"),
     **dict.fromkeys(("vocab_file", "do_lower_case", "max_seq_length", "max_predictions_per_seq", "masked_lm_prob",
                      "short_seq_prob", "do_whole_word_mask", "dupe_factor", "random_seed"),

@@ -1,6 +1,6 @@
 """Every flag of the fine-tuning scripts and of the converter has something to be seen by that is there only if it acts.
 
-OBSERVED names the test that fails where a flag does nothing; scripts/mutate_flags.py tries that.
+OBSERVED names the test that fails where a flag does nothing; tests/mutate_flags.py tries that.
 """
 import ast
 import math

@@ -438,7 +438,7 @@ def test_real_chinese_articles_keep_their_text_and_end_sentences_at_the_separato
         assert all(sentence[-1] in "。？！" and not set("。？！") & set(sentence.rstrip("。？！")) for sentence in sentences_[:-1])
 
 
-OBSERVED = {  # (script, flag) -> the test that fails where it does nothing; scripts/mutate_flags.py tries that
+OBSERVED = {  # (script, flag) -> the test that fails where it does nothing; tests/mutate_flags.py tries that
     ("generate_corpus_agnews", "data_dir"): "test_the_next_step_reads_the_same_documents",
     ("generate_corpus_agnews", "output_dir"): "test_the_next_step_reads_the_same_documents",
     ("generate_corpus_agnews", "spacy_model"): "test_a_model_splits_by_its_own_rules",

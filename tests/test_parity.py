@@ -1,10 +1,9 @@
-"""Parity with Google's and the authors' code on goldens that lie in this repository: tests/goldens, scripts/parity.py.
+"""Parity with Google's and the authors' code on goldens that lie in this repository: tests/goldens, tests/parity.py.
 
 Tokens, records, ids, labels and groups are equal; what is computed is within parity.BOUNDS, 1e-5 relative, and 1e-4 where
 there is little but rounding. Larger goldens, in ../shared, have tests beside what they test.
 """
 import functools
-import sys
 import unicodedata
 
 import numpy as np
@@ -13,7 +12,6 @@ import tensorflow as tf
 
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "scripts"))
 import optimization
 import parity
 from common.configuration import BertConfig

@@ -835,7 +835,7 @@ def test_errors_are_one_line_on_the_shell(refused, data, tmp_path):
 LEARNS, REFUSED = "test_a_run_learns_and_writes_what_the_next_steps_expect", "test_the_folder_of_another_run_is_refused"
 SPEED, TPU = "test_speed_flags_act_and_change_losses_by_rounding_only", "test_the_tpu_that_the_flags_name_is_asked_for"
 SETTING = "test_a_wrong_setting_is_refused_before_anything_is_written"
-OBSERVED = {  # flag -> the test that fails where it does nothing; scripts/mutate_flags.py tries that
+OBSERVED = {  # flag -> the test that fails where it does nothing; tests/mutate_flags.py tries that
     **dict.fromkeys(("eval_file", "max_seq_length", "max_predictions_per_seq", "do_train", "do_eval", "output_dir",
                      "save_checkpoints_steps", "keep_checkpoint_max", "log_steps"), LEARNS),
     **dict.fromkeys(("input_file", "gelu", "vocab_file", "learning_rate", "num_warmup_steps", "train_batch_size"),

@@ -1,9 +1,9 @@
 """Disables each flag in turn, and each of a few switches inside the libraries, and expects that a test fails.
 
-    python scripts/mutate_flags.py                                # all of them: hours, for a night or a weekend
-    python scripts/mutate_flags.py run_pretraining                # a script's flags
-    python scripts/mutate_flags.py run_pretraining.bf16           # one
-    python scripts/mutate_flags.py "dropout of processes"         # a switch
+    python tests/mutate_flags.py                                # all of them: hours, for a night or a weekend
+    python tests/mutate_flags.py run_pretraining                # a script's flags
+    python tests/mutate_flags.py run_pretraining.bf16           # one
+    python tests/mutate_flags.py "dropout of processes"         # a switch
 
 A disabled flag has its default value whatever the command says, also in the processes that a test starts. The tests are
 the one that a table OBSERVED names for the flag (tests/test_flags.py and others), else the files that mention the
@@ -33,7 +33,7 @@ SWITCHES = {  # name -> (file, text in it, what takes its place, test file)
     "dropout of replicas": ("pretraining/training.py", "context.replica_id_in_sync_group * accumulation + i", "i",
                             "test_run_pretraining.py"),
 }
-SITECUSTOMIZE = f"import sys\nsys.path.append({str(ROOT / 'scripts')!r})\nimport mutate_flags\nmutate_flags.disable()\n"
+SITECUSTOMIZE = f"import sys\nsys.path.append({str(ROOT / 'tests')!r})\nimport mutate_flags\nmutate_flags.disable()\n"
 
 
 def docstring(script):
@@ -171,7 +171,7 @@ def main():
     parser.add_argument("names", nargs="*", metavar="SCRIPT[.FLAG] or switch")
     wanted = parser.parse_args().names
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
     from common.command_line import tensorflow_start_up
     with tensorflow_start_up():
         import tensorflow  # noqa: F401

@@ -2,7 +2,7 @@
 
 tests/goldens holds what both gave for the project's own sample and a tiny BERT; its README.md says how that was made.
 The functions here do the same with this project and return the differences: tests/test_parity.py holds them to BOUNDS,
-scripts/parity_table.py prints them.
+tests/parity_table.py prints them.
 """
 import dataclasses
 import functools
