@@ -103,7 +103,7 @@ class BertAdam(torch.optim.Optimizer):
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
         denominators = torch._foreach_sqrt(squares)
-        torch._foreach_add_(denominators, group["eps"] * correction2)  # of a group: late parameters count as if gradients had been 0
+        torch._foreach_add_(denominators, group["eps"] * correction2)  # as torch.optim.AdamW, on the corrected root
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_addcdiv_(params, averages, denominators, -group["lr"] * correction2 / correction1)
 

@@ -56,7 +56,7 @@ def find_inputs(args):
     recipe = {f"--{name}": getattr(args, name) for name in RECIPE_FLAGS}
     recipe["--init_checkpoint"] = digest_of_checkpoint(args.init_checkpoint)
     recipe["--vocab_file"] = vocab_file and digest_of_file(vocab_file)
-    recipe |= {f"bert_config.json {key}": value for key, value in config.to_dict().items()}
+    recipe |= config.identity()
     return Inputs(config, files, eval_files, vocab_file, recipe)
 
 
