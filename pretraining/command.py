@@ -140,7 +140,7 @@ def run(args, inputs, role, folder):
     results = None
     if folder and args.do_eval:
         settings = {f"--{name}": getattr(args, name) for name in EVALUATION_FLAGS}
-        settings |= {"records": eval_records.identity, "config": config.to_dict(),
+        settings |= {"records": eval_records.identity, "config": config.identity(),
                      "seed of new heads": args.random_seed if start.new and not args.do_train else None}
         results = read_evaluation(folder.path, settings | {"weights": digest_of_checkpoint(final)})
 
