@@ -44,7 +44,7 @@ def load_splitter(spacy_model, generation=0):
             nlp = spacy.load(spacy_model)
         except (OSError, ImportError, ValueError) as error:
             remedy = (f"it does not load: {error}" if os.path.exists(spacy_model) else
-                    f"it is not installed; python -m spacy download {spacy_model}")
+                      f"it is not installed; python -m spacy download {spacy_model}")
             raise UserError(f"--spacy_model {spacy_model}: {remedy}") from None
         nlp.select_pipes(enable=[name for name in nlp.pipe_names if name in NEEDED_PIPES])
         if SPLITTING_PIPES.isdisjoint(nlp.pipe_names):
