@@ -176,15 +176,17 @@ def run_seed(args, inputs, rates, recipe, folder, found, train_sets, test_sets, 
             for index, sets in enumerate(zip(train_sets, test_sets))]
     flags = vars(args) | {"num_processes": world.size}
     checkpoint = os.path.join(folder.path, "checkpoint.pt")
-    state = None
+    state = world.together(read_checkpoint, checkpoint) if found and os.path.exists(checkpoint) else None
     if found is None:
         world.on_main(begin, args, inputs, folder, recipe, flags, world)
-    elif os.path.exists(checkpoint):
-        state = read_checkpoint(checkpoint)
-        note = world.on_main(folder.resume, found, state["progress"]["global_step"], flags, WATCHED)
-        world.print(f"going on after update {state['progress']['global_step']} from {checkpoint}")
+
+    def resumed():
+        step = state["progress"]["global_step"]
+        note = world.on_main(folder.resume, found, step, flags, WATCHED)
+        world.print(f"going on after update {step} from {checkpoint}")
         if note:
             world.print(note)
+
     if state is None:
         world.print(*lines, sep="\n")
         for run in runs:
@@ -192,7 +194,7 @@ def run_seed(args, inputs, rates, recipe, folder, found, train_sets, test_sets, 
     held_out = f", {sum(len(run.evaluated) for run in runs):,} held out" if args.dev_fraction else ""
     world.print(f"seed {recipe['seed']}: {sum(len(run.train) for run in runs):,} training examples{held_out}")
     of_this_run = fields_of(Recipe, args, seed=recipe["seed"], layer_rates=rates[0], embeddings_rate=rates[1])
-    result = train(model, runs, of_this_run, fields_of(Execution, args), world, folder.path, state)
+    result = train(model, runs, of_this_run, fields_of(Execution, args), world, folder.path, state, resumed)
     if world.main:
         write_json(os.path.join(folder.path, "results.json"), result)
         remove(checkpoint)

@@ -98,11 +98,11 @@ CHECKPOINT_SCHEMA = {"model": dict, "optimizer": dict, "scheduler": dict, "progr
                      "random_states": [[object]]}
 
 
-def train(model, runs, recipe, execution, world, folder, state=None):
+def train(model, runs, recipe, execution, world, folder, state=None, resumed=None):
     """Fine-tunes a MultiTaskModel into `folder`, or goes on with a stopped run.
 
-    runs: a TaskRun for each of the model's classifiers. state: what `read_checkpoint` gives of a stopped run. Returns the
-    figures of results.json. Raises UserError where the loss or the model is no longer finite; ends the process, after
+    runs: a TaskRun for each of the model's classifiers. state: what `read_checkpoint` gives of a stopped run; resumed()
+    is called once it is taken over. Returns the figures of results.json. Raises UserError where the loss or the model is no longer finite; ends the process, after
     saving, on SIGTERM or Ctrl-C.
     """
     checkpoint = os.path.join(folder, "checkpoint.pt")
@@ -118,7 +118,9 @@ def train(model, runs, recipe, execution, world, folder, state=None):
     scheduler = LambdaLR(optimizer, factor)
     torch.manual_seed(recipe.seed + world.rank)  # dropout differs between processes
     progress = resume(state, model, optimizer, scheduler, recipe.seed, world, checkpoint) if state else Progress()
-    if state is None:
+    if state:
+        resumed()
+    else:
         world.print(describe_groups(optimizer.param_groups))
     world.print(f"{t_total:,} updates of {recipe.train_batch_size} examples, over {world.size} process(es) x "
                 f"{execution.gradient_accumulation_steps} micro-batch(es) on {world.device.type}, from update "

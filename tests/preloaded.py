@@ -22,7 +22,7 @@ PRELOADED = ("numpy", "torch", "torch._dynamo", "torch.distributed.run", "tensor
              "tensorboard.compat.proto.event_pb2", "spacy", "matplotlib.pyplot")
 # Variables, by their beginnings, that are read once, as Python or a library loads. PYTHONPATH and OMP_NUM_THREADS are
 # imitated.
-READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "MPL", "OPENBLAS_", "MKL_", "TF_USE_LEGACY_KERAS")
+READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "MPL", "OPENBLAS_", "MKL_")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 LIMITS = sorted(number for name, number in vars(resource).items() if name.startswith("RLIMIT_"))
 GONE = 250  # exit status of a client whose server is gone
@@ -127,7 +127,7 @@ def serve(listener, lifeline):
 
     listener, lifeline = socket.socket(fileno=int(listener)), int(lifeline)
     at_start = read_at_start(os.environ)
-    os.environ["TF_USE_LEGACY_KERAS"] = "1"  # as common.command_line.tensorflow_start_up does
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"  # as common.command_line.tensorflow_start_up does in every script, and in tests
     for name in PRELOADED:
         importlib.import_module(name)
     num_threads = len(os.listdir("/proc/self/task"))
