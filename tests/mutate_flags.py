@@ -64,6 +64,7 @@ def in_a_fork(function):
     child = os.fork()
     if child == 0:
         os.close(reading)
+        os.setsid()  # a test may send signals to its group
         nowhere = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(nowhere, stream)
