@@ -71,10 +71,10 @@ def test_damaged_word_lists_are_refused_in_one_line_that_names_them(tmp_path, mo
 
 
 def test_the_sample_is_written_in_each_task_s_format(tmp_path, monkeypatch):
-    call(monkeypatch, DATA / "make_task_samples.py", "--output_dir", tmp_path, "--num_train", 40)
+    call(monkeypatch, DATA / "make_task_samples.py", "--output_dir", tmp_path, "--num_train", 40, "--num_test", 48)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(tasks.TASKS)
     for task in tasks.TASKS.values():
-        for split, count in (("train", 40), ("test", 32)):
+        for split, count in (("train", 40), ("test", 48)):
             texts, labels = tasks.read_examples(task, tmp_path / task.name, split)
             assert len(texts) == count and len(set(texts)) > count / 2
             assert len(set(labels)) == len(task.labels), task.name
