@@ -93,7 +93,8 @@ class Progress:
 
 
 PROGRESS_SCHEMA = {"epoch": int, "update": int, "global_step": int, "loss_sum": float, "train_seconds": float,
-                   "window": [[float]], "evaluations": {str: [dict]}}
+                   "window": [[float]],
+                   "evaluations": {str: [{"epoch": int, "global_step": int, "loss": float, str: float}]}}
 CHECKPOINT_SCHEMA = {"model": dict, "optimizer": dict, "scheduler": dict, "progress": PROGRESS_SCHEMA,
                      "random_states": [[object]]}
 
@@ -102,8 +103,8 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
     """Fine-tunes a MultiTaskModel into `folder`, or goes on with a stopped run.
 
     runs: a TaskRun for each of the model's classifiers. state: what `read_checkpoint` gives of a stopped run; resumed()
-    is called once it is taken over. Returns the figures of results.json. Raises UserError where the loss or the model is no longer finite; ends the process, after
-    saving, on SIGTERM or Ctrl-C.
+    is called once it is taken over. Returns the figures of results.json. Raises UserError where the loss or the model is no
+    longer finite; ends the process, after saving, on SIGTERM or Ctrl-C.
     """
     checkpoint = os.path.join(folder, "checkpoint.pt")
     sizes = [len(run.train) for run in runs]
@@ -287,10 +288,19 @@ def read_checkpoint(path):
 def resume(state, model, optimizer, scheduler, seed, world, path):
     """Takes over the state of a stopped run, read from the file `path`. Returns its Progress."""
     try:
+        for part, fresh in ((state["optimizer"]["param_groups"], optimizer.state_dict()["param_groups"]),
+                            (state["scheduler"], scheduler.state_dict())):  # torch takes anything here
+            if not has_form_of(part, fresh):
+                raise ValueError("the state of optimizer or schedule has another form")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
+        for parameter, moments in optimizer.state.items():  # and here
+            if not has_form_of(moments, dict.fromkeys(("exp_avg", "exp_avg_sq"), parameter)):
+                raise ValueError("the optimizer's moments have other shapes than their parameters")
         progress = Progress(**state["progress"])
+        if any(len(row) != 2 for row in progress.window):
+            raise ValueError("a row of the log's window has not two numbers")
         if len(state["random_states"]) == world.size:
             cpu, cuda = state["random_states"][world.rank]
             torch.set_rng_state(cpu)
@@ -302,6 +312,18 @@ def resume(state, model, optimizer, scheduler, seed, world, path):
         raise UserError(f"{path} is not of this run ({str(error).splitlines()[0][:120]}); remove it to start the run "
                         "again") from None
     return progress
+
+
+def has_form_of(value, example):
+    """Whether a value has the types, keys, lengths and shapes of an example."""
+    if isinstance(example, torch.Tensor):
+        return isinstance(value, torch.Tensor) and (value.shape, value.dtype) == (example.shape, example.dtype)
+    if isinstance(example, dict):
+        return isinstance(value, dict) and value.keys() == example.keys() and all(
+            has_form_of(value[key], example[key]) for key in example)
+    if isinstance(example, (list, tuple)):
+        return type(value) is type(example) and len(value) == len(example) and all(map(has_form_of, value, example))
+    return type(value) is type(example)
 
 
 # Its figures

@@ -386,7 +386,7 @@ def test_a_loss_that_is_no_number_stops_at_its_step_and_keeps_the_checkpoint_bef
     ("--random_seed", "1", "--random_seed was 12345, now it is 1"),
     ("--num_warmup_steps", "2", "--num_warmup_steps was 3, now it is 2"),
     ("--train_batch_size", "4", "--train_batch_size was 8, now it is 4"),
-    ("--gelu", "tanh", "bert_config.json hidden_act was gelu, now it is gelu_new"),
+    ("--gelu", "tanh", "configuration hidden_act was gelu, now it is gelu_new"),
     ("--vocab_file", "{data}/other/vocab.txt", "--vocab_file was [0-9a-f]{{16}}, now it is [0-9a-f]{{16}}"),
     ("--init_checkpoint", "{data}/other/bert_model.ckpt", "--init_checkpoint was None, now it is [0-9a-f]{{16}}"),
     ("--input_file", "{data}/part-0.tfrecord", "--input_file was 83 records.*now it is 50 records")])
