@@ -209,7 +209,7 @@ def test_wrong_folders_and_names_are_refused_in_one_line_without_importing_torch
             words="is a file, a folder is needed")
     (tmp_path / "torch.py").write_text("raise AssertionError('the tables need no torch')")
     done = script("scripts/collect_results.py", "--runs", tmp_path, "--output_dir", tmp_path / "out",
-                  env={"PYTHONPATH": str(tmp_path)})
+                  env={"PYTHONPATH": str(tmp_path)}, plain=True)
     assert done.returncode == 0, done.stderr
 
 
