@@ -27,11 +27,14 @@ VARIABLE = "DISABLED_FLAG"  # SCRIPT[,SCRIPT...].FLAG
 # Scripts whose common flags are made in one place: they are disabled in all of them at once.
 FINE_TUNING = ("run_classifier_single_layer", "run_classifier_discriminative", "run_classifier_multitask")
 OTHERS = ("test_faults", "test_house", "test_preloaded", "test_readme", "test_setup")
-SWITCHES = {  # name -> (file, text in it, what takes its place, test file)
+SWITCHES = {  # name -> (file, text in it, what takes its place, test)
     "dropout of processes": ("finetuning/training.py", "recipe.seed + world.rank", "recipe.seed",
-                             "test_fine_tuning.py"),
+                             "test_flags.py::test_processes_draw_dropout_of_their_own"),
     "dropout of replicas": ("pretraining/training.py", "context.replica_id_in_sync_group * accumulation + i", "i",
-                            "test_run_pretraining.py"),
+                            "test_run_pretraining.py::test_replicas_and_micro_batches_draw_dropout_of_their_own"),
+    "dropout of micro-batches": ("pretraining/training.py", "context.replica_id_in_sync_group * accumulation + i",
+                                 "context.replica_id_in_sync_group",
+                                 "test_run_pretraining.py::test_replicas_and_micro_batches_draw_dropout_of_their_own"),
 }
 SITECUSTOMIZE = f"import sys\nsys.path.append({str(ROOT / 'tests')!r})\nimport mutate_flags\nmutate_flags.disable()\n"
 
@@ -145,8 +148,8 @@ def read_flags():
     return json.dumps([[*key, tests] for key, tests in found.items()])
 
 
-def failing_in_a_copy(file, old, new, tests):
-    """The end of what pytest prints in a copy of the project with a text in a file replaced, None if its tests pass."""
+def failing_in_a_copy(file, old, new, test):
+    """What pytest says of the failure in a copy of the project with a text in a file replaced, None if the test passes."""
     import conftest
 
     with tempfile.TemporaryDirectory() as folder:
@@ -162,9 +165,10 @@ def failing_in_a_copy(file, old, new, tests):
         assert text.count(old) == 1, f"{file} has {old!r} {text.count(old)} times: SWITCHES is to be brought up to date"
         (copy / file).write_text(text.replace(old, new), encoding="utf-8")
         environment = {name: value for name, value in os.environ.items() if name != conftest.SESSION}
-        done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", copy / "tests" / tests], cwd=copy, text=True,
+        done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", copy / "tests" / test], cwd=copy, text=True,
                               capture_output=True, env=environment)
-        return done.stdout.splitlines()[-2] if done.returncode else None
+        assert done.returncode in (0, 1), done.stdout
+        return next((line for line in done.stdout.splitlines() if line.startswith("FAILED")), None)
 
 
 def main():
@@ -193,8 +197,8 @@ def main():
         os.environ["PYTHONPATH"] = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
         for scripts, flag, tests in mutations:
             report(f"{scripts[0]}.{flag}", lambda: killer(tests, f"{','.join(scripts)}.{flag}"), survivors)
-    for name, (file, old, new, tests) in switches.items():
-        report(name, lambda: failing_in_a_copy(file, old, new, tests), survivors)
+    for name, (file, old, new, test) in switches.items():
+        report(name, lambda: failing_in_a_copy(file, old, new, test), survivors)
     print(f"{len(mutations) + len(switches)} disabled, {len(survivors)} survived", *survivors, sep="\n  ")
     sys.exit(bool(survivors))
 

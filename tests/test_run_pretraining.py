@@ -553,6 +553,23 @@ def test_two_replicas_give_the_losses_of_one(data, one_device, tmp_path):
     assert_same_run(tmp_path / "out", one_device)
 
 
+def test_replicas_and_micro_batches_draw_dropout_of_their_own(data, tmp_path, pretrain):
+    """Of eight copies of one record, in two parts: were the parts' dropout the same, their loss would be that of one."""
+    write_records(tmp_path / "copies.tfrecord", [example(np.random.default_rng(5))] * 8)
+
+    def flags(name, batch_size, *more):
+        return flags_of(data, tmp_path / name, "--input_file", tmp_path / "copies.tfrecord", "--train_batch_size",
+                        batch_size, *more, steps=1)
+    pretrain(*flags("one part", 4))
+    pretrain(*flags("micro-batches", 8, "--gradient_accumulation_steps", 2))
+    done = subprocess.run([sys.executable, "-c", TWO_CPUS, *flags("replicas", 8, "--strategy", "mirrored")], cwd=ROOT,
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one, micro_batches, replicas = (logged(tmp_path / name)[1] for name in ("one part", "micro-batches", "replicas"))
+    assert micro_batches == pytest.approx(replicas, rel=1e-5)
+    assert abs(micro_batches - one) > 1e-3 * one
+
+
 def free_ports(count):
     sockets = [socket.socket() for _ in range(count)]
     for listener in sockets:
