@@ -12,6 +12,7 @@ belongs to one task into a folder by the task's name.
 """
 import contextlib
 import functools
+import json
 import math
 import os
 import platform
@@ -23,10 +24,11 @@ import torch
 
 import tasks
 from common.command_line import UserError, command, fields_of
-from common.files import atomic_write, check_output_folder, read_json, remove, write_json
+from common.files import atomic_write, check_output_folder, check_schema, read_json, remove, write_json
 from common.run_folder import RunFolder, versions
 from finetuning.data import make_dataset
-from finetuning.evaluation import (describe, describe_result, measure, predict, summarize_seeds, write_evaluation)
+from finetuning.evaluation import (METRICS, describe, describe_result, figures_by_task, measure, predict, summarize_seeds,
+                                   write_evaluation)
 from finetuning.flags import NOT_RECIPE, WATCHED, parse
 from finetuning.model import describe_classifier, identity, make_model, read_inputs
 from finetuning.processes import connect, launch
@@ -157,7 +159,7 @@ def fine_tune(args, inputs, rates, world):
             summary, lines = summarize_seeds(args.seed, results)
             print(*lines, sep="\n")
             path = os.path.join(args.output_dir, "summary.json")
-            if not os.path.exists(path) or read_json(path, {}) != summary:
+            if not os.path.exists(path) or read_json(path, {}) != json.loads(json.dumps(summary)):
                 write_json(path, summary)
         if os.path.isdir(model_folder):  # a finished run's models may have been moved away
             script = os.path.basename(sys.argv[0]).replace("multitask", "single_layer")
@@ -318,6 +320,10 @@ def finished_result(folder, world):
     if not os.path.exists(path):
         return None
     result = read_json(path, {"seed": int, "train_seconds": float, "peak_memory_mib": int})
+    check_schema(result, {"tasks": {str: {"epochs": [dict]}}} if "tasks" in result else {"epochs": [dict]}, path)
+    for _, figures in figures_by_task(result):
+        for name in {"best", "last", "test"} & figures.keys():
+            check_schema(figures[name], {"epoch": int} | {f"eval_{metric}": float for metric in METRICS}, f"{path}, {name}")
     world.print(f"{folder.path}: this run is finished: {describe_result(result)}")
     checkpoint = os.path.join(folder.path, "checkpoint.pt")
     if world.main and os.path.exists(checkpoint):
