@@ -270,6 +270,8 @@ FRACTION_POOLINGS = {
     "self_attention": StructuredSelfAttention,
 }
 CLASSIFIERS = ("linear", "bilstm_attention")  # --classifier
+CHOICES = {"layer_pooling": LAYER_POOLINGS, "pooling_type": POOLINGS, "hierarchical": FRACTION_POOLINGS,
+           "classifier": CLASSIFIERS}
 
 
 class BertForSequenceClassification(nn.Module):
@@ -345,13 +347,18 @@ class MultiTaskModel(nn.Module):
         return self.classifiers[task](batch)
 
 
+def check_choices(chosen, where):
+    """Raises UserError, its text starting with `where`, where a flag of CHOICES has a value in the dict `chosen` that its
+    table lacks; None is --hierarchical's off."""
+    for flag, table in CHOICES.items():
+        if chosen[flag] not in table and (flag, chosen[flag]) != ("hierarchical", None):
+            raise UserError(f"{where}{flag} {chosen[flag]}: there is {', '.join(table)}")
+
+
 def check_features(config, layers, layer_pooling, pooling_type, hierarchical=None, classifier="linear"):
     """Raises UserError where the flags of the same names ask for features that there are not, or that the model has not."""
-    for flag, value, table in (("layer_pooling", layer_pooling, LAYER_POOLINGS), ("pooling_type", pooling_type, POOLINGS),
-                               ("hierarchical", hierarchical, {None, *FRACTION_POOLINGS}),
-                               ("classifier", classifier, CLASSIFIERS)):
-        if value not in table:
-            raise UserError(f"--{flag} {value}: there is {', '.join(filter(None, table))}")
+    check_choices({"layer_pooling": layer_pooling, "pooling_type": pooling_type, "hierarchical": hierarchical,
+                   "classifier": classifier}, "--")
     layers, top = list(layers), config.num_hidden_layers - 1
     if any(layer < 0 for layer in layers) and len(layers) > 1:
         raise UserError(f"--layers {' '.join(map(str, layers))}: -1 (all) and -2 (pooled output) stand alone")

@@ -9,7 +9,7 @@ from common.files import digest_of_file, read_json
 from finetuning.data import head_and_tail
 from finetuning.flags import FEATURE_FLAGS, MODEL_FLAGS
 from finetuning.weights import digest_of_weights, find_weights, load_weights, read_weights
-from modeling import BertForSequenceClassification, MultiTaskModel, check_features
+from modeling import BertForSequenceClassification, MultiTaskModel, check_choices, check_features
 from tokenization import FullTokenizer
 
 CLASSIFIER_SCHEMA = {  # of classifier.json, which a saved model has beside its weights
@@ -86,6 +86,10 @@ def restore_flags(args, given, folder):
                         "classifier.json); name a run's best or last folder, or add --do_train")
     stored = read_json(path, CLASSIFIER_SCHEMA)
     task = tasks.task_from_dict(stored["task"])
+    check_choices(stored, f"{path}: ")
+    for name, values, least in (("labels", task.labels, 2), ("layers", stored["layers"], 1)):
+        if len(values) < least:
+            raise UserError(f"{path}: {len(values)} {name}, at least {least} needed; the file is damaged, or not ours")
     if args.task_name not in (None, task.name):
         raise UserError(f"--task_name {args.task_name}: the model in {folder} was trained for {task.name}; leave the "
                         "flag out")

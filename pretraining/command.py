@@ -9,6 +9,7 @@ and the vocabulary, its folder holds
 """
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import re
@@ -16,7 +17,7 @@ import time
 
 from common.command_line import UserError, fields_of, tensorflow_start_up
 from common.configuration import BertConfig
-from common.files import copy_file, digest_of_file, expand_files, find_vocab, read_json, remove, write_json
+from common.files import copy_file, digest, digest_of_file, expand_files, find_vocab, read_json, remove, write_json
 from common.run_folder import MetricsLog, RunFolder, versions, write_key_values
 from pretraining.devices import Tpu, cluster_role, make_strategy, one_line_errors
 
@@ -29,7 +30,7 @@ RECIPE_FLAGS = ("max_seq_length", "max_predictions_per_seq", "train_batch_size",
                 "num_warmup_steps", "random_seed")
 WATCHED_FLAGS = ("strategy", "gradient_accumulation_steps", "bf16", "xla", "deterministic")  # of rounding or dropout
 EVALUATION_FLAGS = ("eval_batch_size", "max_eval_steps", "bf16")
-EVALUATION_SCHEMA = {"settings": dict, "global_step": int, "results": {str: float}}
+EVALUATION_SCHEMA = {"settings": dict, "global_step": int, "results": {str: float}, "digest": str}
 
 
 # What a run is made of
@@ -208,7 +209,12 @@ def read_evaluation(output_dir, settings):
     except UserError as error:
         print(f"{error}; evaluating again")
         return None
-    return found["results"] if found["settings"] == settings else None
+    is_whole = found["digest"] == digest_of_results(found["results"])  # else a digit is not what was measured
+    return found["results"] if is_whole and found["settings"] == settings else None
+
+
+def digest_of_results(results):
+    return digest(json.dumps(results, sort_keys=True))
 
 
 def keep_evaluation(output_dir, settings, step, results):
@@ -220,7 +226,8 @@ def keep_evaluation(output_dir, settings, step, results):
         write_key_values(path, values)
     if not read_evaluation(output_dir, settings):
         write_json(os.path.join(output_dir, "evaluation.json"),
-                   {"settings": settings, "global_step": step, "results": results})
+                   {"settings": settings, "global_step": step, "results": results,
+                    "digest": digest_of_results(results)})
     lines = []
     with MetricsLog(output_dir, lambda line: not lines.append(line)) as log:  # it keeps all, and shows them here
         if {"kind": "eval", "global_step": step} | results not in lines:

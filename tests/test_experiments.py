@@ -1,6 +1,5 @@
 """The scripts of the experiments on the sample, and the tables and figures that are made of their runs."""
 import csv
-import json
 import os
 import pathlib
 import re
@@ -9,7 +8,6 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 import tasks
@@ -158,86 +156,9 @@ def test_a_run_in_the_background_that_fails_is_not_passed_over(tmp_path, experim
     assert not (tmp_path / "out" / "results").exists() and not list((tmp_path / "out").glob(".failed*"))
 
 
-# collect_results.py
+# Their samples (their tables: test_collect_results.py)
 
-def make_run(folder, accuracies, seed=1):
-    """A finished run: the test accuracy of each epoch."""
-    epochs = [{"epoch": number, "eval_accuracy": value} for number, value in enumerate(accuracies, 1)]
-    (folder / f"seed_{seed}").mkdir(parents=True)
-    best = max(epochs, key=lambda epoch: epoch["eval_accuracy"])
-    (folder / f"seed_{seed}" / "results.json").write_text(json.dumps(
-        {"seed": seed, "epochs": epochs, "best": best, "last": epochs[-1]}))
-
-
-def test_tables_are_means_and_deviations_of_best_and_last(tmp_path, script):
-    runs = tmp_path / "runs"
-    for seed, accuracies in ((1, [0.95, 0.94]), (2, [0.93, 0.96]), (3, [0.90, 0.92])):
-        make_run(runs / "long_text" / "head_only" / "imdb", accuracies, seed)
-    make_run(runs / "layers" / "layer_13" / "imdb", [0.5])
-    done = script("scripts/collect_results.py", "--runs", runs, "--output_dir", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    rows = rows_of(tmp_path / "out" / "table2.csv")
-    assert len(rows) == 12 and rows[0]["row"] == "head-only" and rows[0]["paper"] == "5.6300"
-    best, last = [5, 4, 8], [6, 4, 8]
-    for name, values in (("best", best), ("last", last)):
-        assert float(rows[0][f"{name}_mean"]) == pytest.approx(np.mean(values), abs=1e-4)
-        assert float(rows[0][f"{name}_std"]) == pytest.approx(np.std(values, ddof=1), abs=1e-4)
-    assert float(rows[0]["difference"]) == pytest.approx(np.mean(best) - 5.63, abs=1e-4)
-    assert rows[1]["best_mean"] == "" and rows[1]["seeds"] == "0"
-    text = (tmp_path / "out" / "table2.md").read_text()
-    assert "| head-only | imdb | 5.67 (2.08) | 6.00 (2.00) | 3 | 5.63 | +0.04 |" in text
-    assert "| head-only | sogou | missing | missing | 0 | 2.58 |  |" in text
-    deeper = rows_of(tmp_path / "out" / "table3.csv")[-1]  # a layer that the paper's BERT has not
-    assert deeper["row"] == "layer_13" and deeper["paper"] == "" and deeper["best_mean"] == "50.0000"
-    assert "wrote" in done.stdout and "table2.csv and .md: 1 of 12" in done.stdout
-    assert "figure3: none of its runs is there" in done.stdout
-
-
-def test_figures_are_drawn_of_what_is_there(tmp_path, script):
-    runs = tmp_path / "runs"
-    for folder in ("catastrophic_forgetting/2e-5/imdb", "catastrophic_forgetting/2e-5_old/imdb", "steps/10000/imdb",
-                   "few_shot/none/0.004/imdb"):
-        for seed, accuracies in ((1, [0.8, 0.9]), (2, [0.7, 0.88])):
-            make_run(runs / folder, accuracies, seed)
-    done = script("scripts/collect_results.py", "--runs", runs, "--output_dir", tmp_path / "out", "--only", "figure2",
-                  "figure3", "figure4")
-    assert done.returncode == 0, done.stderr
-    drawn = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
-    assert drawn == ["figure2.png", "figure3.png", "figure4.png"]
-    points = {name: [tuple(row.values()) for row in rows_of(tmp_path / "out" / f"{name}.csv")]
-              for name in ("figure2", "figure3", "figure4")}
-    assert points["figure2"] == [("rate 2e-5", "1", "25.0000", "7.0711", "2"),
-                                 ("rate 2e-5", "2", "11.0000", "1.4142", "2")]
-    assert points["figure3"] == [("ours", "10000", "11.0000", "1.4142", "2"),
-                                 ("paper (Table 5)", "0", "5.4000", "", ""),
-                                 ("paper (Table 5)", "100000", "4.3700", "", "")]
-    assert points["figure4"][:2] == [("BERT-FiT, ours", "0.004", "11.0000", "1.4142", "2"),
-                                     ("BERT-FiT, paper", "0.004", "17.2600", "", "")]
-
-
-def test_runs_of_two_settings_are_not_averaged(tmp_path, refused):
-    runs = tmp_path / "runs"
-    for seed, length in ((1, 512), (2, 32)):
-        make_run(runs / "long_text" / "head_only" / "imdb", [0.9], seed)
-        (runs / "long_text" / "head_only" / "imdb" / f"seed_{seed}" / "run.json").write_text(json.dumps(
-            {"kind": "fine-tuning", "recipe": {"seed": seed, "max_seq_length": length}}))
-    refused("scripts/collect_results.py", "--runs", runs, "--output_dir", tmp_path / "out", "--only", "table2",
-            words="max_seq_length is 32, in")
-
-
-def test_with_held_out_data_the_test_is_shown(tmp_path, script):
-    runs = tmp_path / "runs"
-    make_run(runs / "long_text" / "head_only" / "imdb", [0.9, 0.8])
-    path = runs / "long_text" / "head_only" / "imdb" / "seed_1" / "results.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"test": {"eval_accuracy": 0.7}}))
-    script("scripts/collect_results.py", "--runs", runs, "--output_dir", tmp_path / "out", "--only", "table2")
-    row = rows_of(tmp_path / "out" / "table2.csv")[0]
-    assert (row["best_mean"], row["last_mean"]) == ("30.0000", "")
-
-
-def test_wrong_folders_and_names_are_refused(tmp_path, refused):
-    refused("scripts/collect_results.py", "--runs", tmp_path / "absent", words="there is no folder")
-    refused("scripts/collect_results.py", "--only", "table9", words="invalid choice: 'table9'")
+def test_samples_of_no_rows_are_refused(tmp_path, refused):
     refused("data/make_task_samples.py", "--output_dir", tmp_path, "--num_train", 0, words="at least 1")
 
 

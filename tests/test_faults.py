@@ -241,7 +241,7 @@ def command(faults, inputs, tmp_path_factory):
 
 # That a run is there before changes nothing in how files are written.
 WRITING = [name for name in CASES if ALL or not name.endswith("over another")]
-FILE_SIZES = (0, *(2 ** power for power in range(30))) if ALL else (0, 100, 20_000)  # at which a disk is full
+FILE_SIZES = (0, *(2 ** power for power in range(30))) if ALL else (0, 30, 1000, 30_000)  # at which a disk is full
 
 
 def some(sequence, count):
@@ -272,7 +272,7 @@ def test_killed_while_it_writes_and_typed_again_a_command_ends_as_if_undisturbed
         assert status == -25, size
         killed += 1
         it.check_next(f"killed at a file's byte {size}")
-    assert killed
+    assert killed > 1
 
 
 @pytest.mark.parametrize("name", WRITING)
@@ -286,7 +286,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(name, command):
         assert_one_line(outcome, str(it.out))
         refused += 1
         it.check_next(f"no room for more than {size} bytes")
-    assert refused
+    assert refused > 1
 
 
 @contextlib.contextmanager
@@ -315,7 +315,7 @@ def small_disk(folder):
 def test_a_disk_without_space_is_one_line_that_says_so_and_names_the_file(name, command):
     it, refused = command(name), 0
     with small_disk(it.out.parent) as leave:
-        for pages in range(200) if ALL else (0, 8):
+        for pages in range(200) if ALL else (0, 2, 12):
             leave()
             it.start()
             leave(4096 * pages)
@@ -367,7 +367,7 @@ def many_digits(content):
     return re.sub(rb"(?<=: )\d+", b"7" * 5000, content, count=1)
 
 
-FLIPS = {f"a bit flipped at {part:.3f}": flipped(part) for part in (np.linspace(0, 0.999, 200) if ALL else (0.5, 0.9))}
+FLIPS = {f"a bit flipped at {part:.3f}": flipped(part) for part in np.linspace(0, 0.999, 200 if ALL else 3)}
 ANY = {"empty": always(b""), "half": cut, "zeros": zeros} | FLIPS
 JSON = ANY | {"a list": always(b"[]"), "another object": always(b'{"a": 1}'), "deep": always(b"[" * 100_000),
               "deep but whole": always(b'{"kind":' * 500 + b"1" + b"}" * 500), "digits": many_digits}
@@ -390,7 +390,7 @@ class Damage:
     with_checksum: bool = False
     of_run: float | None = None
     goes_on: bool = False
-    count: int = 8  # of the damages that are tried, unless all are: fewer where each takes a second
+    count: int = 20  # of the damages that are tried, unless all are: fewer where each takes a second
 
 
 READ = [

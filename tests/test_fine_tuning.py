@@ -1,6 +1,7 @@
 """The fine-tuning scripts end to end on a tiny BERT: what they learn, write, go on with, share, refuse."""
 import csv
 import importlib
+import json
 import math
 import os
 import pathlib
@@ -793,6 +794,22 @@ def test_a_damaged_model_folder_is_refused(tiny, finished, tmp_path, refused_her
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:40])
     refused_here(SINGLE, "--do_predict", "--predict_file", tiny / "test.csv", "--init_checkpoint", tmp_path,
                  "--no_cuda", "--output_dir", tmp_path / "out", words=name)
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"layer_pooling": "consat"}, "classifier.json: layer_pooling consat: there is concat, mean, max"),
+    ({"hierarchical": "median"}, "classifier.json: hierarchical median"), ({"layers": []}, "classifier.json: 0 layers"),
+    ({"task": {"labels": ["1"]}}, "classifier.json: 1 labels")])
+def test_a_wrong_value_in_a_saved_model_s_record_names_the_file(tiny, finished, tmp_path, refused_here, change, words):
+    for path in (finished / "best").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    stored = read_json(tmp_path / "classifier.json")
+    for key, value in change.items():
+        stored[key] = stored[key] | value if isinstance(value, dict) else value
+    (tmp_path / "classifier.json").write_text(json.dumps(stored))
+    refused_here(SINGLE, "--do_predict", "--predict_file", tiny / "test.csv", "--init_checkpoint", tmp_path,
+                 "--no_cuda", "--output_dir", tmp_path / "out", words=words)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_error_in_several_processes_ends_them_all(tiny, tmp_path, start):

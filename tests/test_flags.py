@@ -126,21 +126,6 @@ def train(tiny, tmp_path):
     return run
 
 
-@pytest.fixture
-def spy(monkeypatch):
-    """spy(owner, name, note): the list of note(result, *arguments) of each call of the function `name` from now on."""
-    def install(owner, name, note):
-        noted, original = [], getattr(owner, name)
-
-        def call_and_note(*arguments, **options):
-            result = original(*arguments, **options)
-            noted.append(note(result, *arguments))
-            return result
-        monkeypatch.setattr(owner, name, call_and_note)
-        return noted
-    return install
-
-
 # Data
 
 @pytest.fixture

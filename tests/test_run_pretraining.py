@@ -106,21 +106,6 @@ def pretrain(monkeypatch):
     return call
 
 
-@pytest.fixture
-def spy(monkeypatch):
-    """spy(owner, name, note): the list of note(result, *arguments) of each call of the function `name` from now on."""
-    def install(owner, name, note):
-        noted, original = [], getattr(owner, name)
-
-        def call_and_note(*arguments, **options):
-            result = original(*arguments, **options)
-            noted.append(note(result, *arguments, **options))
-            return result
-        monkeypatch.setattr(owner, name, call_and_note)
-        return noted
-    return install
-
-
 def logged(output_dir, key="loss", kind="train"):
     with open(output_dir / "metrics.jsonl", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
@@ -248,6 +233,17 @@ def test_other_settings_evaluate_again_and_history_stays(data, undisturbed, tmp_
     after = (out / "metrics.jsonl").read_text()
     assert after.startswith(before) and '"global_step": 8' in after.removeprefix(before).splitlines()[0]
     assert (out / "eval_results.txt").read_text().startswith("global_step = 8\n")
+
+
+def test_an_evaluation_of_which_a_digit_was_changed_is_made_again(data, undisturbed, tmp_path, pretrain):
+    out = shutil.copytree(undisturbed, tmp_path / "out")
+    pretrain(*flags_of(data, out, "--do_eval"))
+    left = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    loss = json.loads(left["evaluation.json"])["results"]["loss"]
+    (out / "evaluation.json").write_bytes(left["evaluation.json"].replace(repr(loss).encode(), repr(loss + 1).encode()))
+    assert (out / "evaluation.json").read_bytes() != left["evaluation.json"]
+    pretrain(*flags_of(data, out, "--do_eval"))
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == left
 
 
 def test_evaluation_counts_every_record_once_whatever_the_batch(data, undisturbed, tmp_path, pretrain, spy):
