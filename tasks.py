@@ -17,7 +17,7 @@ A file separated by commas (or `;`, `|`, ...) is csv: fields may be quoted, a qu
 may hold line ends. A file separated by tabs has one row a line and no quoting: a quote is part of the text, because
 IMDb has hundreds of reviews that begin with a quoted title (the authors read them with pandas, which takes those
 quotes away). A byte order mark before the first row and lines with nothing in them are skipped. Otherwise fields stay
-exactly as they are: `<br />`, backslashes, ` #39;`, U+0085, empty strings.
+exactly as they are: backslashes, ` #39;`, U+0085, empty strings; but for imdb's `<br />`, see Task.strip_html.
 """
 import collections
 import csv
@@ -49,6 +49,8 @@ class Task:
     original        "aclImdb" or "label": another format that the task's authors publish, read where train.csv is absent
     titled          the first text column is a title: one sentence of a corpus
     language        "en" or "zh"
+    strip_html      `<br />` becomes a space: so do all reviews of IMDb have the lengths of the paper's Table 1
+    num_second      how many of the text columns, the last ones, are the second text of a pair (segment 1); 0: no pair
     """
     name: str
     domain: str
@@ -61,10 +63,18 @@ class Task:
     original: str | None = None
     titled: bool = False
     language: str = "en"
+    strip_html: bool = False
+    num_second: int = 0
+
+    def clean(self, fields):
+        """The fields (list of str) of a row as they are used."""
+        return [field.replace("<br />", " ") for field in fields] if self.strip_html else fields
 
     def text(self, fields):
-        """The document as one string, for the classifier: its fields (list of str) joined."""
-        return self.joiner.join(fields)
+        """The document for the classifier: its fields (list of str) joined, one string, or of a pair two."""
+        if not self.num_second:
+            return self.joiner.join(fields)
+        return self.joiner.join(fields[:-self.num_second]), self.joiner.join(fields[-self.num_second:])
 
     def to_dict(self):
         """The task as JSON-ready values, to be stored with a model; `task_from_dict` reads it."""
@@ -83,7 +93,7 @@ def numbers(last):
 
 
 TASKS = {task.name: task for task in (
-    Task("imdb", "sentiment", ("0", "1"), sep="\t", original="aclImdb"),
+    Task("imdb", "sentiment", ("0", "1"), sep="\t", original="aclImdb", strip_html=True),
     Task("yelp_p", "sentiment", numbers(2)),
     Task("yelp_f", "sentiment", numbers(5)),
     Task("trec", "question", ("LOC", "NUM", "HUM", "ENTY", "ABBR", "DESC"), sep="\t", original="label"),
@@ -93,6 +103,21 @@ TASKS = {task.name: task for task in (
     Task("sogou", "topic", ("sports", "house", "business", "entertainment", "women", "technology"),
          text_columns=(1, 2), sep=None, numbered=True, titled=True, language="zh"),
 )}
+
+
+def named_tasks(names, keep_html=False, text_pair=False):
+    """The tasks of these names as the flags want them.
+
+    keep_html: IMDb's text as published. text_pair: Yahoo! Answers as the authors read it, title and question before the
+    answer. Raises UserError where none of the tasks has such a form.
+    """
+    if keep_html and not any(TASKS[name].strip_html for name in names):
+        raise UserError(f"--keep_html is for --task_name imdb; the texts of {' '.join(names)} are as published anyway")
+    if text_pair and "yahoo" not in names:
+        raise UserError(f"--text_pair is for --task_name yahoo, {' '.join(names)} has single texts; in files of your own "
+                        "(--task_name csv) --text_pair_columns names the second text")
+    return [dataclasses.replace(TASKS[name], strip_html=TASKS[name].strip_html and not keep_html,
+                                num_second=int(text_pair and name == "yahoo")) for name in names]
 
 
 def data_folders(names, folders):
@@ -108,34 +133,34 @@ def data_folders(names, folders):
     return own if len(names) > 1 or os.path.isdir(own[0]) else folders
 
 
-def own_task(label_column, text_columns, sep=",", language="en"):
+def own_task(label_column, text_columns, sep=",", language="en", pair_columns=()):
     """The Task of a file of your own, without its labels yet.
 
-    label_column (str, or None where only the texts matter) and text_columns (list of str) are names of a header's
-    columns; or all are numbers from 0, and the files have no header. `sep` is one character; a tab may be written `\\t`
-    or `tab` and means a file without quoting.
+    label_column (str, or None where only the texts matter), text_columns and pair_columns (lists of str; the second text
+    of a pair, if there is one) are names of a header's columns; or all are numbers from 0, and the files have no header.
+    `sep` is one character; a tab may be written `\\t` or `tab` and means a file without quoting.
     """
-    columns = [str(column) for column in (label_column, *text_columns) if column is not None]
+    columns = [str(column) for column in (label_column, *text_columns, *pair_columns) if column is not None]
     if not text_columns:
         raise UserError("--text_columns: name at least one column")
     if len(set(columns)) < len(columns):
-        raise UserError("--label_column and --text_columns name the same column twice")
+        raise UserError("--label_column, --text_columns and --text_pair_columns name the same column twice")
     if all(column.isdecimal() and column.isascii() for column in columns):
         columns = [int(column) for column in columns]
     sep = {"\\t": "\t", "tab": "\t"}.get(sep, sep)
     if len(sep) != 1 or sep in '"\r\n':
         raise UserError(f"--sep: {sep!r} separates nothing; give one character, or tab")
-    return Task("csv", "own", (), text_columns=tuple(columns[-len(text_columns):]), label_column=columns[0], sep=sep,
-                language=language)
+    return Task("csv", "own", (), text_columns=tuple(columns[label_column is not None:]), label_column=columns[0], sep=sep,
+                language=language, num_second=len(pair_columns))
 
 
-def csv_task(data_dir, label_column, text_columns, sep=","):
+def csv_task(data_dir, label_column, text_columns, sep=",", pair_columns=()):
     """The Task of a file of your own: data_dir/train.csv and test.csv. Its labels are those of train.csv, sorted.
 
     The flags are those of `own_task`. Labels sort as numbers where all are whole numbers. Reads train.csv once; raises
     UserError where it cannot be read, lacks a column, has fewer than two labels or a header where columns are numbered.
     """
-    task = own_task(label_column, text_columns, sep)
+    task = own_task(label_column, text_columns, sep, pair_columns=pair_columns)
     train, reader = find_source(task, data_dir, "train")
     labels = collections.Counter(label for _, label, _ in reader(task, train))
     first, *others = labels  # in the order of the rows
@@ -153,7 +178,7 @@ def csv_task(data_dir, label_column, text_columns, sep=","):
 def read_documents(task, data_dir, split):
     """Yields (line number, label index, fields) for each document of `split` ("train" or "test") in file order.
 
-    Streams: one document is in memory at a time. `fields` is a list of str, the text columns as they are in the file.
+    Streams: one document is in memory at a time. `fields` is a list of str, the text columns as `Task.clean` gives them.
     The line is the one in which the row begins (in aclImdb the number of the review in the split). Raises UserError
     with file and line where a file is missing, empty, not text, cut off, or where a row has another number of columns
     than the task or a label that the task does not have.
@@ -171,7 +196,7 @@ def read_documents(task, data_dir, split):
                 hint = "; if the row is a header, remove it"
             raise UserError(f"{path}:{line_number}: label {quoted(label)} is none of the labels of the task "
                             f"{task.name}: {shortened(', '.join(task.labels), 200)}{hint}")
-        yield line_number, index[label], fields
+        yield line_number, index[label], task.clean(fields)
 
 
 def read_fields(task, data_dir, split):
@@ -185,7 +210,7 @@ def read_fields(task, data_dir, split):
 
 
 def read_examples(task, data_dir, split):
-    """All documents of a split: their joined texts (list of N str) and class indices (int64 array of shape [N])."""
+    """All documents of a split: the N texts (list of what `Task.text` gives) and class indices (int64 array [N])."""
     texts, labels = [], []
     for _, label, fields in read_documents(task, data_dir, split):
         texts.append(task.text(fields))
@@ -194,7 +219,7 @@ def read_examples(task, data_dir, split):
 
 
 def read_texts(task, path):
-    """The texts (list of str) of a file to predict, the value of --predict_file.
+    """The texts (list of what `Task.text` gives) of a file to predict, the value of --predict_file.
 
     Its name ends in .csv or .tsv: rows as `task` has them (.tsv: separated by tabs), with or without the label. Any
     other name: a text a line, an empty line is an empty text. Raises UserError as `read_documents` does.
@@ -202,10 +227,13 @@ def read_texts(task, path):
     extension = os.path.splitext(path)[1].lower()
     if extension in (".csv", ".tsv"):
         sep = "\t" if extension == ".tsv" else task.sep
-        return [task.text(fields)
+        return [task.text(task.clean(fields))
                 for _, fields in read_columns(task, path, "--predict_file", task.text_columns, sep)]
+    if task.num_second:
+        raise UserError(f"--predict_file: the model classifies pairs of texts, and {path} holds one a line; give a .csv or "
+                        ".tsv file with the columns that the model was trained on")
     require_file(path, "--predict_file")
-    return [line for _, line in without_mark(decode_lines(path))]
+    return task.clean([line for _, line in without_mark(decode_lines(path))])
 
 
 # Finding and reading the files: each reader yields (line number, label as written, text fields)

@@ -75,13 +75,16 @@ def test_dbpedia_joins_title_and_content(shared):
     assert text.startswith("Rick Jore  Rick Jore a Montana politician and businessman")
 
 
-def test_imdb_keeps_quotes_html_and_next_line_characters(shared):
+def test_imdb_keeps_quotes_and_next_line_characters_and_html_where_it_is_asked_for(shared):
     rows = documents("imdb", shared / "data" / "imdb")
     texts = [fields[0] for _, _, fields in rows]
     assert [line for line, _, _ in rows] == list(range(1, 25001))
     assert sum(text.startswith('"') for text in texts) == 546
     assert any(text.startswith('"I Am Curious: Yellow" is a risible') for text in texts)
-    assert sum("\x85" in text for text in texts) > 100 and sum("<br />" in text for text in texts) > 10000
+    assert sum("\x85" in text for text in texts) > 100 and not any("<br />" in text for text in texts)
+    as_published, labels = tasks.read_examples(*tasks.named_tasks(["imdb"], keep_html=True), shared / "data" / "imdb", "train")
+    assert sum("<br />" in text for text in as_published) == 14665 and list(labels) == [label for _, label, _ in rows]
+    assert [text.replace("<br />", " ") for text in as_published] == texts
 
 
 def test_yelp_has_one_column_of_text(shared):
@@ -108,6 +111,35 @@ def test_yahoo_joins_title_question_and_answer_also_empty_ones(tmp_path):
     (_, label, fields), (_, other, _) = documents("yahoo", tmp_path)
     assert (label, other) == (9, 0) and fields == ['Why, "quoted"?', "", "Because\\nso."]
     assert TASKS["yahoo"].text(fields) == 'Why, "quoted"?  Because\\nso.'
+    pair, = tasks.named_tasks(["yahoo"], text_pair=True)
+    assert tasks.read_examples(pair, tmp_path, "train")[0] == [('Why, "quoted"? ', "Because\\nso."), ("a b", "c")]
+
+
+@pytest.mark.parametrize("names, flag", [(["ag"], "keep_html"), (["ag", "trec"], "text_pair"), (["imdb"], "text_pair")])
+def test_a_form_that_none_of_the_tasks_has_is_refused(names, flag):
+    with pytest.raises(UserError, match=f"--{flag} is for --task_name (imdb|yahoo)"):
+        tasks.named_tasks(names, **{flag: True})
+
+
+def test_a_pair_of_own_texts_is_read_by_name_number_and_for_prediction(tmp_path):
+    write(tmp_path, {"train.csv": "q,mood,a,c\nwhy?,x,so,1\nhow?,y,thus,2\n", "new.csv": "q,c,a\nwho?,1,me<br />\n",
+                     "new.txt": "who?\n", "0/train.csv": "x,why?,so\ny,how?,thus\n"})
+    task = tasks.csv_task(tmp_path, "mood", ["q"], pair_columns=["a", "c"])
+    assert tasks.read_examples(task, tmp_path, "train")[0] == [("why?", "so 1"), ("how?", "thus 2")]
+    assert tasks.read_texts(task, tmp_path / "new.csv") == [("who?", "me<br /> 1")]
+    with pytest.raises(UserError, match="new.txt holds one a line; give a .csv or .tsv file"):
+        tasks.read_texts(task, tmp_path / "new.txt")
+    numbered = tasks.csv_task(tmp_path / "0", "0", ["1"], pair_columns=["2"])
+    assert tasks.read_examples(numbered, tmp_path / "0", "train")[0] == [("why?", "so"), ("how?", "thus")]
+    with pytest.raises(UserError, match="name the same column twice"):
+        tasks.csv_task(tmp_path, "mood", ["q"], pair_columns=["q"])
+
+
+def test_texts_to_predict_are_cleaned_as_those_of_training(tmp_path):
+    write(tmp_path, {"new.txt": "good.<br /><br />Bad<br>\n", "new.tsv": "good.<br />Bad\n"})
+    assert tasks.read_texts(TASKS["imdb"], tmp_path / "new.txt") == ["good.  Bad<br>"]
+    assert tasks.read_texts(TASKS["imdb"], tmp_path / "new.tsv") == ["good. Bad"]
+    assert tasks.read_texts(TASKS["yelp_p"], tmp_path / "new.txt") == ["good.<br /><br />Bad<br>"]
 
 
 @pytest.mark.parametrize("content", [
@@ -129,7 +161,7 @@ def test_acl_imdb_folders_are_read_by_label_and_number(tmp_path, root):
     write(tmp_path, {f"{root}train/neg/2_1.txt": "bad<br />\x85very", f"{root}train/neg/10_4.txt": "bad ten",
                      f"{root}train/pos/0_9.txt": '"Good"\n', f"{root}train/unsup/0_0.txt": "none",
                      f"{root}test/pos/0_10.txt": "fine", f"{root}test/neg/0_2.txt": ""})
-    assert documents("imdb", tmp_path) == [(1, 0, ["bad<br />\x85very"]), (2, 0, ["bad ten"]), (3, 1, ['"Good"'])]
+    assert documents("imdb", tmp_path) == [(1, 0, ["bad \x85very"]), (2, 0, ["bad ten"]), (3, 1, ['"Good"'])]
     assert documents("imdb", tmp_path, "test") == [(1, 0, [""]), (2, 1, ["fine"])]
 
 
