@@ -15,7 +15,7 @@ from tokenization import FullTokenizer
 CLASSIFIER_SCHEMA = {  # of classifier.json, which a saved model has beside its weights
     "task": {"name": str, "domain": str, "labels": [str], "text_columns": [(int, str)], "label_column": (int, str),
              "sep": (str, type(None)), "joiner": str, "numbered": bool, "original": (str, type(None)), "titled": bool,
-             "language": str},
+             "language": str, "strip_html": bool, "num_second": int},
     "do_lower_case": bool, "max_seq_length": int, "trunc_medium": int, "max_fractions": (int, type(None)), "layers": [int],
     "layer_pooling": str, "pooling_type": str, "hierarchical": (str, type(None)), "classifier": str,
     "lstm_hidden_size": int, "attention_size": int, "attention_hops": int}
@@ -31,9 +31,8 @@ class Inputs:
 
 
 def read_inputs(args, given):
-    """Reads configuration, vocabulary and tasks that the flags name, or those stored in --init_checkpoint, and completes
-    `args` by what is found there. given: the names of the flags that the user gave. Raises UserError where something is
-    missing or does not fit together."""
+    """The Inputs that the flags name, or those stored in --init_checkpoint, by which `args` is completed. given: the names
+    of the flags that the user gave. Raises UserError where something is missing or does not fit together."""
     args.init_checkpoint = model_of_task(args.init_checkpoint, args.task_name)
     folder = args.init_checkpoint if args.init_checkpoint and os.path.isdir(args.init_checkpoint) else None
     stored_task = None if args.do_train else restore_flags(args, given, folder)
@@ -41,11 +40,10 @@ def read_inputs(args, given):
         find_weights(args.init_checkpoint)
     for flag, names in (("bert_config_file", ("config.json", "bert_config.json")), ("vocab_file", ("vocab.txt",))):
         if getattr(args, flag) is None:
-            found = [os.path.join(folder, name) for name in names
-                     if os.path.exists(os.path.join(folder, name))] if folder else []
-            if not found:
+            beside = [os.path.join(folder, name) for name in names] if folder else []
+            setattr(args, flag, next(filter(os.path.exists, beside), None))
+            if getattr(args, flag) is None:
                 raise UserError(f"--{flag} is needed: --init_checkpoint is no folder with {' or '.join(names)}")
-            setattr(args, flag, found[0])
     config = BertConfig.from_json_file(args.bert_config_file)
     config.check_max_seq_length(args.max_seq_length)
     if args.layers is None:
@@ -56,6 +54,8 @@ def read_inputs(args, given):
         raise UserError(f"--frozen_layers {args.frozen_layers}: this model has {config.num_hidden_layers} layers")
     tokenizer = FullTokenizer(args.vocab_file, do_lower_case=args.do_lower_case)
     config.check_vocab(len(tokenizer.vocab), args.vocab_file)
+    if args.init_checkpoint:  # what does not fit is refused before the data are read and a model takes memory
+        read_weights(args.init_checkpoint, config, device="meta")
     return Inputs(config, tokenizer, *read_tasks(args, stored_task))
 
 
@@ -69,8 +69,7 @@ def read_tasks(args, stored_task):
 
 
 def model_of_task(path, task_name):
-    """The folder of a task's best model (its last, where none was evaluated) if `path` is that of a multi-task run, else
-    `path` as it is."""
+    """The folder of a task's best model (its last, where none was evaluated) if `path` is a multi-task run's, else `path`."""
     for name in ("best", "last"):
         found = os.path.join(path or "", str(task_name), name)
         if os.path.exists(os.path.join(found, "model.safetensors")):
@@ -91,12 +90,11 @@ def restore_flags(args, given, folder):
         if len(values) < least:
             raise UserError(f"{path}: {len(values)} {name}, at least {least} needed; the file is damaged, or not ours")
     if args.task_name not in (None, task.name):
-        raise UserError(f"--task_name {args.task_name}: the model in {folder} was trained for {task.name}; leave the "
-                        "flag out")
+        raise UserError(f"--task_name {args.task_name}: the model in {folder} was trained for {task.name}; leave the flag out")
     for flag in MODEL_FLAGS:
         if flag in given and getattr(args, flag) != stored[flag]:
-            raise UserError(f"--{flag} {getattr(args, flag)}: the model in {folder} was trained with {stored[flag]}; "
-                            "leave the flag out")
+            raise UserError(f"--{flag} {getattr(args, flag)}: the model in {folder} was trained with {stored[flag]}; leave the "
+                            "flag out")
         setattr(args, flag, stored[flag])
     return task
 
@@ -109,9 +107,9 @@ def describe_classifier(args, task):
 def make_model(args, inputs, device):
     """The modeling.MultiTaskModel of the flags on the device, with the weights of --init_checkpoint.
 
-    Returns (model, lines that say which weights were taken for each task). To train, a part that no checkpoint gives keeps
-    what it was drawn with. Raises UserError where the encoder's weights do not fit, and, without --do_train, where the
-    classifier's are missing or of another number of classes.
+    Returns (model, a line for each task that says which weights were taken). To train, a part that no checkpoint gives is
+    random. Raises UserError where the encoder's weights do not fit, and, without --do_train, where the classifier's are
+    missing or of another number of classes.
     """
     where = f"--init_checkpoint: {args.init_checkpoint}"
     state = read_weights(args.init_checkpoint, inputs.config) if args.init_checkpoint else None
@@ -143,11 +141,11 @@ def make_model(args, inputs, device):
 
 
 def listed(words, names):
+    """`words` with how many names there are, and which."""
     return f"{len(names)} {words}" + (f" ({', '.join(names)})" if names else "")
 
 
 def identity(args, config):
-    """What tells the model that a run starts from: digests of its weights, vocabulary and configuration, whatever their
-    paths are."""
+    """What tells the model that a run starts from: weights, vocabulary and configuration, whatever their paths are."""
     return {"weights (--init_checkpoint)": digest_of_weights(args.init_checkpoint),
             "vocabulary (--vocab_file)": "sha256 " + digest_of_file(args.vocab_file)} | config.identity()
