@@ -11,6 +11,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from common.command_line import StopSignals, UserError
 from common.files import check_schema
 from common.run_folder import MetricsLog
 from finetuning.data import Dataset, plan_epoch
-from finetuning.evaluation import best_of, describe, is_better, measure, predict, write_evaluation
+from finetuning.evaluation import best_of, describe, measure, predict, write_evaluation
 from finetuning.weights import load_weights, read_torch, read_weights, write_torch
 from optimization import SCHEDULES, BertAdam, describe_groups, parameter_groups
 from tasks import Task
@@ -31,10 +32,8 @@ from tasks import Task
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What decides the result of a run, beside its data and the weights it starts from: the flags of the same names.
-
-    layer_rates, embeddings_rate: the rate of each layer, the lowest first, and of the embeddings, or None: learning_rate.
-    """
+    """What decides the result of a run, beside its data and the weights it starts from: the flags of the same names, and
+    the rate of each layer, the lowest first, and of the embeddings, or None: learning_rate."""
     seed: int
     train_batch_size: int
     num_train_epochs: float
@@ -63,47 +62,40 @@ class Execution:
 
 @dataclasses.dataclass
 class TaskRun:
-    """A task in a run: its data, where its results go, and `save(classifier, folder)`, which writes a model of it.
-
-    evaluated: what is evaluated after each epoch, the test set or held-out training data (`evaluated_name` says which), or
-    None. tested: what the best model is tested on in the end, or None.
-    """
+    """A task in a run: its data, and where its results go."""
     task: Task
     prefix: str  # of a line of the log: "NAME: " where there are several tasks
     folder: str
     train: Dataset
-    evaluated: Dataset | None
-    evaluated_name: str
-    tested: Dataset | None
-    save: object
+    evaluated: Dataset | None  # after each epoch: the test set or held-out training data
+    evaluated_name: str  # which of them
+    tested: Dataset | None  # with the best model, in the end
+    save: Callable  # (classifier, folder): writes a model of the task
 
 
 @dataclasses.dataclass
 class Progress:
-    """Where a run stands: epoch (from 0) and update in it are the next ones. loss_sum: of the updates of this epoch.
-    window: [loss, gradient norm] of each update since the last line of the log. evaluations: a list for each task's name,
-    an entry for each epoch."""
-    epoch: int = 0
-    update: int = 0
+    """Where a run stands."""
+    epoch: int = 0  # the next one, from 0
+    update: int = 0  # the next one of it
     global_step: int = 0
-    loss_sum: float = 0.0
+    loss_sum: float = 0.0  # of the updates of this epoch
     train_seconds: float = 0.0
-    window: list = dataclasses.field(default_factory=list)
-    evaluations: dict = dataclasses.field(default_factory=dict)
+    window: list = dataclasses.field(default_factory=list)  # [loss, gradient norm] of each update since the last line of the log
+    evaluations: dict = dataclasses.field(default_factory=dict)  # a list for each task's name, an entry for each epoch
 
 
-PROGRESS_SCHEMA = {"epoch": int, "update": int, "global_step": int, "loss_sum": float, "train_seconds": float,
-                   "window": [[float]],
-                   "evaluations": {str: [{"epoch": int, "global_step": int, "loss": float, str: float}]}}
-CHECKPOINT_SCHEMA = {"model": dict, "optimizer": dict, "scheduler": dict, "progress": PROGRESS_SCHEMA,
-                     "random_states": [[object]]}
+CHECKPOINT_SCHEMA = {
+    "model": dict, "optimizer": dict, "scheduler": dict, "random_states": [[object]],
+    "progress": {"epoch": int, "update": int, "global_step": int, "loss_sum": float, "train_seconds": float,
+                 "window": [[float]], "evaluations": {str: [{"epoch": int, "global_step": int, "loss": float, str: float}]}}}
 
 
 def train(model, runs, recipe, execution, world, folder, state=None, resumed=None):
     """Fine-tunes a MultiTaskModel into `folder`, or goes on with a stopped run.
 
-    runs: a TaskRun for each of the model's classifiers. state: what `read_checkpoint` gives of a stopped run; resumed()
-    is called once it is taken over. Returns the figures of results.json. Raises UserError where the loss or the model is no
+    runs: a TaskRun for each of the model's classifiers. state: what `read_checkpoint` gives of a stopped run; resumed() is
+    called once it is taken over. Returns the figures of results.json. Raises UserError where the loss or the model is no
     longer finite; ends the process, after saving, on SIGTERM or Ctrl-C.
     """
     checkpoint = os.path.join(folder, "checkpoint.pt")
@@ -127,11 +119,10 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
                 f"{execution.gradient_accumulation_steps} micro-batch(es) on {world.device.type}, from update "
                 f"{progress.global_step:,} on; the rate rises for {round(t_total * recipe.warmup_proportion):,} updates, then "
                 f"the schedule is {recipe.schedule}")
-    parallel = model
-    if world.size > 1:
-        # find_unused: an update sees one task, and the others' classifiers get no gradient.
-        parallel = DistributedDataParallel(model, device_ids=[world.device.index] if world.device.type == "cuda" else None,
-                                           gradient_as_bucket_view=True, find_unused_parameters=len(runs) > 1)
+    # find_unused: an update sees one task, and the others' classifiers get no gradient.
+    parallel = model if world.size == 1 else DistributedDataParallel(
+        model, device_ids=[world.device.index] if world.device.type == "cuda" else None, gradient_as_bucket_view=True,
+        find_unused_parameters=len(runs) > 1)
 
     def is_done(line):  # a line of metrics.jsonl that lies before the point where the run stands
         return line["global_step"] <= progress.global_step and (line["kind"] == "train"
@@ -174,8 +165,7 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
                     bar.update()
                     # Log and save. Until then nothing waits for the device.
                     stopping = world.max(stop.received)
-                    # the epoch's last update is saved before its evaluation, which may take long
-                    saving = (stopping or progress.update == len(updates)
+                    saving = (stopping or progress.update == len(updates)  # an evaluation comes, and may take long
                               or progress.global_step % execution.save_checkpoints_steps == 0)
                     logging = progress.global_step % execution.log_steps == 0 or progress.global_step == t_total
                     if saving or logging:
@@ -208,15 +198,13 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
             progress.epoch, progress.update, progress.loss_sum = progress.epoch + 1, 0, 0.0
             for run, classifier in zip(runs, model.classifiers):
                 evaluation = {"epoch": progress.epoch, "global_step": progress.global_step, "loss": loss}
-                earlier = progress.evaluations.setdefault(run.task.name, [])
-                best = False
                 if run.evaluated:
                     evaluation |= evaluate_epoch(run, classifier, evaluation, execution, world, log)
-                    best = not earlier or is_better(evaluation, best_of(earlier, recipe.best_metric), recipe.best_metric)
-                earlier.append(evaluation)
+                evaluations = progress.evaluations.setdefault(run.task.name, [])
+                evaluations.append(evaluation)
                 if world.main:
                     run.save(classifier, os.path.join(run.folder, "last"))
-                    if best:
+                    if run.evaluated and best_of(evaluations, recipe.best_metric) is evaluation:
                         run.save(classifier, os.path.join(run.folder, "best"))
             save_checkpoint(checkpoint, model, optimizer, scheduler, progress, world)
     return summarize(model, runs, recipe, progress, execution, world)
@@ -329,11 +317,8 @@ def has_form_of(value, example):
 # Its figures
 
 def summarize(model, runs, recipe, progress, execution, world):
-    """The figures of a finished run; with a `tested` set, the best model's on it, measured now and once.
-
-    {seed, train_seconds, peak_memory_mib, and epochs, best, last, test of the task}; of several tasks, these four stand
-    in `tasks` under the task's name.
-    """
+    """The figures of a finished run, {seed, train_seconds, peak_memory_mib, and epochs, best, last, test of the task}; of
+    several tasks, these four stand in `tasks` under the task's name. The best model is tested now, once."""
     figures = {}
     for run, classifier in zip(runs, model.classifiers):
         evaluations = progress.evaluations[run.task.name]
