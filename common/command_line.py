@@ -30,7 +30,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def boolean(text):
-    """argparse type of a flag that is written `--flag`, `--flag=True` or `--flag False`."""
+    """argparse type of the value of a flag that is on or off."""
     values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"'{text}' is neither True nor False")
@@ -57,9 +57,7 @@ def number(kind, minimum=None, maximum=None, above=None, below=None):
     return parse
 
 
-def path(text):
-    """argparse type of a path. The shell expands `--flag ~/x`, but leaves the tilde of `--flag=~/x` to the program."""
-    return os.path.expanduser(text)
+path = os.path.expanduser  # argparse type of a path: the shell leaves the tilde of `--flag=~/x` to the program
 
 
 def fields_of(kind, values, **more):
@@ -83,9 +81,7 @@ def command(script, *words, **flags):
 
 class StopSignals:
     """While its block runs, SIGTERM and SIGINT (Ctrl-C) only set `received` (0 before), so that the loop can save what it
-    has; a second signal ends the process at once. A signal that the loop did not act on is sent again as the block ends:
-    it came after the last update.
-    """
+    has; a second signal ends the process at once. One that came after the last update is sent again as the block ends."""
 
     def __enter__(self):
         self.received = 0
@@ -114,11 +110,8 @@ def end_with_parent():
 
 @contextlib.contextmanager
 def rendezvous(missing, timeout, remind_after=60):
-    """A block that waits, in code that cannot be interrupted, for the other processes of a run.
-
-    missing() gives the words for those that have not come, "1 of 2 processes at HOST:PORT". They are printed after
-    `remind_after` seconds; after `timeout` seconds the process ends with an error, exit status 1.
-    """
+    """A block that waits, in code that cannot be interrupted, for other processes of a run. missing() says which have not
+    come, "1 of 2 processes at HOST:PORT": after `remind_after` seconds that is printed, after `timeout` it ends the process."""
     done = threading.Event()
 
     def watch():
@@ -141,13 +134,11 @@ def rendezvous(missing, timeout, remind_after=60):
 
 @contextlib.contextmanager
 def tensorflow_start_up(log_level=2):
-    """Imports of TensorFlow in this block are quicker and quiet.
-
-    Quicker: TensorFlow loads Keras as it starts, and nothing here uses it; the variable has it look for the old Keras
-    instead, which is a package of its own that is usually not installed (a conversion takes 6.0 s, not 8.9 s). Quiet: what
-    its libraries write to stderr while they load and look for GPUs, which no log level silences, and later what is below
-    `log_level` (2: errors, 3: fatal ones); set TF_CPP_MIN_LOG_LEVEL to see it.
-    """
+    """Imports of TensorFlow in this block are quicker and quiet: nothing shows of what its libraries write to stderr while they
+    load and look for GPUs, which no log level silences, nor later of what is below `log_level` (2: errors, 3: fatal ones). Set
+    TF_CPP_MIN_LOG_LEVEL to see it."""
+    # TensorFlow loads Keras as it starts, which nothing here uses. This has it look for the old Keras instead, a package of its
+    # own that is usually not installed: a conversion takes 6.0 s, not 8.9 s.
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
         yield

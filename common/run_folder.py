@@ -62,10 +62,8 @@ class RunFolder:
         return found
 
     def check(self, recipe, overwrite=False):
-        """The run.json of the run that `recipe` goes on with, None where it starts anew.
-
-        Raises UserError, naming the first difference, where the folder holds another run and `overwrite` is off.
-        """
+        """The run.json of the run that `recipe` goes on with, None where it starts anew. Raises UserError, naming the first
+        difference, where the folder holds another run and `overwrite` is off."""
         found = self.earlier()
         if overwrite:
             return None
@@ -97,11 +95,8 @@ class RunFolder:
                                  "commit": source_commit(), "started": now()} | environment)
 
     def resume(self, found, global_step, flags, watched):
-        """Notes in run.json (`found` is what it held) that the run goes on after update `global_step`.
-
-        watched: names of flags that are no part of the recipe and yet change rounding or the drawing of dropout. Returns
-        the line to print where one of them has another value than before, else None.
-        """
+        """Notes in run.json (`found` is what it held) that the run goes on after update `global_step`. Returns the line to
+        print where a flag of `watched`, which change rounding or the drawing of dropout, has another value than before."""
         earlier = found.get("resumed", [])
         before = [found, *earlier][-1]["flags"]
         changed = [f"--{name} was {before.get(name)}, now it is {flags[name]}" for name in watched
@@ -122,13 +117,10 @@ def versions(*packages):
 
 
 class MetricsLog:
-    """The metrics of a run: lines of FOLDER/metrics.jsonl, and TensorBoard events in FOLDER/tensorboard.
+    """The metrics of a run: lines of FOLDER/metrics.jsonl, and TensorBoard events in FOLDER/tensorboard. A context.
 
     keep(line) says which lines of an earlier process stand: those of updates that are still to come, of a run that was
-    stopped later than it was saved, do not. The others are dropped, and so, with a word, is a damaged line. A context.
-
-    Events are written by tensorboard's record writer, in this thread: its SummaryWriters import TensorFlow where that is
-    installed, and their own thread prints a traceback when the disk is full.
+    stopped later than it was saved, do not. The others are dropped, and so, with a word, is a damaged line.
     """
 
     def __init__(self, folder, keep=lambda line: True, step=0):
@@ -164,7 +156,9 @@ class MetricsLog:
             self.write_event(kind, global_step, values)
 
     def write_event(self, kind, global_step, values):
-        """The same for TensorBoard, whose import takes a fifth of a second that a refused command does not wait for."""
+        """The same for TensorBoard, by its record writer, in this thread: its SummaryWriters import TensorFlow where that is
+        installed, and their own thread prints a traceback when the disk is full."""
+        # imported here: a fifth of a second that a refused command does not wait for
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter

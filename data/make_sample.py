@@ -193,7 +193,8 @@ def parse_arguments():
     data = parser.add_argument_group("data")
     data.add_argument("--num_train", type=number(int, minimum=4), default=1600,
                       help="Number of stories in train.csv. Default: 1600.")
-    data.add_argument("--num_test", type=number(int, minimum=4), default=400, help="Number of stories in test.csv. Default: 400.")
+    data.add_argument("--num_test", type=number(int, minimum=4), default=400,
+                      help="Number of stories in test.csv. Default: 400.")
     data.add_argument("--seed", type=int, default=2019, help="Seed of the stories. Default: 2019.")
     data.add_argument("--vocab_size", type=number(int, minimum=200, maximum=1_000_000), default=2000,
                       help="Tokens in the vocabulary, including the special ones. Default: 2000.")
