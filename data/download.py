@@ -97,10 +97,6 @@ def is_right(source, target):
     return bool(sums) and not wrong_files(target, sums)
 
 
-class Rejected(Exception):
-    """What was downloaded is not what the source promises."""
-
-
 def download_part(url, part, timeout):
     """One attempt to complete the file `part`; bytes that it already has are not asked for again (HTTP Range)."""
     import pooch
@@ -149,7 +145,7 @@ def download(source, part, args):
 
 
 def check_entries(opened):
-    """Raises Rejected where an entry of an open zip or tar archive leaves its folder, or is neither file nor folder."""
+    """Raises UserError where an entry of an open zip or tar archive leaves its folder, or is neither file nor folder."""
     if isinstance(opened, zipfile.ZipFile):
         entries = ((entry.filename, stat.S_IFMT(entry.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR))
                    for entry in opened.infolist())
@@ -157,15 +153,15 @@ def check_entries(opened):
         entries = ((entry.name, entry.isfile() or entry.isdir()) for entry in opened)
     for name, is_plain in entries:
         if not is_inside(name) and name not in (".", "./"):  # tar's entry for the folder itself
-            raise Rejected(f"the archive has the name {name!r}, which leaves its folder")
+            raise UserError(f"the archive has the name {name!r}, which leaves its folder")
         if not is_plain:
-            raise Rejected(f"the archive's entry {name!r} is a link or a device")
+            raise UserError(f"the archive's entry {name!r} is a link or a device")
 
 
 def unpack(archive, how, folder):
     """Unpacks a zip or tgz into `folder`. Returns the folder of its files: the archive's own top folder, if it has one.
 
-    Raises Rejected where it is damaged, encrypted or packed in an unknown way, and, before anything is written, where
+    Raises UserError where it is damaged, encrypted or packed in an unknown way, and, before anything is written, where
     a name leaves the folder or an entry is neither file nor folder.
     """
     try:
@@ -173,11 +169,11 @@ def unpack(archive, how, folder):
             check_entries(opened)
             opened.extractall(folder, **({} if how == "zip" else {"filter": "data"}))
     except Exception as error:  # of a damaged archive these modules and the decompressors raise more than they document
-        if isinstance(error, Rejected) or isinstance(error, OSError) and error.errno in FAULTS_OF_THE_DISK:
+        if isinstance(error, UserError) or isinstance(error, OSError) and error.errno in FAULTS_OF_THE_DISK:
             raise
-        raise Rejected(f"it is no whole {how} archive that can be unpacked ({error or type(error).__name__})") from None
+        raise UserError(f"it is no whole {how} archive that can be unpacked ({error or type(error).__name__})") from None
     if not any(names for _, _, names in os.walk(folder)):
-        raise Rejected("the archive has no files")
+        raise UserError("the archive has no files")
     inside = [os.path.join(folder, name) for name in os.listdir(folder)]
     return inside[0] if len(inside) == 1 and os.path.isdir(inside[0]) else folder
 
@@ -185,10 +181,10 @@ def unpack(archive, how, folder):
 def check_and_place(source, part, unpacking, target):
     """Checks the finished download `part` and puts it, or what it unpacks to, under its final name `target`.
 
-    unpacking: a folder for the time being. Raises Rejected where a checksum is wrong or the archive is not acceptable.
+    unpacking: a folder for the time being. Raises UserError where a checksum is wrong or the archive is not acceptable.
     """
     if source.sha256 and sha256_of(part) != source.sha256:
-        raise Rejected(f"its sha256 is {sha256_of(part)}, {source.sha256} is expected")
+        raise UserError(f"its sha256 is {sha256_of(part)}, {source.sha256} is expected")
     os.makedirs(os.path.dirname(target), exist_ok=True)
     if source.how == "file":
         os.replace(part, target)
@@ -196,7 +192,7 @@ def check_and_place(source, part, unpacking, target):
     os.makedirs(unpacking)
     folder = unpack(part, source.how, os.path.join(unpacking, "new"))
     if wrong := wrong_files(folder, source.files):
-        raise Rejected(f"in the archive the sha256 of {wrong[0]} is not the expected one, or the file is missing")
+        raise UserError(f"in the archive the sha256 of {wrong[0]} is not the expected one, or the file is missing")
     if not source.files:
         paths = sorted(os.path.join(where, name) for where, _, names in os.walk(folder) for name in names)
         sums = [f"{sha256_of(path)}  {os.path.relpath(path, folder)}\n" for path in paths]
@@ -252,7 +248,7 @@ def obtain(source, args):
             try:
                 check_and_place(source, part, unpacking, target)
                 break
-            except Rejected as error:
+            except UserError as error:
                 os.truncate(part, 0)
                 remove(unpacking)
                 if not resumed:

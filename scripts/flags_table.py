@@ -4,6 +4,7 @@
 
 tests/test_readme.py holds the file to this output.
 """
+import contextlib
 import importlib
 import os
 import re
@@ -12,13 +13,14 @@ import unittest.mock
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "data"), os.path.join(ROOT, "scripts")]
-from common import command_line  # noqa: E402
+from common.command_line import ArgumentParser  # noqa: E402
 
 SINGLE, DISCRIMINATIVE, MULTITASK = ("run_classifier_single_layer.py", "run_classifier_discriminative.py",
                                      "run_classifier_multitask.py")
 SCRIPTS = ("data/download.py", "generate_corpus_agnews.py", "generate_corpus.py", "create_pretraining_data.py",
            "run_pretraining.py", "convert_tf_checkpoint_to_pytorch.py", SINGLE, DISCRIMINATIVE, MULTITASK,
-           "scripts/collect_results.py", "data/make_sample.py", "data/make_task_samples.py", "data/make_tiny_bert.py")
+           "scripts/collect_results.py", "scripts/table1.py", "data/make_sample.py", "data/make_task_samples.py",
+           "data/make_tiny_bert.py")
 
 # The section, table or figure of the paper that a flag is about. By script: --learning_rate of pre-training is another
 # question than that of fine-tuning.
@@ -38,20 +40,13 @@ PAPER = {
     SINGLE: FINE_TUNING, DISCRIMINATIVE: FINE_TUNING, MULTITASK: FINE_TUNING | {"task_name": "5.5, Table 7"}}
 
 
-class Captured(Exception):
-    """Carries a script's parser out of its main(), before any work."""
-
-
 def parser_of(script):
-    """The ArgumentParser of `script` (a path below the project's root)."""
-    def capture(parser, *arguments, **options):
-        raise Captured(parser)
-    with unittest.mock.patch.object(command_line.ArgumentParser, "parse_args", capture):
-        try:
-            importlib.import_module(os.path.basename(script).removesuffix(".py")).main()
-        except Captured as captured:
-            return captured.args[0]
-    raise AssertionError(f"{script} parses no flags")
+    """The ArgumentParser of `script` (a path below the project's root), whose main() ends where it would parse its flags."""
+    main = importlib.import_module(os.path.basename(script).removesuffix(".py")).main
+    with unittest.mock.patch.object(ArgumentParser, "parse_args", autospec=True, side_effect=SystemExit) as parse_args:
+        with contextlib.suppress(SystemExit):
+            main()
+    return parse_args.call_args.args[0]  # the method's `self`
 
 
 def rows(script):
