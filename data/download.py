@@ -4,11 +4,10 @@
     python data/download.py ag imdb bert_base_uncased --output_dir ./downloads
 
 A data set becomes a folder for --data_dir of the fine-tuning scripts (./downloads/ag, ./downloads/imdb), a checkpoint
-a folder as Google publishes it (./downloads/uncased_L-12_H-768_A-12). A file that is already there with the right
-checksum is not downloaded again. Nothing gets its final name before it is whole and its sha256 is right: until then it
-is kept in the folder `.downloads` beside it. A broken connection is resumed where it broke, by this command or by the
-next one. An unpacked archive whose files have no published checksums gets a list of them, SHA256SUMS (`sha256sum -c`
-reads it).
+a folder as Google publishes it (./downloads/uncased_L-12_H-768_A-12). What is there with the right checksum is not
+downloaded again. Nothing gets its final name before it is whole and its sha256 is right: until then it is kept in the
+folder `.downloads` beside it. A broken connection is resumed where it broke, by this command or by the next one. An
+unpacked archive whose files have no published checksums gets a list of them, SHA256SUMS (`sha256sum -c` reads it).
 """
 import collections
 import contextlib
@@ -118,10 +117,8 @@ def download_part(url, part, timeout):
 
 
 def download(source, part, args):
-    """Downloads the source's file to `part`, which exists, in at most --attempts attempts. Returns whether one resumed.
-
-    Raises UserError where the server refuses (404), or every attempt broke off; then `part` stays for the next command.
-    """
+    """Downloads the source's file to `part`, which exists, in at most --attempts attempts. Returns whether one resumed. Raises
+    UserError where the server refuses (404), or every attempt broke off; then `part` stays for the next command."""
     import requests
     if source.sha256 and sha256_of(part) == source.sha256:
         return False  # an earlier command was stopped between the last byte and the check
@@ -159,11 +156,8 @@ def check_entries(opened):
 
 
 def unpack(archive, how, folder):
-    """Unpacks a zip or tgz into `folder`. Returns the folder of its files: the archive's own top folder, if it has one.
-
-    Raises UserError where it is damaged, encrypted or packed in an unknown way, and, before anything is written, where
-    a name leaves the folder or an entry is neither file nor folder.
-    """
+    """Unpacks a zip or tgz into `folder`. Returns the folder of its files: the archive's own top folder, if it has one. Raises
+    UserError where it is damaged, encrypted or packed in an unknown way, and before anything is written as `check_entries`."""
     try:
         with (zipfile.ZipFile(archive) if how == "zip" else tarfile.open(archive, "r:gz")) as opened:
             check_entries(opened)
@@ -179,10 +173,8 @@ def unpack(archive, how, folder):
 
 
 def check_and_place(source, part, unpacking, target):
-    """Checks the finished download `part` and puts it, or what it unpacks to, under its final name `target`.
-
-    unpacking: a folder for the time being. Raises UserError where a checksum is wrong or the archive is not acceptable.
-    """
+    """Checks the finished download `part` and puts it, or what it unpacks to (in the folder `unpacking` for the time being),
+    under its final name `target`. Raises UserError where a checksum is wrong or the archive is not acceptable."""
     if source.sha256 and sha256_of(part) != source.sha256:
         raise UserError(f"its sha256 is {sha256_of(part)}, {source.sha256} is expected")
     os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -206,10 +198,8 @@ def check_and_place(source, part, unpacking, target):
 @contextlib.contextmanager
 def place_to_download(output_dir, name):
     """Yields a file to download to and the name of a folder to unpack in, for this process alone, in output_dir/.downloads.
-
-    Their names are the same each time. So a killed command's file is gone on with, and whatever else it left is removed
-    here; the file stays if the block ends in an error and it is not empty.
-    """
+    Their names are the same each time: a killed command's file is gone on with, and whatever else it left is removed here.
+    The file stays if the block ends in an error and it is not empty."""
     downloads = os.path.join(output_dir, ".downloads")
     part, unpacking = (os.path.join(downloads, f"{name}.{kind}") for kind in ("part", "unpacking"))
     refusal = f"{name} is being downloaded by another command; wait for it, or choose another --output_dir"
