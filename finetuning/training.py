@@ -81,7 +81,7 @@ class Progress:
     global_step: int = 0
     loss_sum: float = 0.0  # of the updates of this epoch
     train_seconds: float = 0.0
-    window: list = dataclasses.field(default_factory=list)  # [loss, gradient norm] of each update since the last line of the log
+    window: list = dataclasses.field(default_factory=list)  # [loss, gradient norm] of updates since the last line of the log
     evaluations: dict = dataclasses.field(default_factory=dict)  # a list for each task's name, an entry for each epoch
 
 
