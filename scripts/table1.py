@@ -56,7 +56,7 @@ def main():
     parser.add_argument("--vocab_file", type=path, required=True, help="BERT's WordPiece vocabulary, uncased.")
     parser.add_argument("--task_name", nargs="+", choices=tuple(tasks.TASKS), default=list(tasks.TASKS), metavar="TASK",
                         help="Data sets of the table (default: those of the eight that are there).")
-    add_boolean(parser, "--keep_html", False, "Keep IMDb's <br /> instead of replacing it by a space (default: off).")
+    add_boolean(parser, "--keep_html", False, "Keep IMDb's `<br />`, which becomes a space otherwise (default: off).")
     parser.add_argument("--output_dir", type=path, default="results", help="Folder for the table. Default: results.")
     args = parser.parse_args()
     check_output_folder(args.output_dir, "--output_dir")
