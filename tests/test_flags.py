@@ -413,7 +413,7 @@ def test_bf16_computes_in_bfloat16(train, spy):
 
 
 def test_checkpointed_layers_are_computed_twice(train, spy):
-    computed = spy(modeling.BertAttention, "forward", lambda _, attention, *rest: attention.training)
+    computed = spy(modeling.BertSelfAttention, "forward", lambda _, attention, *rest: attention.training)
     train(name="plain")
     assert computed.count(True) == 2 * UPDATES
     computed.clear()
