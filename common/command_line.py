@@ -8,7 +8,6 @@ import operator
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import threading
 
@@ -51,7 +50,7 @@ def number(kind, minimum=None, maximum=None, above=None, below=None):
             raise argparse.ArgumentTypeError(f"'{text}' is not {'a whole number' if kind is int else 'a number'}")
         for words, holds, bound in (("at least", operator.ge, minimum), ("at most", operator.le, maximum),
                                     ("above", operator.gt, above), ("below", operator.lt, below)):
-            if bound is not None and not holds(value, bound):  # NaN fails every comparison
+            if bound is not None and not holds(value, bound):  # `not holds`: NaN fails every comparison
                 raise argparse.ArgumentTypeError(f"{text} is not {words} {bound}")
         return value
     return parse
@@ -90,7 +89,7 @@ class StopSignals:
 
     def receive(self, number, frame):
         self.received = number
-        self.restore()
+        self.restore()  # so that a second signal acts as usual
 
     def restore(self):
         for number, handler in self.handlers.items():
@@ -129,7 +128,7 @@ def rendezvous(missing, timeout, remind_after=60):
         yield
     finally:
         done.set()
-        thread.join()
+        thread.join()  # so that it prints nothing after the block
 
 
 @contextlib.contextmanager
@@ -148,20 +147,11 @@ def tensorflow_start_up(log_level=2):
     os.dup2(nowhere, 2)
     try:
         yield
-        sys.modules["tensorflow"].config.list_physical_devices()
+        sys.modules["tensorflow"].config.list_physical_devices()  # looks for GPUs now, while stderr is away
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(nowhere)
-
-
-def source_commit():
-    """The git commit of this code, for the record of a run; None where it is no clone or there is no git."""
-    try:
-        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=os.path.dirname(os.path.abspath(__file__)),
-                              capture_output=True, text=True).stdout.strip() or None
-    except FileNotFoundError:
-        return None
 
 
 # Errors
@@ -178,11 +168,11 @@ def run(main):
     except UserError as error:
         print_error(error)
     except OSError as error:
-        if error.errno is None:
+        if error.errno is None:  # a library's own, not the system's: a fault of the program
             raise
         where = f" while writing or reading {error.filename}" if error.filename else ""
         remedy = "; free some space and run the same command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         print_error(f"{os.strerror(error.errno)}{where}{remedy}")
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(130)  # as a shell reports an end by Ctrl-C
     sys.exit(1)

@@ -38,7 +38,7 @@ def require_folder(path, flag):
 def check_output_folder(path, flag):
     """Raises UserError, before any work, unless `path`, the value of `flag`, is or can become a folder to write into."""
     existing = os.path.abspath(path)
-    while not os.path.lexists(existing):
+    while not os.path.lexists(existing):  # ends at / at the latest
         existing = os.path.dirname(existing)
     if not os.path.isdir(existing):
         raise UserError(f"{flag}: {existing} is a file, a folder is needed")
@@ -148,7 +148,7 @@ def digest(*parts):
     sha = hashlib.sha256()
     for part in parts:
         sha.update(part.encode() if isinstance(part, str) else part)
-    return sha.hexdigest()[:16]
+    return sha.hexdigest()[:16]  # 64 bits: short in a message, and no two files of anybody's agree by chance
 
 
 def sha256_of(path):
@@ -180,7 +180,7 @@ def locked(path, refusal, flags=os.O_RDONLY):
     """Holds the lock of the file or folder `path` while the block runs, and yields its descriptor. Raises UserError with
     the text `refusal` where another process holds it. The system frees the lock however a process ends."""
     while True:
-        descriptor = os.open(path, flags, 0o666)
+        descriptor = os.open(path, flags, 0o666)  # the mode of any new file, the umask taken off
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
@@ -208,7 +208,7 @@ def whole_file(path):
     with naming(path, temporary), locked(temporary, refusal, os.O_RDWR | os.O_CREAT) as descriptor:
         try:
             yield temporary
-            os.fsync(descriptor)
+            os.fsync(descriptor)  # else a crash of the machine could leave an empty file under the final name
             os.replace(temporary, path)
         except BaseException:  # not once it is renamed: what then has the name is the next command's
             remove(temporary)
@@ -243,8 +243,6 @@ def remove(path):
     elif os.path.lexists(path):
         os.unlink(path)
 
-
-# Vocabularies
 
 def find_vocab(vocab_file, folders, config):
     """The vocabulary that goes with weights: --vocab_file, else the vocab.txt of one of the folders, else None. Raises

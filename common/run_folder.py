@@ -13,10 +13,11 @@ import json
 import os
 import platform
 import socket
+import subprocess
 import sys
 import time
 
-from common.command_line import UserError, source_commit
+from common.command_line import UserError
 from common.files import atomic_write, check_schema, locked, naming, parse_json, read_json, remove, write_json
 
 RUN_SCHEMA = {"kind": str, "recipe": dict, "flags": dict}
@@ -42,7 +43,7 @@ class RunFolder:
                         "folder"):
                 yield
         finally:
-            if made and os.path.isdir(self.path) and not os.listdir(self.path):
+            if made and os.path.isdir(self.path) and not os.listdir(self.path):  # a refused command leaves nothing
                 os.rmdir(self.path)
 
     def earlier(self):
@@ -105,6 +106,15 @@ class RunFolder:
             *earlier, {"global_step": global_step, "at": now(), "flags": {name: flags[name] for name in watched}}]})
         return (f"note: {', '.join(changed)}: from here on the run is the undisturbed one in distribution only, its "
                 "dropout or rounding differs") if changed else None
+
+
+def source_commit():
+    """The git commit of this code, for the record of a run; None where it is no clone or there is no git."""
+    try:
+        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=os.path.dirname(os.path.abspath(__file__)),
+                              capture_output=True, text=True).stdout.strip() or None
+    except FileNotFoundError:
+        return None
 
 
 def now():
@@ -175,7 +185,7 @@ class MetricsLog:
                 write(step=self.step + 1, session_log=SessionLog(status=SessionLog.START))
         write(step=global_step, summary=Summary(value=[Summary.Value(tag=f"{kind}/{name}", simple_value=value)
                                                        for name, value in values.items() if name != "epoch"]))
-        self.events.flush()
+        self.events.flush()  # TensorBoard shows it at once, and a full disk is seen here
 
     def __enter__(self):
         return self
