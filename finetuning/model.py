@@ -12,7 +12,8 @@ from finetuning.weights import digest_of_weights, find_weights, load_weights, re
 from modeling import BertForSequenceClassification, MultiTaskModel, check_choices, check_features
 from tokenization import FullTokenizer
 
-CLASSIFIER_SCHEMA = {  # of classifier.json, which a saved model has beside its weights
+RECORD = "classifier.json"  # which a saved model has beside its weights
+RECORD_SCHEMA = {
     "task": {"name": str, "domain": str, "labels": [str], "text_columns": [(int, str)], "label_column": (int, str),
              "sep": (str, type(None)), "joiner": str, "numbered": bool, "original": (str, type(None)), "titled": bool,
              "language": str, "strip_html": bool, "num_second": int},
@@ -45,11 +46,14 @@ def read_inputs(args, given):
             if getattr(args, flag) is None:
                 raise UserError(f"--{flag} is needed: --init_checkpoint is no folder with {' or '.join(names)}")
     config = BertConfig.from_json_file(args.bert_config_file)
-    config.check_max_seq_length(args.max_seq_length)
     if args.layers is None:
         args.layers = [config.num_hidden_layers - 1] if args.hierarchical or args.classifier != "linear" else [-2]
-    check_features(config, args.layers, args.layer_pooling, args.pooling_type, args.hierarchical, args.classifier)
-    head_and_tail((args.max_fractions or 1) * (args.max_seq_length - 2), args.trunc_medium)
+    try:
+        config.check_max_seq_length(args.max_seq_length)
+        check_features(config, args.layers, args.layer_pooling, args.pooling_type, args.hierarchical, args.classifier)
+        head_and_tail((args.max_fractions or 1) * (args.max_seq_length - 2), args.trunc_medium)
+    except UserError as error:  # of a saved model the flags are the file's
+        raise UserError(f"{os.path.join(folder, RECORD)}: {error}" if stored_task else str(error)) from None
     if (args.frozen_layers or 0) > config.num_hidden_layers:
         raise UserError(f"--frozen_layers {args.frozen_layers}: this model has {config.num_hidden_layers} layers")
     tokenizer = FullTokenizer(args.vocab_file, do_lower_case=args.do_lower_case)
@@ -79,11 +83,11 @@ def model_of_task(path, task_name):
 
 def restore_flags(args, given, folder):
     """Sets the flags of a fine-tuned model to what it was trained with. Returns its task."""
-    path = os.path.join(folder or "", "classifier.json")
+    path = os.path.join(folder or "", RECORD)
     if folder is None or not os.path.exists(path):
         raise UserError(f"--init_checkpoint: {args.init_checkpoint} is no folder of a fine-tuned model (it has no "
                         "classifier.json); name a run's best or last folder, or add --do_train")
-    stored = read_json(path, CLASSIFIER_SCHEMA)
+    stored = read_json(path, RECORD_SCHEMA)
     task = tasks.task_from_dict(stored["task"])
     check_choices(stored, f"{path}: ")
     for name, values, least in (("labels", task.labels, 2), ("layers", stored["layers"], 1)):

@@ -885,6 +885,8 @@ def test_a_damaged_model_folder_is_refused(tiny, finished, tmp_path, refused_her
 
 @pytest.mark.parametrize("change, words", [
     ({"layer_pooling": "consat"}, "classifier.json: layer_pooling consat: there is concat, mean, max"),
+    ({"max_seq_length": 65}, "classifier.json: --max_seq_length 65 is over the model's 64 positions"),
+    ({"layers": [2]}, "classifier.json: --layers 2: this model has"),
     ({"hierarchical": "median"}, "classifier.json: hierarchical median"), ({"layers": []}, "classifier.json: 0 layers"),
     ({"task": {"labels": ["1"]}}, "classifier.json: 1 labels")])
 def test_a_wrong_value_in_a_saved_model_s_record_names_the_file(tiny, finished, tmp_path, refused_here, change, words):
