@@ -300,10 +300,8 @@ def main():
     args = parse_arguments()
     sources = read_sources(args.sources)
     if args.list:
-        print_list(sources)
-        return
-    unknown = [name for name in args.names if name not in sources]
-    if unknown:
+        return print_list(sources)
+    if unknown := [name for name in args.names if name not in sources]:
         raise UserError(f"there is no source {unknown[0]}; the sources are {', '.join(sources)}")
     wanted = [source for name in dict.fromkeys(args.names) for source in sources[name]]
     check_output_folder(args.output_dir, "--output_dir")
