@@ -7,6 +7,7 @@ TensorFlow is imported here alone, and only for a TensorFlow checkpoint.
 """
 import dataclasses
 import os
+import re
 import warnings
 import zipfile
 
@@ -108,13 +109,20 @@ def read_weights(path, config, flag="--init_checkpoint", device="cpu"):
 def check_sizes(state, config, where):
     """Raises UserError, its text starting with `where`, where an encoder's weights have not the sizes of the configuration:
     before a model of these takes memory. Whether every weight is there, and fits, is looked at by `load_weights`."""
-    hidden, top = config.hidden_size, f"bert.encoder.layer.{config.num_hidden_layers - 1}."
-    if not any(name.startswith(top) for name in state):
-        raise UserError(f"{where} lacks the encoder's weights {top}*; {OTHER_CONFIG}")
-    for name, shape in {"bert.embeddings.word_embeddings.weight": (config.vocab_size, hidden),
-                        "bert.embeddings.position_embeddings.weight": (config.max_position_embeddings, hidden),
-                        "bert.embeddings.token_type_embeddings.weight": (config.type_vocab_size, hidden),
-                        f"{top}intermediate.dense.weight": (config.intermediate_size, hidden)}.items():
+    layers = 1 + max((int(name.split(".")[3]) for name in state if re.match(r"bert\.encoder\.layer\.\d+\.", name)), default=-1)
+    if layers != config.num_hidden_layers:
+        raise UserError(f"{where} {'lacks' if layers < config.num_hidden_layers else 'has more'} layers ({layers}, by the "
+                        f"configuration {config.num_hidden_layers}); {OTHER_CONFIG}")
+    hidden = config.hidden_size
+    check_shapes(state, {"bert.embeddings.word_embeddings.weight": (config.vocab_size, hidden),
+                         "bert.embeddings.position_embeddings.weight": (config.max_position_embeddings, hidden),
+                         "bert.embeddings.token_type_embeddings.weight": (config.type_vocab_size, hidden),
+                         "bert.encoder.layer.0.intermediate.dense.weight": (config.intermediate_size, hidden)}, where)
+
+
+def check_shapes(state, shapes, where):
+    """Raises UserError at the first weight of `state` that has another shape than it has by name in `shapes`."""
+    for name, shape in shapes.items():
         if name in state and state[name].shape != shape:
             raise UserError(f"{where}: {name} is {list(state[name].shape)} there, the model's is {list(shape)}; {OTHER_CONFIG}")
 
@@ -148,13 +156,7 @@ def load_weights(model, state, where):
               and (model.get_parameter(name).requires_grad or "pooler" not in name)]
     if needed:
         raise UserError(f"{where} lacks {len(needed)} of the encoder's weights, first {needed[0]}; {OTHER_CONFIG}")
-    for name in matched:
-        if own[name].shape != state[name].shape:
-            raise UserError(f"{where}: {name} is {list(state[name].shape)} there, the model's is {list(own[name].shape)}; "
-                            f"{OTHER_CONFIG}")
-    extra_layers = [name for name in ignored if name.startswith("bert.encoder.layer.")]
-    if extra_layers:
-        raise UserError(f"{where} has more layers than --bert_config_file says, first {extra_layers[0]}")
+    check_shapes(state, {name: own[name].shape for name in matched}, where)
     model.load_state_dict({name: state[name] for name in matched}, strict=False)
     return matched, ignored, missing
 
@@ -191,9 +193,9 @@ def save_classifier(classifier, folder, config, description, vocab_file):
                  id2label={str(index): label for index, label in enumerate(labels)},
                  label2id={label: index for index, label in enumerate(labels)})
     write_json(os.path.join(folder, "classifier.json"), description)
-    write_json(os.path.join(folder, "tokenizer_config.json"),
-               {"tokenizer_class": "BertTokenizer", "do_lower_case": description["do_lower_case"],
-                "model_max_length": description["max_seq_length"]})
+    write_json(os.path.join(folder, "tokenizer_config.json"), {
+        "tokenizer_class": "BertTokenizer", "do_lower_case": description["do_lower_case"],
+        "model_max_length": description["max_seq_length"]})
     copy_file(vocab_file, os.path.join(folder, "vocab.txt"))
     write_safetensors(classifier.state_dict(), os.path.join(folder, WEIGHT_FILES[0]))
 
