@@ -210,13 +210,11 @@ class Report:
     absent_heads: tuple
 
     def print(self):
-        for source, target, shape, transposed in self.converted:
-            print(f"  {source} {list(shape)} -> {target}{' (transposed)' if transposed else ''}")
-        for name in self.left_out:
-            print(f"  {name}: left out")
-        for head in self.absent_heads:
-            print(f"  the {head} head: absent, so it is not written")
-        print(f"{len(self.converted)} tensors converted, {len(self.left_out)} left out")
+        print(*(f"  {source} {list(shape)} -> {target}{' (transposed)' if transposed else ''}"
+                for source, target, shape, transposed in self.converted),
+              *(f"  {name}: left out" for name in self.left_out),
+              *(f"  the {head} head: absent, so it is not written" for head in self.absent_heads),
+              f"{len(self.converted)} tensors converted, {len(self.left_out)} left out", sep="\n")
 
 
 def pytorch_name(name):
@@ -328,8 +326,8 @@ def verification_batch(config, num_sequences=4, max_length=64):
 
 
 def run_tensorflow(variables, config, sequences, segments):
-    """TensorFlow's outputs for the batch, padded: hidden states [layers + 1, T, hidden] and masked-LM logits
-    [T, vocabulary] of the real tokens, pooled output [sequences, hidden], next-sentence logits [sequences, 2]."""
+    """TensorFlow's outputs for the batch, padded: hidden states [layers + 1, T, hidden] and masked-LM logits [T, vocabulary]
+    of the real tokens, pooled output [sequences, hidden], next-sentence logits [sequences, 2]."""
     import tensorflow as tf
     from pretraining import modeling_tf
     absent = {name: np.zeros(shape, np.float32) for name, shape in modeling_tf.variable_shapes(config).items()
@@ -359,10 +357,8 @@ def run_pytorch(state, config, sequences, segments):
 
 
 def verify(variables, state, config, absent_heads):
-    """Runs both frameworks in float32 on one batch and prints the largest difference of each output.
-
-    Raises UserError where one is over 1e-5, or over 1e-5 of the output's largest value where that is above 1.
-    """
+    """Runs both frameworks in float32 on one batch and prints the largest difference of each output. Raises UserError where
+    one is over TOLERANCE."""
     batch = verification_batch(config)
     theirs, ours = run_tensorflow(variables, config, *batch), run_pytorch(state, config, *batch)
     wrong = []
