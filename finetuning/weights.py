@@ -82,7 +82,7 @@ def read_torch(path, where, device="cpu"):
 
 
 def read_weights(path, config, flag="--init_checkpoint", device="cpu"):
-    """Reads a checkpoint as a state dict with the names of modeling.py; on the device `meta` its values may be left unread.
+    """Reads a checkpoint as a state dict with the names of modeling.py; on the device `meta` values are left unread.
 
     path: a folder with model.safetensors or pytorch_model.bin, one such file (also the authors' released files: gamma
     and beta, no `bert.` prefix), or the prefix of a TensorFlow checkpoint (which imports TensorFlow). Raises UserError
@@ -91,7 +91,7 @@ def read_weights(path, config, flag="--init_checkpoint", device="cpu"):
     path = find_weights(path, flag)
     where = f"{flag}: {path}"
     if os.path.exists(path + ".index"):
-        return tf_to_pytorch(read_tf_checkpoint(path, flag), config, where=where)[0]
+        return tf_to_pytorch(read_tf_checkpoint(path, flag, device), config, where=where)[0]
     if path.endswith(".safetensors"):
         try:
             state = safetensors.torch.load_file(path)  # maps the file: what is not used is not read
@@ -235,12 +235,18 @@ def names_and_shapes(config):
     return {name: (*pytorch_name(name), shape) for name, shape in variable_shapes(config).items()}
 
 
-def read_tf_checkpoint(prefix, flag="--tf_checkpoint_path"):
-    """{variable name: array} of a name-based TensorFlow checkpoint, read without session or graph. Raises UserError, its
-    text starting with `flag`, where there is none or it is damaged."""
+def read_tf_checkpoint(prefix, flag="--tf_checkpoint_path", device="cpu"):
+    """{variable name: array} of a name-based TensorFlow checkpoint, read without session or graph; on the device `meta`
+    zeros, of the shapes in its index. Raises UserError, its text starting with `flag`, where there is none or it is damaged."""
     with tensorflow_start_up():
+        import tensorflow as tf
         from pretraining.checkpoints import read_checkpoint
-    return read_checkpoint(prefix, flag)
+    if device == "cpu":
+        return read_checkpoint(prefix, flag)
+    try:
+        return {name: np.broadcast_to(np.float32(0), shape) for name, shape in tf.train.list_variables(prefix)}
+    except Exception:  # a damaged index, in any way: read_checkpoint says in which
+        return read_checkpoint(prefix, flag)
 
 
 def is_training_state(name):
