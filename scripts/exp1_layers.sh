@@ -1,22 +1,16 @@
 #!/usr/bin/env bash
-# Exp-I, Table 3: which layers feed the classifier: each alone, the first 4, the last 4, or all. IMDb, head+tail.
+# Exp-I, section 5.3.2, Table 3: which layers feed the classifier: each alone, the first 4, the last 4, or all. IMDb, head+tail.
 # Settings and how to resume: scripts/experiment.sh. ENDS=2 takes the first and last 2 layers, for a smaller BERT.
 # LAYERS is the number of layers of the BERT (default: what its configuration says).
-# Fine-tunes BERT-base 19 times for each seed: about 1 hour a seed.
+# Fine-tunes BERT-base 19 times for each seed: about 1 hour a seed. Under 0.1 GB.
 source "$(dirname "$0")/experiment.sh"
 ENDS=${ENDS:-4}
+top=$((LAYERS - 1))
 
 layers() {  # layers NAME [flags]
-    spawn fine_tune "layers/$1/imdb" imdb base run_classifier_single_layer.py --learning_rate 2e-5 \
-        --trunc_medium "$HEAD" "${@:2}"
+    fine_tune "layers/$1/imdb" imdb base run_classifier_single_layer.py --learning_rate 2e-5 --trunc_medium "$HEAD" "${@:2}"
 }
 
-num_layers() {
-    sed -n 's/.*"num_hidden_layers": *\([0-9]*\).*/\1/p' "$BERT"/*config.json 2> /dev/null | head -n 1 || true
-}
-
-LAYERS=${LAYERS:-$(num_layers)}
-top=$((${LAYERS:-12} - 1))  # 12, BERT-base's: for DRY_RUN without a BERT
 for layer in $(seq 0 $top); do
     layers "layer_$layer" --layers "$layer"
 done
@@ -24,5 +18,5 @@ for pooling in concat mean max; do
     layers "first_${ENDS}_$pooling" --layers $(seq 0 $((ENDS - 1))) --layer_pooling $pooling
     layers "last_${ENDS}_$pooling" --layers $(seq $((top - ENDS + 1)) $top) --layer_pooling $pooling
 done
-layers "all_$((top + 1))_concat" --layers -1
+layers "all_${LAYERS}_concat" --layers -1
 finish table3

@@ -3,9 +3,9 @@
     DECLARE=1 bash scripts/exp1_layers.sh | python scripts/run_queue.py --out experiments
 
 The experiments' scripts write the plan and start this (scripts/experiment.sh). A line of it is a job: its name, its kind, the
-names of jobs that it needs, a file that can be made again (or -), its command; with tabs between. Kinds: `gpu` takes one of the
-GPUs (or --per_run of them), which its CUDA_VISIBLE_DEVICES names; `cpu` runs beside those and sees none; `link`, of files
-from elsewhere, does so too, and is not done again with others; `last` comes after all others, every time.
+names of jobs that it needs, a file that can be made again (or -), its command; with tabs between. Kinds: `gpu` takes one of
+the GPUs (or --per_run of them), which its CUDA_VISIBLE_DEVICES names; `cpu` runs beside those and sees none; so does `source`,
+which takes in a BERT from elsewhere, and never another one in its place; `last` comes after all others, every time.
 
 OUT/NAME.log is a job's output and, while the job runs, its lock: two queues that share OUT do no job at once. OUT/NAME.done
 says that it is done, by which command, after what and in how many seconds; OUT/NAME.failed that it failed. What most others
@@ -27,7 +27,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 from common.command_line import ArgumentParser, StopSignals, UserError, add_boolean, number, path, run  # noqa: E402
 from common.files import atomic_write, digest, read_json, remove, write_json  # noqa: E402
 
-KINDS = ("link", "cpu", "gpu", "last")
+KINDS = ("source", "cpu", "gpu", "last")
 RECORD = {"command": str, "seconds": float, "identity": str}
 POLL = 0.1  # seconds between two looks at the running jobs
 
@@ -60,8 +60,8 @@ class Job:
             record = read_json(f"{self.path}.done", RECORD)
         except (FileNotFoundError, UserError):  # UserError: an earlier version's, whose folder is looked at again
             return None
-        if record["identity"] != self.identity and self.kind == "link" and record["command"] != shlex.join(self.command):
-            raise UserError(f"{os.path.dirname(self.path)} is of another BERT, made by `{record['command']}`; name another OUT")
+        if record["identity"] != self.identity and self.kind == "source" and record["command"] != shlex.join(self.command):
+            raise UserError(f"{self.path} is of another BERT, made by `{record['command']}`; name another OUT")
         return record if record["identity"] == self.identity else None
 
     @property
@@ -109,7 +109,7 @@ def to_do(jobs):
     return dict(reversed(found.items()))
 
 
-def print_commands(jobs):
+def print_commands(jobs, keep_products):
     """Prints the commands in the order of the plan, as the shell runs them; a product goes after its last use."""
     print("set -e")
     for job in jobs.values():
@@ -117,7 +117,7 @@ def print_commands(jobs):
             print(shlex.join(["mkdir", "-p", os.path.dirname(job.path)]))
         print(shlex.join(job.command))
         for need in job.needs:
-            if need.product != "-" and need.users[-1] is job:
+            if need.product != "-" and need.users[-1] is job and not keep_products:
                 print(shlex.join(["rm", "-f", need.product]))
 
 
@@ -399,7 +399,7 @@ def main():
     args = parse_arguments()
     jobs = read_plan(sys.stdin, args.out)
     if args.dry_run:
-        print_commands(jobs)
+        print_commands(jobs, args.keep_products)
     elif args.levels:
         write_levels(jobs, args.levels)
     elif args.status:

@@ -1,4 +1,5 @@
-# Makes the virtual environment VENV (default: .venv) once and installs the pinned packages of the file $1 into it.
+# Makes the virtual environment VENV (default: .venv) once and installs the pinned packages of the file $1 into it: for
+# requirements.txt those of requirements-gpu.txt where the machine has an NVIDIA GPU.
 # Sourced by the other scripts; leaves the environment's interpreter in PYTHON. BASE_PYTHON names the Python to make it
 # with (default: python3).
 VENV=${VENV:-.venv}
@@ -16,10 +17,14 @@ if [ "$base" != "$PYTHON" ]; then
     echo "setup: making $VENV with Python $version"
     "$base" -m venv "$VENV"
 fi
-wanted=$(cat requirements.txt "$1" | cksum)
-stamp=$VENV/installed-${1//\//-}
+packages=$1
+if [ "$1" = requirements.txt ] && nvidia-smi -L > /dev/null 2>&1; then
+    packages=requirements-gpu.txt
+fi
+wanted=$(cat requirements.txt "$packages" | cksum)
+stamp=$VENV/installed-${packages//\//-}
 if [ "$(cat "$stamp" 2> /dev/null)" != "$wanted" ]; then
-    echo "setup: installing $1"
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$1"
+    echo "setup: installing $packages"
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$packages"
     echo "$wanted" > "$stamp"
 fi

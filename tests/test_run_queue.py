@@ -308,10 +308,11 @@ def test_the_same_job_from_two_experiments_is_one(finished, tmp_path):
     assert begun(tmp_path) == ["a", "b", "c"]
 
 
-def test_another_bert_is_refused_once_it_is_linked(finished, tmp_path):
-    def link(source):
-        return f"models/base/files\tlink\t\t-\tln -sf {source} out/models/base/\n"
-    assert finished([link("/some/bert")])[0] == 0 and os.readlink(tmp_path / "out/models/base/bert") == "/some/bert"
-    status, _, errors = finished([link("/other/bert"), job("a")])
-    assert status == 1 and "out/models/base is of another BERT, made by `ln -sf /some/bert out/models/base/`" in errors
-    assert begun(tmp_path) == []
+def test_another_bert_is_refused_in_the_place_of_the_first(finished, tmp_path):
+    def source(folder):
+        return f"models/base\tsource\t\t-\tsh -c 'test -e {folder}'\n"
+    assert finished([source("/absent")])[0] == 1
+    assert finished([source("/tmp"), job("a")])[0] == 0  # after one that failed any may come
+    status, _, errors = finished([source("/usr"), job("b")])
+    assert status == 1 and "out/models/base is of another BERT, made by `sh -c 'test -e /tmp'`; name another OUT" in errors
+    assert begun(tmp_path) == ["a"]
