@@ -2,7 +2,7 @@
 # Exp-I, section 5.3.2, Table 3: which layers feed the classifier: each alone, the first 4, the last 4, or all. IMDb, head+tail.
 # Settings and how to resume: scripts/experiment.sh. ENDS=2 takes the first and last 2 layers, for a smaller BERT.
 # LAYERS is the number of layers of the BERT (default: what its configuration says).
-# Fine-tunes BERT-base 19 times for each seed: about 1 hour a seed. Under 0.1 GB.
+# Fine-tunes BERT-base 19 times for each seed: about 1 hour a seed. 0.5 GB, BERT-base itself.
 source "$(dirname "$0")/experiment.sh"
 ENDS=${ENDS:-4}
 top=$((LAYERS - 1))

@@ -3,7 +3,7 @@
 # the task, of its domain, or of all domains.
 # Settings and how to resume: scripts/experiment.sh. TASKS lists the data sets; Sogou needs BERT_CHINESE, and is left out where
 # it was not downloaded. Shares runs with exp2_domains.sh. 12 further pre-trainings of BERT-base and, for each seed, 8 trainings
-# on frozen BERT-base and 30 fine-tunings: about 9 hours, and 15 hours a seed. 39 GB, 2 more than exp2_domains.sh beside it.
+# on frozen BERT-base and 30 fine-tunings: about 9 hours, and 15 hours a seed. 41 GB, 38 of them exp2_domains.sh's.
 # Ours: BERT-Feat takes the last layer, and its rate is 1e-3; the paper names neither.
 source "$(dirname "$0")/experiment.sh"
 TASKS=${TASKS:-imdb yelp_p yelp_f trec yahoo ag dbpedia $(if_there "$DATA/sogou" sogou)}

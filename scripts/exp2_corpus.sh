@@ -4,7 +4,8 @@
 # combination, BERT-FiT after each.
 # Settings and how to resume: scripts/experiment.sh. SENTENCES lists how to split them (default: rules, and model where
 # en_core_web_md is installed). For each way 4 further pre-trainings of BERT-base and, for each seed, 4 fine-tunings, of
-# which one is Table 5's: about 3 hours, and 12 minutes a seed. 7 GB, and 13 for the shared one.
+# which one is Table 5's: about 3 hours, and 12 minutes a seed. 7 GB for each way, and 12 more for the
+# checkpoints that the shared run keeps.
 # Ours: all of it; where the corpus keeps its HTML, so does the fine-tuning.
 source "$(dirname "$0")/experiment.sh"
 own=$([ -n "$SPACY_MODEL" ] && echo model || echo rules)  # what all other experiments take

@@ -2,7 +2,7 @@
 # Exp-II, section 5.4.2, Table 5: further pre-training on each data set, each domain, all of them; BERT-FiT on each data set.
 # Settings and how to resume: scripts/experiment.sh. TASKS lists the data sets, CORPORA what to pre-train on (CORPORA=
 # for nothing). 11 further pre-trainings of BERT-base and, for each seed, 12 x 7 fine-tunings: about 8 hours, and 33
-# hours a seed. 35 GB, of which 26 checkpoints; 25 more for the records of all at a time.
+# hours a seed. 38 GB, and up to 73 more of records on the way.
 source "$(dirname "$0")/experiment.sh"
 TASKS=${TASKS:-imdb yelp_p yelp_f trec yahoo ag dbpedia}
 

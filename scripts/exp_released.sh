@@ -4,7 +4,7 @@
 # neither does, the fine-tuning.
 # Settings and how to resume: scripts/experiment.sh. RELEASED is the authors' pytorch_model_len128_imdb.bin, which lies in the
 # same folder as Sogou News and is downloaded by hand (data/README.md); without it nothing is done.
-# One fine-tuning of BERT-base for each seed: about 3 minutes a seed. Under 0.1 GB.
+# One fine-tuning of BERT-base for each seed: about 3 minutes a seed. 0.5 GB, BERT-base itself.
 source "$(dirname "$0")/experiment.sh"
 RELEASED=${RELEASED:-downloads/pytorch_model_len128_imdb.bin}
 

@@ -22,7 +22,8 @@
 # again to resume it: finished runs are skipped, an interrupted run continues. Two scripts may share one OUT at the same time.
 #
 # The hours at the top of the scripts are those of one GPU that does 100 TFLOP/s, with FLAGS=--bf16; divide them by the number
-# of GPUs. The gigabytes are what is left in OUT. Both were calculated from the sizes of models and data sets, not measured.
+# of GPUs. The gigabytes are what is left in OUT; a fine-tuning under way has 1.3 more, one of BERT-large 4. All of this was
+# calculated from the sizes of models and data sets, not measured.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 case ${1:-} in

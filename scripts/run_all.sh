@@ -8,7 +8,8 @@
 #     SMOKE=1 bash scripts/run_all.sh       # all of it on the sample, a few minutes
 #     GPUS=0,1,2,3 bash scripts/run_all.sh  # on these GPUs
 #
-# Settings: scripts/experiment.sh. Those of a single experiment, such as TASKS, hold for all that know them.
+# Settings: scripts/experiment.sh; those of one experiment, such as TASKS, hold for all that know them. With three seeds about
+# 200 hours on one GPU of the kind that is assumed there, 25 on eight. 90 GB, and up to 75 more of records on the way.
 source "$(dirname "$0")/experiment.sh"
 
 for name in exp1_long_text exp1_layers exp1_catastrophic_forgetting exp1_layer_wise_lr exp2_steps exp2_domains \

@@ -120,8 +120,8 @@ def test_slurm_gets_an_array_for_each_level_of_what_needs_what(cluster, tmp_path
     # the runs failed, so the table is not made, and says why
     logs = {path.name: path.read_text() for path in (tmp_path / "out/slurm").glob("*/job_*")}
     assert (tmp_path / "out/catastrophic_forgetting/5e-5/imdb.failed").exists() and not (tmp_path / "out/results").exists()
-    assert any("collect_figure2 needs catastrophic_forgetting/5e-5/imdb, catastrophic_forgetting/4e-4/imdb, which failed" in text
-               for text in logs.values()), logs
+    words = "collect_figure2 needs catastrophic_forgetting/5e-5/imdb, catastrophic_forgetting/4e-4/imdb, which failed"
+    assert any(words in text for text in logs.values()), logs
 
     done, calls = cluster("exp1_catastrophic_forgetting", **variables)  # submits what is left
     assert [re.search(r"--job-name (\w+)", call)[1] for call in calls] == ["1_gpu", "2_cpu"], done.stderr

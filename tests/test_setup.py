@@ -43,6 +43,22 @@ def test_the_environment_is_made_once(setup, tmp_path, version):
     assert setup(version)[1] == [f"-m venv {tmp_path}/a venv"]
 
 
+@pytest.mark.parametrize("listed, packages", [("exit 0", "requirements-gpu.txt"), ("exit 9", "requirements.txt")])
+def test_tensorflow_has_its_cuda_libraries_where_there_is_a_gpu(setup, tmp_path, listed, packages):
+    """Where nvidia-smi lists one; without its driver it fails."""
+    tool = tmp_path / "bin/nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\n[ "$*" = -L ] && {listed}\n')
+    tool.chmod(0o755)
+    variables = {"PATH": f"{tool.parent}:{os.environ['PATH']}"}
+    done, calls = setup("3.12", **variables)
+    assert calls[-1].endswith(f" -r {packages}") and f"installing {packages}\n" in done.stdout
+    assert setup("3.12", **variables)[1] == []
+    lines = (ROOT / "requirements-gpu.txt").read_text().splitlines()
+    pinned = next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("tensorflow=="))
+    assert "-r requirements.txt" in lines and pinned.replace("==", "[and-cuda]==") in lines
+
+
 @pytest.mark.parametrize("version, words", [("3.10", "Python 3.10"), ("3.14", "Python 3.14"), ("", "not there")])
 def test_another_python_is_refused_in_one_line(setup, tmp_path, version, words):
     done, calls = setup(version)
