@@ -26,7 +26,7 @@ import tasks
 from common.command_line import UserError, command, fields_of
 from common.files import atomic_write, check_output_folder, check_schema, read_json, remove, write_json
 from common.run_folder import RunFolder, versions
-from finetuning.data import make_dataset
+from finetuning.data import make_dataset, make_pair_dataset
 from finetuning.evaluation import (METRICS, describe, describe_result, figures_by_task, measure, predict, summarize_seeds,
                                    write_evaluation)
 from finetuning.flags import NOT_RECIPE, WATCHED, parse
@@ -87,8 +87,11 @@ def read_dataset(args, inputs, index, split, world, num=None):
 
 def tokenize(args, inputs, texts, labels, name, world):
     """Texts and class indices as a finetuning.data.Dataset. name: what the log calls them."""
-    max_fractions = (args.max_fractions or math.inf) if args.hierarchical else 1
-    dataset = make_dataset(inputs.tokenizer, texts, labels, args.max_seq_length, args.trunc_medium, max_fractions)
+    if isinstance(texts[0], tuple):
+        dataset = make_pair_dataset(inputs.tokenizer, texts, labels, args.max_seq_length)
+    else:
+        max_fractions = (args.max_fractions or math.inf) if args.hierarchical else 1
+        dataset = make_dataset(inputs.tokenizer, texts, labels, args.max_seq_length, args.trunc_medium, max_fractions)
     fractions = f" in {np.diff(dataset.document_offsets).mean():.2f} fractions" if args.hierarchical else ""
     world.print(f"{name}: {len(dataset):,} texts, {dataset.lengths.mean():.1f} tokens on average{fractions}, "
                 f"{dataset.num_cut:,} ({dataset.num_cut / len(dataset):.1%}) are truncated")
@@ -112,8 +115,11 @@ def task_run(args, inputs, index, train_set, test_set, seed, folder):
         train_set = train_set.subset(kept)
     save = functools.partial(save_classifier, config=inputs.config, description=describe_classifier(args, task),
                              vocab_file=args.vocab_file)
+    sample = evaluated
+    if args.eval_sample:
+        sample = evaluated.subset(tasks.subsample(evaluated.labels, args.eval_sample, seed=0))
     return TaskRun(task, prefix_of(inputs, index), part_of(folder, inputs.tasks, task), train_set, evaluated, evaluated_name,
-                   tested, save)
+                   sample, tested, save)
 
 
 def show_examples(inputs, run, world):
@@ -125,6 +131,8 @@ def show_examples(inputs, run, world):
         for sequence in run.train.sequences(index):
             world.print(f"  tokens: {' '.join(inverse[i] for i in sequence)}\n"
                         f"  input_ids: {' '.join(map(str, sequence))}")
+        for segment in run.train.segments(index) or ():
+            world.print(f"  segment_ids: {' '.join(map(str, segment.astype(int)))}")
 
 
 # Training
@@ -153,7 +161,8 @@ def fine_tune(args, inputs, rates, world):
             results.append(finished or run_seed(args, inputs, rates, recipe | {"seed": seed}, folder, found[seed],
                                                 train_sets, test_sets, world))
     first = part_of(seed_folder(args, args.seed[0]), inputs.tasks, inputs.tasks[0])
-    model_folder = os.path.join(first, "best" if args.do_eval or args.dev_fraction else "last")
+    saved = args.save_models if args.do_eval or args.dev_fraction else "last"
+    model_folder = os.path.join(first, "last" if saved == "last" else "best")
     if world.main:
         if len(args.seed) > 1:
             summary, lines = summarize_seeds(args.seed, results)

@@ -3,6 +3,7 @@ import argparse
 
 import tasks
 from common.command_line import ArgumentParser, UserError, add_boolean, number, path
+from finetuning.data import SAMPLINGS
 from finetuning.evaluation import METRICS
 from modeling import CLASSIFIERS, FRACTION_POOLINGS, LAYER_POOLINGS, POOLINGS
 from optimization import CLIPPINGS, SCHEDULES
@@ -10,14 +11,15 @@ from optimization import CLIPPINGS, SCHEDULES
 FEATURE_FLAGS = ("layers", "layer_pooling", "pooling_type", "hierarchical", "classifier", "lstm_hidden_size",
                  "attention_size", "attention_hops")
 MODEL_FLAGS = ("do_lower_case", "max_seq_length", "trunc_medium", "max_fractions", *FEATURE_FLAGS)
-TASK_FLAGS = ("task_name", "label_column", "text_columns", "sep")
+TASK_FLAGS = ("task_name", "label_column", "text_columns", "text_pair_columns", "sep")
 # No part of a run's recipe: paths, of which the recipe has what they lead to; and what does not decide the result. Those
 # of WATCHED leave it the same in distribution alone, by rounding or by how dropout is drawn.
 PATH_FLAGS = ("data_dir", "bert_config_file", "vocab_file", "init_checkpoint")
-WATCHED = ("gradient_accumulation_steps", "num_processes", "bf16", "compile")
+WATCHED = ("gradient_accumulation_steps", "fractions_at_once", "num_processes", "bf16", "compile")
+SAVED_MODELS = ("none", "last", "best", "both")
 NOT_RECIPE = {*PATH_FLAGS, *WATCHED, "do_train", "do_predict", "predict_file", "eval_batch_size", "gradient_checkpointing",
               "no_cuda", "local_rank", "rendezvous_timeout", "output_dir", "overwrite_output_dir", "save_checkpoints_steps",
-              "log_steps", "seed"}
+              "save_models", "log_steps", "eval_every", "eval_sample", "allow_divergence", "seed"}
 
 
 def count_or_fraction(text):
@@ -34,7 +36,7 @@ def make_parser(description, several_tasks=False):
     parser.speed = parser.add_argument_group(
         "speed", "what changes time and memory; where rounding or the drawing of dropout changes with it, the flag says so")
     parser.output = parser.add_argument_group("output")
-    add_data_flags(parser.data.add_argument, several_tasks)
+    add_data_flags(parser.data, several_tasks)
     add_model_flags(parser.model)
     add_recipe_flags(parser.recipe, several_tasks)
     add_speed_flags(parser.speed)
@@ -44,12 +46,22 @@ def make_parser(description, several_tasks=False):
                 "Remove the run that --output_dir holds and start anew (default: off, another run is refused).")
     add("--save_checkpoints_steps", type=number(int, minimum=1), default=1000,
         help="Updates between checkpoints to resume from, in addition to one per epoch (default: 1000).")
+    add("--save_models", choices=SAVED_MODELS, default="both",
+        help="The models to keep: of the last epoch, of the best one, both, or none, to save disk (default: both).")
+    add("--eval_every", type=number(float, above=0, maximum=1), metavar="EPOCHS",
+        help="Also evaluate within epochs, every so much of one (0.1), for learning curves: `points` of results.json hold the "
+        "training and the test figures (default: off).")
+    add("--eval_sample", type=count_or_fraction, metavar="EXAMPLES", help="With --eval_every, evaluate on this many examples or "
+        "this fraction, a stratified sample that is the same for every seed (default: all).")
+    add_boolean(parser.output, "--allow_divergence", False, "End a run whose loss is no longer a number as a finished one: its "
+                "last model is evaluated, outputs that are no numbers counted as 0 (default: off, it is an error).")
     add("--log_steps", type=number(int, minimum=1), default=10,
         help="Updates between lines of metrics.jsonl, each a mean over them (default: 10).")
     return parser
 
 
-def add_data_flags(add, several_tasks):
+def add_data_flags(group, several_tasks):
+    add = group.add_argument
     if several_tasks:
         add("--task_name", type=str.lower, choices=list(tasks.TASKS), nargs="+", help="The data sets to learn together.")
         add("--data_dir", type=path, nargs="+", help="The folder of each task's train and test files, in their order; or one "
@@ -62,9 +74,16 @@ def add_data_flags(add, several_tasks):
             "file has no header (default: label).")
         add("--text_columns", nargs="+", default=["text"],
             help="For csv, the names or numbers of the text's columns, joined by a space (default: text).")
+        add("--text_pair_columns", nargs="+", default=[],
+            help="For csv, the columns of a second text: the model reads the pair [CLS] A [SEP] B [SEP], its longer text cut "
+            "at the end (default: none, single texts).")
         add("--sep", default=",", help="For csv, the character between columns, or tab (default: a comma).")
         add("--predict_file", type=path, help="For --do_predict, a text per line; or, if the name ends in .csv or .tsv, rows "
             "as the task has them, with or without the label.")
+    add_boolean(group, "--keep_html", False, "For imdb, keep the `<br />` of the published text, which the paper's text has "
+                "not (default: off, it becomes a space).")
+    add_boolean(group, "--text_pair", False, "For yahoo, read title and question as the first text of a pair, the answer as "
+                "the second, as the authors do (default: off, one text).")
     add("--num_datas", type=count_or_fraction,
         help="Train on this many examples (500) or this fraction (0.02; 1.0 is all), a stratified sample drawn by --seed; a "
         "smaller sample is part of a larger one (default: all; paper, section 5.6).")
@@ -115,6 +134,8 @@ def add_recipe_flags(group, several_tasks):
     add_boolean(group, "--do_train", False, "Fine-tune (default: off).")
     if several_tasks:
         add_boolean(group, "--do_eval", False, "Evaluate on each task's test set after each epoch (default: off).")
+        add("--task_sampling", choices=SAMPLINGS, default="by_size", help="How an epoch is planned: each update draws its task "
+            "by size; or fixed, the authors' way: each task's whole batches in a shuffled order (default: by_size).")
         add("--task_sampling_alpha", type=number(float, minimum=0), default=1.0, help="The probability of a task is its number "
             "of training examples to this power: 1 in proportion, 0 all the same (default: 1.0).")
     else:
@@ -156,6 +177,9 @@ def add_speed_flags(group):
     add("--gradient_accumulation_steps", "--accumulate_gradients", type=number(int, minimum=1), default=1,
         help="Split each batch into N micro-batches to save memory; draws other dropout, so the result is the same in "
         "distribution (default: 1).")
+    add("--fractions_at_once", type=number(int, minimum=1), default=64,
+        help="With --hierarchical, fractions of a batch that go through BERT together in training; more are computed in parts, "
+        "twice, to save memory, with other dropout (default: 64).")
     add_boolean(group, "--bf16", False,
                 "Compute in bfloat16 where it is safe; weights stay float32 and results differ by rounding (default: off).")
     add_boolean(group, "--compile", False, "Compile the encoder's layers with torch.compile, which draws dropout and rounds in "
@@ -177,7 +201,8 @@ def parse(parser, argv=None):
     marked = parser.parse_args(argv, argparse.Namespace(**{action.dest: unset for action in parser._actions}))
     given = {name for name, value in vars(marked).items() if value is not unset}
     args = parser.parse_args(argv)
-    for flag, value in (("task_sampling_alpha", 1.0), ("do_predict", False), ("predict_file", None)):
+    for flag, value in (("task_sampling", "by_size"), ("task_sampling_alpha", 1.0), ("do_predict", False),
+                        ("predict_file", None), ("text_pair_columns", [])):
         setattr(args, flag, getattr(args, flag, value))  # the flags of one task's scripts alone, or of several tasks' alone
     check_job(args)
     check_combinations(args, given)
@@ -207,6 +232,10 @@ def check_job(args):
         raise UserError("--data_dir is needed with --do_eval")
 
 
+NEEDED = {"eval_every": "--do_train and data to evaluate: --do_eval or --dev_fraction", "eval_sample": "--eval_every",
+          "fractions_at_once": "--hierarchical", "save_models": "--do_train"}
+
+
 def check_combinations(args, given):
     """Raises UserError where a flag that was given has nothing to act on, or contradicts another."""
     if args.task_name != "csv" and args.task_name and given & set(TASK_FLAGS[1:]):
@@ -221,6 +250,22 @@ def check_combinations(args, given):
         raise UserError("--max_fractions belongs to --hierarchical, which is not given")
     if args.hierarchical and "trunc_medium" in given and not args.max_fractions:
         raise UserError("--trunc_medium has nothing to cut with --hierarchical: add --max_fractions or leave it out")
+    if args.task_sampling == "fixed" and "task_sampling_alpha" in given:
+        raise UserError("--task_sampling_alpha has no part in --task_sampling fixed: leave one of them out")
+    if args.text_pair or args.text_pair_columns:
+        for flag in ("trunc_medium", "hierarchical"):
+            if flag in given:
+                raise UserError(f"--{flag} is for single texts: a pair is cut at the end of its longer text; leave it out")
+    for flag, needed in (("eval_every", args.do_train and (args.do_eval or args.dev_fraction)), ("eval_sample", args.eval_every),
+                         ("fractions_at_once", args.hierarchical), ("save_models", args.do_train)):
+        if flag in given and not needed:
+            raise UserError(f"--{flag} needs {NEEDED[flag]}")
+    if args.save_models in ("none", "last") and args.dev_fraction:
+        raise UserError(f"--save_models {args.save_models}: --dev_fraction tests the best model, keep it with best or both")
+    if args.save_models == "none" and args.do_predict:
+        raise UserError("--save_models none: --do_predict needs a model, keep last or best")
+    if args.save_models == "best" and not (args.do_eval or args.dev_fraction):
+        raise UserError("--save_models best: what is best is found by --do_eval or --dev_fraction, add one of them")
     if args.frozen_bert and args.frozen_layers:
         raise UserError("--frozen_bert keeps every layer fixed: leave --frozen_layers out")
     if "discr" in args and not args.discr:

@@ -7,7 +7,7 @@ from common.command_line import UserError
 from common.configuration import BertConfig
 from common.files import digest_of_file, read_json
 from finetuning.data import head_and_tail
-from finetuning.flags import FEATURE_FLAGS, MODEL_FLAGS
+from finetuning.flags import FEATURE_FLAGS, MODEL_FLAGS, TASK_FLAGS
 from finetuning.weights import digest_of_weights, find_weights, load_weights, read_weights
 from modeling import BertForSequenceClassification, MultiTaskModel, check_choices, check_features
 from tokenization import FullTokenizer
@@ -61,11 +61,13 @@ def read_inputs(args, given):
 
 def read_tasks(args, stored_task):
     """(the tasks of the command, the data folder of each). stored_task: that of a saved model, or None."""
-    if isinstance(args.task_name, list):
-        return [tasks.TASKS[name] for name in args.task_name], tasks.data_folders(args.task_name, args.data_dir)
     if stored_task is None and args.task_name == "csv":
-        stored_task = tasks.csv_task(args.data_dir, args.label_column, args.text_columns, args.sep)
-    return [stored_task or tasks.TASKS[args.task_name]], [args.data_dir]
+        stored_task = tasks.csv_task(args.data_dir, args.label_column, args.text_columns, args.sep, args.text_pair_columns)
+    if stored_task:
+        return [stored_task], [args.data_dir]
+    several = isinstance(args.task_name, list)
+    selected = tasks.named_tasks(args.task_name if several else [args.task_name], args.keep_html, args.text_pair)
+    return selected, tasks.data_folders(args.task_name, args.data_dir) if several else [args.data_dir]
 
 
 def model_of_task(path, task_name):
@@ -93,6 +95,13 @@ def restore_flags(args, given, folder):
     if args.task_name not in (None, task.name):
         raise UserError(f"--task_name {args.task_name}: the model in {folder} was trained for {task.name}; leave the "
                         "flag out")
+    if given & {*TASK_FLAGS[1:], "keep_html", "text_pair"}:
+        asked = tasks.named_tasks([task.name], args.keep_html, args.text_pair)[0] if task.name != "csv" else dataclasses.replace(
+            tasks.own_task(args.label_column, args.text_columns, args.sep, pair_columns=args.text_pair_columns),
+            labels=task.labels)
+        if asked != task:
+            raise UserError(f"--{sorted(given & {*TASK_FLAGS[1:], 'keep_html', 'text_pair'})[0]}: the model in {folder} was "
+                            "trained on texts that are read in another way; leave the flag out")
     for flag in MODEL_FLAGS:
         if flag in given and getattr(args, flag) != stored[flag]:
             raise UserError(f"--{flag} {getattr(args, flag)}: the model in {folder} was trained with {stored[flag]}; "
@@ -137,6 +146,8 @@ def make_model(args, inputs, device):
     elif args.frozen_layers:
         bert.freeze(args.frozen_layers)
     bert.encoder.gradient_checkpointing = args.gradient_checkpointing
+    for classifier in classifiers:
+        classifier.sequences_at_once = args.fractions_at_once if args.hierarchical else None
     if args.compile:
         bert.encoder.compile_layers()
     return MultiTaskModel(classifiers).to(device), lines

@@ -5,6 +5,7 @@ are a function of seed and epoch, and the state of the random generators is save
 """
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import resource
@@ -48,6 +49,7 @@ class Recipe:
     bias_correction: bool
     best_metric: str
     patience: int | None
+    task_sampling: str
     task_sampling_alpha: float
 
 
@@ -58,7 +60,10 @@ class Execution:
     eval_batch_size: int
     bf16: bool
     save_checkpoints_steps: int
+    save_models: str
     log_steps: int
+    eval_every: float | None
+    allow_divergence: bool
 
 
 @dataclasses.dataclass
@@ -66,7 +71,8 @@ class TaskRun:
     """A task in a run: its data, where its results go, and `save(classifier, folder)`, which writes a model of it.
 
     evaluated: what is evaluated after each epoch, the test set or held-out training data (`evaluated_name` says which), or
-    None. tested: what the best model is tested on in the end, or None.
+    None. sample: what is evaluated within an epoch (--eval_every), a part of it. tested: what the best model is tested on
+    in the end, or None.
     """
     task: Task
     prefix: str  # of a line of the log: "NAME: " where there are several tasks
@@ -74,27 +80,40 @@ class TaskRun:
     train: Dataset
     evaluated: Dataset | None
     evaluated_name: str
+    sample: Dataset | None
     tested: Dataset | None
     save: object
 
 
 @dataclasses.dataclass
 class Progress:
-    """Where a run stands: epoch (from 0) and update in it are the next ones. loss_sum: of the updates of this epoch.
-    window: [loss, gradient norm] of each update since the last line of the log. evaluations: a list for each task's name,
-    an entry for each epoch."""
+    """Where a run stands: epoch (from 0) and update in it are the next ones. loss_sum: of num_summed updates of this epoch.
+    window: [loss, gradient norm, accuracy] of each update since the last line of the log. evaluations: a list for each
+    task's name, an entry for each epoch; points: the same within epochs, and since_point: [sum of losses, of accuracies,
+    updates] since the last one. diverged: the update whose loss was no number, or None."""
     epoch: int = 0
     update: int = 0
     global_step: int = 0
     loss_sum: float = 0.0
     train_seconds: float = 0.0
+    num_summed: int = 0
     window: list = dataclasses.field(default_factory=list)
     evaluations: dict = dataclasses.field(default_factory=dict)
+    points: dict = dataclasses.field(default_factory=dict)
+    since_point: list = dataclasses.field(default_factory=lambda: [0.0, 0.0, 0])
+    diverged: int | None = None
+
+    def add(self, rows):
+        """Takes in the [loss, gradient norm, accuracy] of updates."""
+        self.window += map(list, rows)
+        for loss, _, accuracy in rows:
+            self.loss_sum, self.num_summed = self.loss_sum + loss, self.num_summed + 1
+            self.since_point = [total + more for total, more in zip(self.since_point, (loss, accuracy, 1))]
 
 
-PROGRESS_SCHEMA = {"epoch": int, "update": int, "global_step": int, "loss_sum": float, "train_seconds": float,
-                   "window": [[float]],
-                   "evaluations": {str: [{"epoch": int, "global_step": int, "loss": float, str: float}]}}
+PROGRESS_SCHEMA = {"epoch": int, "update": int, "global_step": int, "loss_sum": float, "num_summed": int, "train_seconds": float,
+                   "window": [[float]], "evaluations": {str: [{"epoch": int, "global_step": int, str: float}]},
+                   "points": {str: [{str: float}]}, "since_point": [float], "diverged": (int, type(None))}
 CHECKPOINT_SCHEMA = {"model": dict, "optimizer": dict, "scheduler": dict, "progress": PROGRESS_SCHEMA,
                      "random_states": [[object]]}
 
@@ -104,11 +123,13 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
 
     runs: a TaskRun for each of the model's classifiers. state: what `read_checkpoint` gives of a stopped run; resumed()
     is called once it is taken over. Returns the figures of results.json. Raises UserError where the loss or the model is no
-    longer finite; ends the process, after saving, on SIGTERM or Ctrl-C.
+    longer finite, unless the run may diverge; ends the process, after saving, on SIGTERM or Ctrl-C.
     """
     checkpoint = os.path.join(folder, "checkpoint.pt")
     sizes = [len(run.train) for run in runs]
-    updates_per_epoch = sum(math.ceil(size / recipe.train_batch_size) for size in sizes)
+    plan = functools.partial(plan_epoch, sizes, recipe.train_batch_size, recipe.task_sampling, recipe.task_sampling_alpha,
+                             recipe.seed)
+    updates_per_epoch = len(plan(0))
     t_total = max(1, round(updates_per_epoch * recipe.num_train_epochs))
 
     def factor(updates):  # of every group's rate
@@ -134,15 +155,22 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
                                            gradient_as_bucket_view=True, find_unused_parameters=len(runs) > 1)
 
     def is_done(line):  # a line of metrics.jsonl that lies before the point where the run stands
-        return line["global_step"] <= progress.global_step and (line["kind"] == "train"
+        return line["global_step"] <= progress.global_step and (not line["kind"].startswith("eval")
                                                                 or line.get("epoch", 0) <= progress.epoch)
+
+    def diverge(step, words):
+        if not execution.allow_divergence:
+            raise UserError(f"{words}; {DIVERGED}")
+        world.print(f"{words}; the run ends here")
+        progress.diverged = step
 
     with MetricsLog(folder, is_done, progress.global_step) if world.main else contextlib.nullcontext() as log:
         # An epoch under way (progress.update) is also finished where the run stopped after its very last update.
-        while (progress.global_step < t_total or progress.update) and not out_of_patience(progress, recipe):
-            updates = plan_epoch(sizes, recipe.train_batch_size, recipe.task_sampling_alpha, recipe.seed, progress.epoch)
-            updates = updates[:t_total - progress.epoch * updates_per_epoch]  # the last epoch need not be whole
-            pending, started = [], time.monotonic()  # (loss, gradient norm), on the device, of updates not looked at yet
+        while (progress.global_step < t_total or progress.update) and not (
+                progress.diverged or out_of_patience(progress, recipe)):
+            updates = plan(progress.epoch)[:t_total - progress.epoch * updates_per_epoch]  # the last need not be whole
+            # (loss, accuracy, gradient norm), on the device, of updates not looked at yet
+            pending, started = [], time.monotonic()
             bar = tqdm(total=len(updates), initial=progress.update, unit="update", desc=f"epoch {progress.epoch + 1}",
                        disable=not world.main, mininterval=1)
             model.train()
@@ -154,7 +182,7 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
                     micro_batches = [part for part in np.array_split(own, execution.gradient_accumulation_steps)
                                      if len(part)] or [indices[:1]]
                     weight = 1 / len(indices) if len(own) else 0.0
-                    update_loss = torch.zeros((), device=world.device)
+                    update_loss, accuracy = torch.zeros(2, device=world.device)
                     for part in micro_batches:
                         batch = runs[task].train.batch(part).to(world.device)
                         is_last = part is micro_batches[-1]  # gradients are summed over the processes once an update
@@ -164,13 +192,14 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
                             loss = weight * F.cross_entropy(logits, batch.labels, reduction="sum")
                             (loss * world.size).backward()  # DistributedDataParallel divides by the number of processes
                         update_loss += loss.detach()
+                        accuracy += weight * (logits.detach().argmax(dim=1) == batch.labels).sum()
                     # Update.
                     optimizer.step()
                     scheduler.step()
                     optimizer.zero_grad()
                     progress.update += 1
                     progress.global_step += 1
-                    pending.append((update_loss, optimizer.grad_norm))
+                    pending.append((update_loss, accuracy, optimizer.grad_norm))
                     bar.update()
                     # Log and save. Until then nothing waits for the device.
                     stopping = world.max(stop.received)
@@ -178,46 +207,59 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
                     saving = (stopping or progress.update == len(updates)
                               or progress.global_step % execution.save_checkpoints_steps == 0)
                     logging = progress.global_step % execution.log_steps == 0 or progress.global_step == t_total
-                    if saving or logging:
-                        losses, norms = (torch.stack(values) for values in zip(*pending))
-                        window = list(zip(world.sum(losses).tolist(), norms.tolist()))
+                    at_point = execution.eval_every and passes_point(progress.update, execution.eval_every * updates_per_epoch)
+                    if saving or logging or at_point:
+                        losses, accuracies, norms = (torch.stack(values) for values in zip(*pending))
+                        losses, accuracies = world.sum(torch.stack([losses, accuracies])).tolist()
+                        window = list(zip(losses, norms.tolist(), accuracies))
                         pending.clear()
-                        check_finite(window, progress.global_step)
-                        progress.window += map(list, window)
-                        progress.loss_sum += sum(loss for loss, _ in window)
+                        finite = next((i for i, row in enumerate(window) if not np.isfinite(row).all()), len(window))
+                        if finite < len(window):
+                            step, (loss, norm, _) = progress.global_step - len(window) + finite + 1, window[finite]
+                            diverge(step, f"update {step}: the loss is {loss}, the gradient's norm {norm}")
+                        progress.add(window[:finite])
                         progress.train_seconds += time.monotonic() - started
-                        started = time.monotonic()
                         bar.set_postfix(loss=f"{window[-1][0]:.4f}", refresh=False)
-                    if logging:
-                        loss, norm = np.mean(progress.window, axis=0).tolist()
+                    if logging and not progress.diverged:
+                        loss, norm, accuracy = np.mean(progress.window, axis=0).tolist()
                         progress.window.clear()
                         if log:
                             log.write("train", progress.global_step, {
-                                "epoch": progress.epoch + 1, "loss": loss, "gradient_norm": norm,
+                                "epoch": progress.epoch + 1, "loss": loss, "gradient_norm": norm, "accuracy": accuracy,
                                 "learning_rate": recipe.learning_rate * factor(progress.global_step - 1)})
+                    if saving and not progress.diverged and not output_is_finite(
+                            model, task, runs[task].train, indices, execution, world):
+                        # its loss told only of the model before it
+                        diverge(progress.global_step + 1, f"update {progress.global_step} left a model whose output is not "
+                                                          "finite")
+                    if (at_point or progress.diverged and execution.eval_every) and progress.since_point[2]:
+                        evaluate_point(model, runs, progress, updates_per_epoch, execution, world, log)
+                    if progress.diverged:
+                        break
                     if saving:
-                        check_output(model, task, runs[task].train, indices, progress.global_step, execution, world)
                         save_checkpoint(checkpoint, model, optimizer, scheduler, progress, world)
+                    if saving or logging or at_point:
+                        started = time.monotonic()
                     if stopping:
                         stop.received = 0
                         world.print(f"\nstopped by {signal.Signals(stopping).name} after update {progress.global_step}; the "
                                     "same command goes on from there")
                         sys.exit(128 + stopping)
             # Evaluate each task, and keep its model: always as the last one, and, if it is, as the best one.
-            loss = progress.loss_sum / len(updates)
-            progress.epoch, progress.update, progress.loss_sum = progress.epoch + 1, 0, 0.0
+            loss = {"loss": progress.loss_sum / progress.num_summed} if progress.num_summed else {}
+            progress.epoch, progress.update, progress.loss_sum, progress.num_summed = progress.epoch + 1, 0, 0.0, 0
             for run, classifier in zip(runs, model.classifiers):
-                evaluation = {"epoch": progress.epoch, "global_step": progress.global_step, "loss": loss}
+                evaluation = {"epoch": progress.epoch, "global_step": progress.global_step} | loss
                 earlier = progress.evaluations.setdefault(run.task.name, [])
                 best = False
                 if run.evaluated:
                     evaluation |= evaluate_epoch(run, classifier, evaluation, execution, world, log)
                     best = not earlier or is_better(evaluation, best_of(earlier, recipe.best_metric), recipe.best_metric)
                 earlier.append(evaluation)
-                if world.main:
-                    run.save(classifier, os.path.join(run.folder, "last"))
-                    if best:
-                        run.save(classifier, os.path.join(run.folder, "best"))
+                if world.main and not progress.diverged:
+                    for name, is_new in (("last", True), ("best", best)):
+                        if is_new and execution.save_models in (name, "both"):
+                            run.save(classifier, os.path.join(run.folder, name))
             save_checkpoint(checkpoint, model, optimizer, scheduler, progress, world)
     return summarize(model, runs, recipe, progress, execution, world)
 
@@ -225,7 +267,7 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
 def evaluate_epoch(run, classifier, evaluation, execution, world, log):
     """Evaluates a task after an epoch, and writes the authors' files. Returns the figures."""
     started = time.monotonic()
-    logits = predict(classifier, run.evaluated, execution.eval_batch_size, world, execution.bf16)
+    logits = predicted(classifier, run.evaluated, execution, world)
     measured = measure(run.evaluated.labels, logits)
     epoch = evaluation["epoch"]
     if world.main:
@@ -234,6 +276,32 @@ def evaluate_epoch(run, classifier, evaluation, execution, world, log):
         log.write(f"eval/{run.task.name}" if run.prefix else "eval", evaluation["global_step"], {"epoch": epoch} | measured)
     world.print(f"{run.prefix}epoch {epoch}: {describe(measured)} on the {run.evaluated_name} data")
     return measured | {"seconds": round(time.monotonic() - started, 2)}
+
+
+def predicted(classifier, dataset, execution, world):
+    """The logits of a dataset; those of a diverged model that are no numbers count as 0: it says nothing."""
+    return np.nan_to_num(predict(classifier, dataset, execution.eval_batch_size, world, execution.bf16))
+
+
+def passes_point(update, updates_per_point):
+    """Whether an update, counted from 1 in its epoch, is the first one at or after a multiple of `updates_per_point`."""
+    done, before = (round(number / updates_per_point, 9) for number in (update, update - 1))  # 0.3 / 0.1 is not 3
+    return math.floor(done) > math.floor(before)
+
+
+def evaluate_point(model, runs, progress, updates_per_epoch, execution, world, log):
+    """Adds a point to the learning curve of each task: training figures since the last one, over all tasks, and those of
+    the task's sample. What follows in training stays as it was."""
+    loss, accuracy, count = progress.since_point
+    progress.since_point = [0.0, 0.0, 0]
+    point = {"epoch": progress.epoch + progress.update / updates_per_epoch, "global_step": progress.global_step,
+             "train_loss": loss / count, "train_accuracy": accuracy / count}
+    for run, classifier in zip(runs, model.classifiers):
+        measured = point | measure(run.sample.labels, predicted(classifier, run.sample, execution, world))
+        progress.points.setdefault(run.task.name, []).append(measured)
+        if log:
+            log.write(f"point/{run.task.name}" if run.prefix else "point", progress.global_step, measured)
+    model.train()
 
 
 def out_of_patience(progress, recipe):
@@ -248,22 +316,13 @@ DIVERGED = ("stopped, what was saved before is kept; start again with a lower --
             "--output_dir")
 
 
-def check_finite(window, global_step):
-    """Raises UserError at the first update, of the last ones, whose loss or gradient norm is no finite number."""
-    for step, (loss, norm) in enumerate(window, global_step - len(window) + 1):
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise UserError(f"update {step}: the loss is {loss}, the gradient's norm {norm}; {DIVERGED}")
-
-
-def check_output(model, task, dataset, indices, global_step, execution, world):
-    """Raises UserError unless the model's logits for examples of the last update are finite: its loss told only of the
-    model before it."""
+def output_is_finite(model, task, dataset, indices, execution, world):
+    """Whether the model's logits for examples of the last update are finite."""
     model.eval()
     with torch.no_grad(), torch.autocast(world.device.type, torch.bfloat16, enabled=execution.bf16):
         logits = model(dataset.batch(indices[:execution.eval_batch_size]).to(world.device), task)
     model.train()
-    if not logits.isfinite().all():
-        raise UserError(f"update {global_step} left a model whose output is not finite; {DIVERGED}")
+    return bool(logits.isfinite().all())
 
 
 # The checkpoint of a run under way
@@ -299,8 +358,8 @@ def resume(state, model, optimizer, scheduler, seed, world, path):
             if not has_form_of(moments, dict.fromkeys(("exp_avg", "exp_avg_sq"), parameter)):
                 raise ValueError("the optimizer's moments have other shapes than their parameters")
         progress = Progress(**state["progress"])
-        if any(len(row) != 2 for row in progress.window):
-            raise ValueError("a row of the log's window has not two numbers")
+        if any(len(row) != 3 for row in (*progress.window, progress.since_point)):
+            raise ValueError("a row of the log's window has not three numbers")
         if len(state["random_states"]) == world.size:
             cpu, cuda = state["random_states"][world.rank]
             torch.set_rng_state(cpu)
@@ -338,17 +397,22 @@ def summarize(model, runs, recipe, progress, execution, world):
     for run, classifier in zip(runs, model.classifiers):
         evaluations = progress.evaluations[run.task.name]
         figures[run.task.name] = own = {"epochs": evaluations}
+        if run.task.name in progress.points:
+            own["points"] = progress.points[run.task.name]
         if run.evaluated:
             own |= {"best": best_of(evaluations, recipe.best_metric), "last": evaluations[-1]}
         if run.tested:
             best = os.path.join(run.folder, "best")
-            load_weights(classifier, read_weights(best, classifier.bert.config), best)
-            logits = predict(classifier, run.tested, execution.eval_batch_size, world, execution.bf16)
+            if own["best"]["epoch"] != progress.epoch or not progress.diverged:  # a diverged model is not saved
+                load_weights(classifier, read_weights(best, classifier.bert.config), best)
+            logits = predicted(classifier, run.tested, execution, world)
             own["test"] = measure(run.tested.labels, logits) | {key: own["best"][key] for key in ("epoch", "global_step")}
             if world.main:
                 write_evaluation(run.folder, "", own["test"], run.tested.labels, logits, run.task.labels)
     return {"seed": recipe.seed, "train_seconds": round(progress.train_seconds, 2),
-            "peak_memory_mib": round(peak_memory(world.device))} | ({"tasks": figures} if len(runs) > 1 else own)
+            "peak_memory_mib": round(peak_memory(world.device))} | (
+                {"diverged": {"global_step": progress.diverged}} if progress.diverged else {}) | (
+                {"tasks": figures} if len(runs) > 1 else own)
 
 
 def peak_memory(device):

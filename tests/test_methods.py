@@ -264,10 +264,10 @@ def test_tasks_are_drawn_by_size_to_the_power_alpha():
     """Each example once a pass, in fresh orders; shares of updates to 3 standard deviations."""
     sizes, batch_size = [600, 150], 1
     for alpha, share in ((1.0, 0.8), (0.5, 2 / 3), (0.0, 0.5)):
-        draws = [task for epoch in range(4) for task, _ in data.plan_epoch(sizes, batch_size, alpha, 7, epoch)]
+        draws = [task for epoch in range(4) for task, _ in data.plan_epoch(sizes, batch_size, "by_size", alpha, 7, epoch)]
         assert len(draws) == 4 * 750
         assert abs(draws.count(0) / len(draws) - share) < 3 * math.sqrt(share * (1 - share) / len(draws))
-    updates = [update for epoch in range(3) for update in data.plan_epoch([50, 23], 4, 0.5, 7, epoch)]
+    updates = [update for epoch in range(3) for update in data.plan_epoch([50, 23], 4, "by_size", 0.5, 7, epoch)]
     for task, size in ((0, 50), (1, 23)):
         taken = np.concatenate([indices for drawn, indices in updates if drawn == task])
         passes = [taken[start:start + size] for start in range(0, len(taken) - size + 1, size)]
