@@ -25,7 +25,8 @@ NEEDED_PIPES = SPLITTING_PIPES | {"tok2vec", "transformer"}
 MAX_CHARACTERS = 1 << 24  # of a document; spaCy's own limit of a million protects parsers of models from long texts
 # Documents after which spaCy is loaded anew (0.1 s; a trained model 2 s): it keeps each new word, so memory would grow.
 RELOAD_AFTER = 100_000
-CHINESE_SENTENCE = re.compile("[^。？！]*[。？！]+|[^。？！]+")
+# With the quotes and brackets that close after the mark; ASCII ones are left alone, which open as often.
+CHINESE_SENTENCE = re.compile(r"[^。？！]*[。？！](?:\s*[。？！”’」』）》】〉〕])*|[^。？！]+")
 
 
 @functools.lru_cache(maxsize=1)
@@ -61,7 +62,8 @@ def split_english(texts, spacy_model, generation):
 
 
 def split_chinese(texts, spacy_model, generation):
-    """The same, at 。 ？ ！ (paper, section 5.2), which stay with the sentence that they end. No spaCy model is used."""
+    """The same, at 。 ？ ！ (paper, section 5.2), which stay with the sentence that they end, as do quotes and brackets that
+    close after them. No spaCy model is used."""
     for text in texts:
         yield [sentence.strip() for sentence in CHINESE_SENTENCE.findall(text)]
 
