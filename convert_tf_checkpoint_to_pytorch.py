@@ -28,22 +28,8 @@ from finetuning.weights import (ARCHITECTURES, WEIGHT_FILES, pytorch_to_tf, read
                                 verify, write_safetensors, write_torch)
 
 
-def place_vocab(source, folder):
-    """Copies the vocabulary into `folder` as vocab.txt and says so, or what to do where there is none."""
-    target = os.path.join(folder, "vocab.txt")
-    if source is None:
-        print(f"no vocab.txt found beside the weights or the configuration: copy it to {target}, or give --vocab_file")
-    else:
-        copy_file(source, target)
-        print(f"wrote {target}")
-
-
-def convert(args):
-    """TensorFlow -> PyTorch."""
-    check_output_file(args.pytorch_dump_path, "--pytorch_dump_path")
-    config = BertConfig.from_json_file(args.bert_config_file)
-    folder = os.path.dirname(args.pytorch_dump_path)
-    vocab_file = find_vocab(args.vocab_file, map(os.path.dirname, (args.tf_checkpoint_path, args.bert_config_file)), config)
+def to_pytorch(args, config, folder):
+    """TensorFlow -> PyTorch. Returns (the configuration's file, keys that it gets as well, the command that comes next)."""
     variables = read_tf_checkpoint(args.tf_checkpoint_path)
     state, report = tf_to_pytorch(variables, config, args.leave_out, f"--tf_checkpoint_path: {args.tf_checkpoint_path}")
     report.print()
@@ -55,31 +41,20 @@ def convert(args):
         other = os.path.join(folder, WEIGHT_FILES[0])
         write_safetensors(state, other)
         print(f"wrote {other}")
-    config_file = os.path.join(folder, "config.json")
-    config.write(config_file, model_type="bert", architectures=[ARCHITECTURES[report.absent_heads]])
-    print(f"wrote {config_file}")
-    place_vocab(vocab_file, folder)
-    if os.path.basename(args.pytorch_dump_path) not in WEIGHT_FILES and not args.safetensors:
+    elif os.path.basename(args.pytorch_dump_path) not in WEIGHT_FILES:
         print(f"note: transformers finds weights in a folder under the name {' or '.join(WEIGHT_FILES)} only")
-    print("next: " + command(
+    following = command(
         "run_classifier_single_layer.py", task_name="ag", do_train=True, do_eval=True, do_lower_case=True, data_dir="./ag",
         vocab_file=os.path.join(folder, "vocab.txt"), bert_config_file=args.bert_config_file,
-        init_checkpoint=args.pytorch_dump_path, max_seq_length=128, output_dir="./ag_classifier"))
+        init_checkpoint=args.pytorch_dump_path, max_seq_length=128, output_dir="./ag_classifier")
+    more = {"model_type": "bert", "architectures": [ARCHITECTURES[report.absent_heads]]}
+    return os.path.join(folder, "config.json"), more, following
 
 
-def reverse(args):
-    """PyTorch -> TensorFlow."""
-    check_output_file(args.tf_checkpoint_path, "--tf_checkpoint_path")
-    if checkpoint_prefix(args.tf_checkpoint_path) != args.tf_checkpoint_path:
-        raise UserError(f"--tf_checkpoint_path: {args.tf_checkpoint_path} is the name of one file of a checkpoint; give the "
-                        "prefix of all of them, without the end")
-    config = BertConfig.from_json_file(args.bert_config_file)
-    folder = os.path.dirname(args.tf_checkpoint_path)
-    source = args.pytorch_dump_path
-    source_folder = source if os.path.isdir(source) else os.path.dirname(source)
-    vocab_file = find_vocab(args.vocab_file, (source_folder, os.path.dirname(args.bert_config_file)), config)
-    state = read_weights(source, config, "--pytorch_dump_path")
-    variables, report = pytorch_to_tf(state, config, args.leave_out, f"--pytorch_dump_path: {source}")
+def to_tensorflow(args, config, folder):
+    """PyTorch -> TensorFlow; returns the same."""
+    state = read_weights(args.pytorch_dump_path, config, "--pytorch_dump_path")
+    variables, report = pytorch_to_tf(state, config, args.leave_out, f"--pytorch_dump_path: {args.pytorch_dump_path}")
     report.print()
     if args.verify:
         verify(variables, {name: state[name].float() for name, *_ in report.converted}, config, report.absent_heads)
@@ -89,37 +64,31 @@ def reverse(args):
     write_checkpoint(args.tf_checkpoint_path, variables)
     print(f"wrote {args.tf_checkpoint_path}")
     config_file = os.path.join(folder, "bert_config.json")
-    config.write(config_file)
-    print(f"wrote {config_file}")
-    place_vocab(vocab_file, folder)
-    print("next: " + command(
+    return config_file, {}, command(
         "run_pretraining.py", input_file="./tmp/tf_AGnews.tfrecord", output_dir="./pretrained_further", do_train=True,
-        bert_config_file=config_file, init_checkpoint=args.tf_checkpoint_path))
+        bert_config_file=config_file, init_checkpoint=args.tf_checkpoint_path)
 
 
 def parse_arguments():
     parser = ArgumentParser(__doc__)
-    group = parser.add_argument_group("model")
-    group.add_argument("--tf_checkpoint_path", type=path, required=True,
-                       help="Prefix of the TensorFlow checkpoint (.../model.ckpt-100000, without .index): the input, or with "
-                            "--reverse the output.")
-    group.add_argument("--bert_config_file", type=path, required=True,
-                       help="The model's bert_config.json or config.json, as it came with the checkpoint.")
-    group.add_argument("--pytorch_dump_path", type=path, required=True,
-                       help="File of the PyTorch weights (.../pytorch_model.bin): the output, or with --reverse the input, "
-                            "which may also be a .safetensors file or a folder.")
-    group.add_argument("--vocab_file", type=path,
-                       help="Vocabulary to copy beside the output (default: vocab.txt beside the weights that are read or "
-                            "beside the configuration, if there is one).")
+    add = parser.add_argument_group("model").add_argument
+    add("--tf_checkpoint_path", type=path, required=True, help="Prefix of the TensorFlow checkpoint (.../model.ckpt-100000, "
+        "without .index): the input, or with --reverse the output.")
+    add("--bert_config_file", type=path, required=True,
+        help="The model's bert_config.json or config.json, as it came with the checkpoint.")
+    add("--pytorch_dump_path", type=path, required=True, help="File of the PyTorch weights (.../pytorch_model.bin): the "
+        "output, or with --reverse the input, which may also be a .safetensors file or a folder.")
+    add("--vocab_file", type=path, help="Vocabulary to copy beside the output (default: vocab.txt beside the weights that are "
+        "read or beside the configuration, if there is one).")
     group = parser.add_argument_group("recipe")
     add_boolean(group, "--reverse", False, "Convert from PyTorch to TensorFlow instead (default: off).")
-    group.add_argument("--leave_out", nargs="+", default=[], metavar="NAME",
-                       help="Names in the input to drop, such as a classifier's output_weights output_bias (default: none; "
-                            "the optimizer's slots and global_step are always left out).")
+    group.add_argument("--leave_out", nargs="+", default=[], metavar="NAME", help="Names in the input to drop, such as a "
+                       "classifier's output_weights output_bias (default: none; the optimizer's slots and global_step are "
+                       "always left out).")
     group = parser.add_argument_group("output")
-    add_boolean(group, "--verify", False,
-                "First run TensorFlow and PyTorch on one batch of random ids, print the largest differences, and write "
-                "nothing if one is over 1e-5 (relative to the largest value if that is above 1) (default: off).")
+    add_boolean(group, "--verify", False, "First run TensorFlow and PyTorch on one batch of random ids, print the largest "
+                "differences, and write nothing if one is over 1e-5 (relative to the largest value if that is above 1) "
+                "(default: off).")
     add_boolean(group, "--safetensors", False, "Also write model.safetensors beside --pytorch_dump_path (default: off).")
     args = parser.parse_args()
     if args.reverse and args.safetensors:
@@ -129,7 +98,27 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
-    reverse(args) if args.reverse else convert(args)
+    source, target, flag = args.tf_checkpoint_path, args.pytorch_dump_path, "--pytorch_dump_path"
+    if args.reverse:
+        source, target, flag = target, source, "--tf_checkpoint_path"
+    check_output_file(target, flag)
+    if args.reverse and checkpoint_prefix(target) != target:
+        raise UserError(f"{flag}: {target} is the name of one file of a checkpoint; give the prefix of all of them, without "
+                        "the end")
+    config = BertConfig.from_json_file(args.bert_config_file)
+    beside = (source if os.path.isdir(source) else os.path.dirname(source), os.path.dirname(args.bert_config_file))
+    vocab_source = find_vocab(args.vocab_file, beside, config)
+    folder = os.path.dirname(target)
+    config_file, more, following = (to_tensorflow if args.reverse else to_pytorch)(args, config, folder)
+    config.write(config_file, **more)
+    print(f"wrote {config_file}")
+    vocab_file = os.path.join(folder, "vocab.txt")
+    if vocab_source:
+        copy_file(vocab_source, vocab_file)
+        print(f"wrote {vocab_file}")
+    else:
+        print(f"no vocab.txt found beside the weights or the configuration: copy it to {vocab_file}, or give --vocab_file")
+    print(f"next: {following}")
 
 
 if __name__ == "__main__":

@@ -57,8 +57,7 @@ def attention(query, key, value, batch, dropout, backend=None):
 
     query, key, value and result: [T, heads, head size]. backend: `per_sequence`, `padded`, or None for the device's.
     """
-    backend = backend or ("padded" if query.is_cuda else "per_sequence")
-    return ATTENTIONS[backend](query, key, value, batch, dropout)
+    return ATTENTIONS[backend or ("padded" if query.is_cuda else "per_sequence")](query, key, value, batch, dropout)
 
 
 class BertEmbeddings(nn.Module):
@@ -117,11 +116,13 @@ class BertAttention(nn.Module):
         return self.output(self.self(hidden, batch), hidden)
 
 
-class BertIntermediate(nn.Module):
-    def __init__(self, config):
+class BertDense(nn.Module):
+    """A linear layer and its activation: a layer's intermediate one, the pooler, the start of the masked-LM head."""
+
+    def __init__(self, input_size, output_size, activation):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACTIVATIONS[config.hidden_act]
+        self.dense = nn.Linear(input_size, output_size)
+        self.activation = activation
 
     def forward(self, hidden):
         return self.activation(self.dense(hidden))
@@ -131,7 +132,7 @@ class BertLayer(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.attention = BertAttention(config)
-        self.intermediate = BertIntermediate(config)
+        self.intermediate = BertDense(config.hidden_size, config.intermediate_size, ACTIVATIONS[config.hidden_act])
         self.output = BertOutput(config, config.intermediate_size)
 
     def forward(self, hidden, batch):
@@ -148,10 +149,9 @@ class BertEncoder(nn.Module):
     def forward(self, hidden, batch, num_layers):
         outputs = []
         for layer in self.layer[:num_layers]:  # None: all
-            if self.gradient_checkpointing and self.training:
-                hidden = checkpoint(layer, hidden, batch, use_reentrant=False)  # keeps the state of dropout
-            else:
-                hidden = layer(hidden, batch)
+            recomputed = self.gradient_checkpointing and self.training
+            # checkpoint keeps the state of dropout
+            hidden = checkpoint(layer, hidden, batch, use_reentrant=False) if recomputed else layer(hidden, batch)
             outputs.append(hidden)
         return outputs
 
@@ -163,15 +163,6 @@ class BertEncoder(nn.Module):
             layer.compile(dynamic=True)
 
 
-class BertPooler(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, cls_states):
-        return torch.tanh(self.dense(cls_states))
-
-
 class BertModel(nn.Module):
     """The encoder (Devlin et al. 2019). Layers are counted from 0, the lowest, as in the paper's Table 3."""
 
@@ -180,7 +171,7 @@ class BertModel(nn.Module):
         self.config = config
         self.embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
-        self.pooler = BertPooler(config)
+        self.pooler = BertDense(config.hidden_size, config.hidden_size, torch.tanh)  # of a [CLS] state
         self.frozen = []  # parts that stay in evaluation mode, see `train`
 
     def freeze(self, num_layers):
@@ -196,10 +187,7 @@ class BertModel(nn.Module):
         return self
 
     def forward(self, batch, num_layers=None):
-        """Runs the lowest `num_layers` layers (all by default).
-
-        Returns (the embeddings' output [T, hidden], the list of each layer's output [T, hidden]).
-        """
+        """The outputs, each [T, hidden], of the embeddings and (a list) of the lowest `num_layers` layers, by default all."""
         embedded = self.embeddings(batch)
         return embedded, self.encoder(embedded, batch, num_layers)
 
@@ -278,11 +266,10 @@ class BertForSequenceClassification(nn.Module):
     """BERT and a classifier over features of chosen layers (paper, section 5.3).
 
     layers: [-2] the pooled output (tanh of a dense layer on the last [CLS]); [-1] all layers; else the layers listed, in
-    that order (section 5.3.2). layer_pooling: how several layers become one, see LAYER_POOLINGS. pooling_type: what stands
-    for the sequence in a layer, see POOLINGS. classifier: `linear`, one layer over these; or `bilstm_attention`, a biLSTM
-    over the tokens' states before it (BERT-Feat, section 5.4.3), of lstm_hidden_size units each way, attention_size and
-    attention_hops. hierarchical: how the features of a document's fractions become one, see FRACTION_POOLINGS, or None: a
-    document is one sequence (section 5.3.1). bert: the BertModel of another classifier, which this one then shares.
+    that order (section 5.3.2). layer_pooling, pooling_type, hierarchical: names in LAYER_POOLINGS, POOLINGS and
+    FRACTION_POOLINGS; hierarchical None: a document is one sequence (section 5.3.1). classifier: `linear`, one layer over
+    these; or `bilstm_attention`, a biLSTM over the tokens' states before it (BERT-Feat, section 5.4.3), of lstm_hidden_size
+    units each way, attention_size and attention_hops. bert: the BertModel of another classifier, which this one then shares.
 
     Layers above the highest chosen one are not run; they and an unused pooler keep their weights and are frozen. Raises
     UserError as `check_features` does.
@@ -365,27 +352,23 @@ def check_features(config, layers, layer_pooling, pooling_type, hierarchical=Non
     """Raises UserError where the flags of the same names ask for features that there are not, or that the model has not."""
     check_choices({"layer_pooling": layer_pooling, "pooling_type": pooling_type, "hierarchical": hierarchical,
                    "classifier": classifier}, "--")
-    layers, top = list(layers), config.num_hidden_layers - 1
-    if any(layer < 0 for layer in layers) and len(layers) > 1:
-        raise UserError(f"--layers {' '.join(map(str, layers))}: -1 (all) and -2 (pooled output) stand alone")
-    if any(not -2 <= layer <= top for layer in layers):
-        raise UserError(f"--layers {' '.join(map(str, layers))}: this model has the layers 0 to {top}; "
-                        "-1 means all, -2 the pooled output")
-    if len(set(layers)) < len(layers):
-        raise UserError(f"--layers {' '.join(map(str, layers))}: a layer is named twice")
-    if classifier == "bilstm_attention":
-        if layers == [-2]:
-            raise UserError("--classifier bilstm_attention reads the tokens' states of chosen layers, the pooled output "
-                            f"(--layers -2) has none: add for example --layers {top}")
-        if pooling_type != "cls":
-            raise UserError(f"--pooling_type {pooling_type} is not used with --classifier bilstm_attention, which sees "
-                            "every token: leave it out")
-    if layers == [-2] and pooling_type != "cls":
-        raise UserError(f"--pooling_type {pooling_type} pools the tokens of chosen layers, the pooled output "
-                        f"(--layers -2) has none: add for example --layers {top}")
-    if layers != [-1] and len(layers) == 1 and layer_pooling != "concat":
-        raise UserError(f"--layer_pooling {layer_pooling} joins several layers, --layers names one: "
-                        "name more or leave --layer_pooling out")
+    top = config.num_hidden_layers - 1
+    words, pooled_output, all_tokens = f"--layers {' '.join(map(str, layers))}", list(layers) == [-2], classifier != "linear"
+    none = f"the pooled output (--layers -2) has none: add for example --layers {top}"
+    for wrong, message in (
+            (len(layers) > 1 and min(layers) < 0, f"{words}: -1 (all) and -2 (pooled output) stand alone"),
+            (not -2 <= min(layers) <= max(layers) <= top,
+             f"{words}: this model has the layers 0 to {top}; -1 means all, -2 the pooled output"),
+            (len(set(layers)) < len(layers), f"{words}: a layer is named twice"),
+            (all_tokens and pooled_output, f"--classifier {classifier} reads the tokens' states of chosen layers, {none}"),
+            (all_tokens and pooling_type != "cls",
+             f"--pooling_type {pooling_type} is not used with --classifier {classifier}, which sees every token: leave it out"),
+            (pooled_output and pooling_type != "cls",
+             f"--pooling_type {pooling_type} pools the tokens of chosen layers, {none}"),
+            (len(layers) == 1 and layers[0] != -1 and layer_pooling != "concat",
+             f"--layer_pooling {layer_pooling} joins several layers, --layers names one: name more or leave it out")):
+        if wrong:
+            raise UserError(message)
 
 
 class BertForPreTraining(nn.Module):
@@ -394,25 +377,19 @@ class BertForPreTraining(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.bert = BertModel(config)
-        self.cls = BertPreTrainingHeads(config)
+        self.cls = nn.ModuleDict({"predictions": BertMaskedLMHead(config),
+                                  "seq_relationship": nn.Linear(config.hidden_size, 2)})
         initialize(self, config)
         # One tensor under two names, as in TensorFlow, where the decoder has no weights of its own.
         self.cls.predictions.decoder.weight = self.bert.embeddings.word_embeddings.weight
         self.cls.predictions.decoder.bias = self.cls.predictions.bias
 
     def forward(self, batch):
-        """Returns (hidden states: list of [T, hidden], the embeddings' first; pooled output [sequences, hidden];
-        masked-LM logits [T, vocabulary]; next-sentence logits [sequences, 2])."""
+        """(Hidden states: list of [T, hidden], the embeddings' first; pooled output [sequences, hidden]; masked-LM logits
+        [T, vocabulary]; next-sentence logits [sequences, 2])."""
         embedded, outputs = self.bert(batch)
         pooled = self.bert.pooler(outputs[-1][batch.cu_seqlens[:-1]])
         return [embedded, *outputs], pooled, self.cls.predictions(outputs[-1]), self.cls.seq_relationship(pooled)
-
-
-class BertPreTrainingHeads(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.predictions = BertMaskedLMHead(config)
-        self.seq_relationship = nn.Linear(config.hidden_size, 2)
 
 
 class BertMaskedLMHead(nn.Module):
@@ -426,12 +403,10 @@ class BertMaskedLMHead(nn.Module):
         return self.decoder(self.transform(hidden))
 
 
-class BertMaskedLMTransform(nn.Module):
+class BertMaskedLMTransform(BertDense):
     def __init__(self, config):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        super().__init__(config.hidden_size, config.hidden_size, ACTIVATIONS[config.hidden_act])
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.activation = ACTIVATIONS[config.hidden_act]
 
     def forward(self, hidden):
-        return self.LayerNorm(self.activation(self.dense(hidden)))
+        return self.LayerNorm(super().forward(hidden))

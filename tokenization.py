@@ -23,7 +23,6 @@ from common.command_line import UserError
 from common.files import decode_lines, require_file
 
 REQUIRED_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[MASK]")
-MAX_CHARACTERS_PER_WORD = 200  # a longer word is [UNK]
 CHARACTERS_PER_SLICE = 1 << 20  # bounds the Rust results in memory: about 100 bytes a token until its id is copied
 
 # What Google calls Chinese: each such character is a word. Hiragana, Katakana and Hangul are none.
@@ -78,17 +77,15 @@ def normalize(text, do_lower_case):
     return text
 
 
-def load_vocab(vocab_file, flag="--vocab_file"):
+def load_vocab(vocab_file):
     """The vocabulary as a dict token -> id in file order: the id is the line's index, white space around is stripped.
 
     As in Google's code a token that is repeated has the id of its last line, and an empty line takes an id.
     Raises UserError where the file is missing, empty, not UTF-8 text, or lacks one of REQUIRED_TOKENS.
     """
-    require_file(vocab_file, flag)
-    vocab = {line.strip(): index for index, (_, line) in enumerate(decode_lines(vocab_file))}
-    missing = [token for token in REQUIRED_TOKENS if token not in vocab]
-    if missing:
-        raise UserError(f"{flag}: {vocab_file} has no line {' '.join(missing)}; it is no BERT vocabulary "
+    vocab = {line.strip(): number - 1 for number, line in decode_lines(require_file(vocab_file, "--vocab_file"))}
+    if missing := [token for token in REQUIRED_TOKENS if token not in vocab]:
+        raise UserError(f"--vocab_file: {vocab_file} has no line {' '.join(missing)}; it is no BERT vocabulary "
                         "(one token a line, as vocab.txt beside a BERT checkpoint)")
     return vocab
 
@@ -107,8 +104,8 @@ class FullTokenizer:
         self.do_lower_case = do_lower_case
         self.unk_id, self.cls_id, self.sep_id, self.mask_id = (self.vocab[token] for token in REQUIRED_TOKENS)
         self.pad_id = self.vocab.get("[PAD]", 0)
-        self._rust = Tokenizer(models.WordPiece(self.vocab, unk_token="[UNK]",
-                                                max_input_chars_per_word=MAX_CHARACTERS_PER_WORD))
+        self._rust = Tokenizer(models.WordPiece(
+            self.vocab, unk_token="[UNK]", max_input_chars_per_word=200))  # as Google: a longer word is [UNK]
         self._rust.pre_tokenizer = pre_tokenizers.Sequence([
             pre_tokenizers.Split(Regex(character_classes()[2]), "isolated"), pre_tokenizers.WhitespaceSplit()])
 
@@ -127,19 +124,15 @@ class FullTokenizer:
     def encode_batch(self, texts):
         """Encodes an iterable of texts (read once, never held as a whole) in Rust threads, without special tokens.
 
-        Returns (ids, offsets): int32 [tokens of all texts] and int64 [texts + 1]; text i is
-        ids[offsets[i]:offsets[i + 1]].
+        Returns (ids, offsets): int32 [tokens of all texts] and int64 [texts + 1]; text i is ids[offsets[i]:offsets[i + 1]].
         """
-        ids, lengths = array.array("i"), array.array("q")
+        ids, offsets = array.array("i"), array.array("q", [0])
         for batch in slices(texts, CHARACTERS_PER_SLICE):  # each slice is one call of Rust, on all cores
             normalized = [normalize(text, self.do_lower_case) for text in batch]
             for encoding in self._rust.encode_batch_fast(normalized, add_special_tokens=False):
-                encoded = encoding.ids
-                ids.extend(encoded)
-                lengths.append(len(encoded))
-        offsets = np.zeros(len(lengths) + 1, np.int64)
-        np.cumsum(np.frombuffer(lengths, np.int64) if lengths else (), out=offsets[1:])
-        return np.frombuffer(ids, np.int32) if ids else np.zeros(0, np.int32), offsets
+                ids.extend(encoding.ids)
+                offsets.append(len(ids))
+        return np.asarray(ids, np.int32), np.asarray(offsets, np.int64)  # views: nothing is copied
 
 
 def slices(texts, characters):

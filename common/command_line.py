@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
+import operator
 import os
 import shlex
 import signal
@@ -22,8 +23,7 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse without abbreviated flags, with the script's docstring as its manual and errors in one line."""
 
     def __init__(self, description):
-        super().__init__(description=description, allow_abbrev=False,
-                         formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
@@ -49,10 +49,9 @@ def number(kind, minimum=None, maximum=None, above=None, below=None):
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"'{text}' is not {'a whole number' if kind is int else 'a number'}")
-        for bound, holds, words in (
-                (minimum, lambda b: value >= b, "at least"), (maximum, lambda b: value <= b, "at most"),
-                (above, lambda b: value > b, "above"), (below, lambda b: value < b, "below")):
-            if bound is not None and not holds(bound):  # NaN fails every comparison
+        for words, holds, bound in (("at least", operator.ge, minimum), ("at most", operator.le, maximum),
+                                    ("above", operator.gt, above), ("below", operator.lt, below)):
+            if bound is not None and not holds(value, bound):  # NaN fails every comparison
                 raise argparse.ArgumentTypeError(f"{text} is not {words} {bound}")
         return value
     return parse
@@ -108,9 +107,8 @@ class StopSignals:
 
 
 def end_with_parent():
-    """Has this process end when the one that started it does, however that ends. Linux has a call for it; elsewhere
-    SIGKILL of the parent leaves it."""
-    if sys.platform == "linux":
+    """Has this process end when the one that started it does, however that ends."""
+    if sys.platform == "linux":  # elsewhere there is no such call, and SIGKILL of the parent leaves this process
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
@@ -124,15 +122,13 @@ def rendezvous(missing, timeout, remind_after=60):
     done = threading.Event()
 
     def watch():
-        if done.wait(min(remind_after, timeout)):
-            return
-        if timeout > remind_after:
+        first = min(remind_after, timeout)
+        if not done.wait(first) and timeout > first:
             print(f"waiting for {missing()}", file=sys.stderr, flush=True)
-            if done.wait(timeout - remind_after):
-                return
-        print_error(f"{missing()} did not come within {timeout:g} seconds; start the same command on every machine, or "
-                    "raise --rendezvous_timeout")
-        os._exit(1)  # the main thread is inside a library that waits on
+        if not done.wait(timeout - first):
+            print_error(f"{missing()} did not come within {timeout:g} seconds; start the same command on every machine, or "
+                        "raise --rendezvous_timeout")
+            os._exit(1)  # the main thread is inside a library that waits on
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -171,11 +167,10 @@ def tensorflow_start_up(log_level=2):
 def source_commit():
     """The git commit of this code, for the record of a run; None where it is no clone or there is no git."""
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=os.path.dirname(os.path.abspath(__file__)),
-                               capture_output=True, text=True)
+        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=os.path.dirname(os.path.abspath(__file__)),
+                              capture_output=True, text=True).stdout.strip() or None
     except FileNotFoundError:
         return None
-    return found.stdout.strip() or None
 
 
 # Errors
@@ -188,7 +183,7 @@ def print_error(message):
 def run(main):
     """Calls main(); a UserError or a failure of the file system becomes one line on stderr and exit status 1."""
     try:
-        main()
+        return main()
     except UserError as error:
         print_error(error)
     except OSError as error:
@@ -199,6 +194,4 @@ def run(main):
         print_error(f"{os.strerror(error.errno)}{where}{remedy}")
     except KeyboardInterrupt:
         sys.exit(130)
-    else:
-        return
     sys.exit(1)

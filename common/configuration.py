@@ -5,7 +5,9 @@ from common.command_line import UserError
 from common.files import read_json, require_file, write_json
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
-MAX_LAYERS, MAX_PARAMETERS = 1_000, 10_000_000_000  # beyond, a number is a slip: BERT-large has 24 and 335 million
+# Beyond these a number is a slip, which would take gigabytes: BERT-large has 24 layers and 335 million parameters, MuRIL-large
+# 506 million, and DeBERTa-v2-xxlarge, which is no plain BERT, 1.5 billion.
+MAX_LAYERS, MAX_PARAMETERS = 1_000, 2_000_000_000
 
 
 @dataclasses.dataclass
@@ -54,11 +56,11 @@ class BertConfig:
         if self.num_hidden_layers > MAX_LAYERS:
             raise UserError(f"{where}: num_hidden_layers is {self.num_hidden_layers}, at most {MAX_LAYERS:,} are possible")
         if self.num_parameters() > MAX_PARAMETERS:
-            raise UserError(f"{where}: these sizes make {self.num_parameters():,} parameters, at most {MAX_PARAMETERS:,} "
-                            "are possible")
+            raise UserError(f"{where}: these sizes make {self.num_parameters():,} parameters, at most {MAX_PARAMETERS:,} are "
+                            "possible (BERT-large has 335 million); look for a digit too many")
         if self.hidden_size % self.num_attention_heads:
-            raise UserError(f"{where}: hidden_size {self.hidden_size} is no multiple of "
-                            f"num_attention_heads {self.num_attention_heads}")
+            raise UserError(f"{where}: hidden_size {self.hidden_size} is no multiple of num_attention_heads "
+                            f"{self.num_attention_heads}")
 
     def num_parameters(self):
         """Weights of the encoder, the pooler left out."""
@@ -70,8 +72,8 @@ class BertConfig:
     def check_max_seq_length(self, max_seq_length):
         """Raises UserError where sequences of that many tokens have no positions or no room for text."""
         if max_seq_length > self.max_position_embeddings:
-            raise UserError(f"--max_seq_length {max_seq_length} is over the model's "
-                            f"{self.max_position_embeddings} positions (max_position_embeddings)")
+            raise UserError(f"--max_seq_length {max_seq_length} is over the model's {self.max_position_embeddings} positions "
+                            "(max_position_embeddings)")
         if max_seq_length < 5:
             raise UserError(f"--max_seq_length {max_seq_length} leaves no room for text; use at least 5")
 
@@ -83,13 +85,11 @@ class BertConfig:
 
     def identity(self):
         """What tells a run's model from another of the same weights: {"configuration KEY": value}, without `others`."""
-        return {f"configuration {field.name}": getattr(self, field.name) for field in dataclasses.fields(self)
-                if field.name != "others"}
+        return {f"configuration {key}": value for key, value in vars(self).items() if key != "others"}
 
     def to_dict(self):
         """All keys and values as they are written to a file."""
-        values = dataclasses.asdict(self)
-        return values.pop("others") | values
+        return self.others | {key: value for key, value in vars(self).items() if key != "others"}
 
     def write(self, path, **more):
         """Writes the configuration as JSON, with the keys `more` added."""

@@ -127,12 +127,7 @@ def check_schema(value, schema, where):
     {key: schema}, an object that has these keys at least; {str: schema}, an object whose other values are all so;
     [schema], a list of such values.
     """
-    if isinstance(schema, dict):
-        expected = dict
-    elif isinstance(schema, list):
-        expected = list
-    else:
-        expected = schema
+    expected = type(schema) if isinstance(schema, (dict, list)) else schema
     types = expected if isinstance(expected, tuple) else (expected,)
     if float in types:
         types += (int,)
@@ -159,10 +154,15 @@ def digest(*parts):
     return sha.hexdigest()[:16]
 
 
-def digest_of_file(path):
-    """The same of a file's content."""
+def sha256_of(path):
+    """The SHA-256 of a file's content, 64 hexadecimal digits."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of_file(path):
+    """The first 16 of them, as `digest` gives."""
+    return sha256_of(path)[:16]
 
 
 # Writing
@@ -216,17 +216,17 @@ def whole_file(path):
             yield temporary
             os.fsync(descriptor)
             os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+        except BaseException:  # not once it is renamed: what then has the name is the next command's
+            remove(temporary)
+            raise
 
 
 @contextlib.contextmanager
 def atomic_write(path, mode="w"):
     """A file opened for writing that stands under its name once it is whole, see `whole_file`."""
-    with whole_file(path) as temporary:
-        with open(temporary, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
-            yield file
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}  # line ends are written as they are
+    with whole_file(path) as temporary, open(temporary, mode, **text) as file:
+        yield file
 
 
 def write_json(path, value):
@@ -244,10 +244,10 @@ def copy_file(source, target):
 
 
 def remove(path):
-    """Removes a file, a folder with all it holds, or a link, which is not followed."""
+    """Removes a file, a folder with all it holds, or a link, which is not followed; it need not be there."""
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
-    else:
+    elif os.path.lexists(path):
         os.unlink(path)
 
 
@@ -258,7 +258,7 @@ def find_vocab(vocab_file, folders, config):
 
     Raises UserError where it is missing or has another number of tokens than the model has embeddings.
     """
-    beside = [os.path.join(folder, "vocab.txt") for folder in folders]
+    beside = (os.path.join(folder, "vocab.txt") for folder in folders)
     path = vocab_file or next(filter(os.path.isfile, beside), None)
     if path:
         config.check_vocab(sum(1 for _ in decode_lines(require_file(path, "--vocab_file"))), path)

@@ -102,11 +102,12 @@ class RunFolder:
         watched: names of flags that are no part of the recipe and yet change rounding or the drawing of dropout. Returns
         the line to print where one of them has another value than before, else None.
         """
-        before = ([found] + found.get("resumed", []))[-1]["flags"]
+        earlier = found.get("resumed", [])
+        before = [found, *earlier][-1]["flags"]
         changed = [f"--{name} was {before.get(name)}, now it is {flags[name]}" for name in watched
                    if before.get(name) != flags[name]]
-        write_json(self.record, found | {"resumed": found.get("resumed", []) + [
-            {"global_step": global_step, "at": now(), "flags": {name: flags[name] for name in watched}}]})
+        write_json(self.record, found | {"resumed": [
+            *earlier, {"global_step": global_step, "at": now(), "flags": {name: flags[name] for name in watched}}]})
         return (f"note: {', '.join(changed)}: from here on the run is the undisturbed one in distribution only, its "
                 "dropout or rounding differs") if changed else None
 
@@ -131,7 +132,8 @@ class MetricsLog:
     """
 
     def __init__(self, folder, keep=lambda line: True, step=0):
-        self.folder, self.path, self.step, self.events = folder, os.path.join(folder, "metrics.jsonl"), step, None
+        self.path, self.tensorboard = os.path.join(folder, "metrics.jsonl"), os.path.join(folder, "tensorboard")
+        self.step, self.events = step, None
         if os.path.exists(self.path):
             self.drop_lines(keep)
 
@@ -140,16 +142,16 @@ class MetricsLog:
             lines = file.readlines()
         kept = []
         for number, raw in enumerate(lines, 1):
+            if not raw.endswith(b"\n"):
+                break  # a killed process left half of the last line
             try:
                 line = parse_json(raw, f"{self.path}:{number}")
                 check_schema(line, LINE_SCHEMA, f"{self.path}:{number}")
                 check_schema(line.get("epoch", 0), int, f"{self.path}:{number}, epoch")  # `keep` compares it
+                if keep(line):
+                    kept.append(raw)
             except UserError as error:
-                if number < len(lines) or raw.endswith(b"\n"):  # else a killed process left half of it
-                    print(f"{error}; the line is dropped")
-                continue
-            if raw.endswith(b"\n") and keep(line):
-                kept.append(raw)
+                print(f"{error}; the line is dropped")
         if len(kept) < len(lines):
             with atomic_write(self.path, "wb") as file:
                 file.writelines(kept)
@@ -158,34 +160,34 @@ class MetricsLog:
         """Writes the metrics (name -> number) of this kind, `train` or `eval`, at a step."""
         with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "global_step": global_step} | values) + "\n")
-        with naming(os.path.join(self.folder, "tensorboard")):
+        with naming(self.tensorboard):
             self.write_event(kind, global_step, values)
 
     def write_event(self, kind, global_step, values):
-        """The same for TensorBoard."""
-        # imported here: a fifth of a second that a refused command does not wait for
+        """The same for TensorBoard, whose import takes a fifth of a second that a refused command does not wait for."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
+
+        def write(**fields):
+            self.events.write(Event(wall_time=time.time(), **fields).SerializeToString())
+
         if self.events is None:
-            folder = os.path.join(self.folder, "tensorboard")
-            os.makedirs(folder, exist_ok=True)
+            os.makedirs(self.tensorboard, exist_ok=True)
             name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
-            self.events = RecordWriter(open(os.path.join(folder, name), "ab"))
-            self.events.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+            self.events = RecordWriter(open(os.path.join(self.tensorboard, name), "ab"))
+            write(file_version="brain.Event:2")
             if self.step:  # TensorBoard drops what an earlier process wrote from here on
-                self.events.write(Event(wall_time=time.time(), step=self.step + 1, session_log=SessionLog(
-                    status=SessionLog.START)).SerializeToString())
-        summary = Summary(value=[Summary.Value(tag=f"{kind}/{name}", simple_value=value)
-                                 for name, value in values.items() if name != "epoch"])
-        self.events.write(Event(wall_time=time.time(), step=global_step, summary=summary).SerializeToString())
+                write(step=self.step + 1, session_log=SessionLog(status=SessionLog.START))
+        write(step=global_step, summary=Summary(value=[Summary.Value(tag=f"{kind}/{name}", simple_value=value)
+                                                       for name, value in values.items() if name != "epoch"]))
         self.events.flush()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        with naming(os.path.join(self.folder, "tensorboard")):  # closing tries once more to write what did not fit
+        with naming(self.tensorboard):  # closing tries once more to write what did not fit
             if self.events:
                 self.events.close()
 

@@ -10,11 +10,10 @@ is kept in the folder `.downloads` beside it. A broken connection is resumed whe
 next one. An unpacked archive whose files have no published checksums gets a list of them, SHA256SUMS (`sha256sum -c`
 reads it).
 """
+import collections
 import contextlib
 import csv
-import dataclasses
 import errno
-import hashlib
 import os
 import re
 import stat
@@ -26,34 +25,23 @@ import zipfile
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(FOLDER))  # the scripts of the pipeline are no installed package
 from common.command_line import ArgumentParser, UserError, add_boolean, command, number, path, run  # noqa: E402
-from common.files import (atomic_write, check_output_folder, decode_lines, locked, naming, remove,  # noqa: E402
-                          require_file)
+from common.files import (atomic_write, check_output_folder, decode_lines, locked, naming, remove, require_file,  # noqa: E402
+                          sha256_of)
 
 SUMS = "SHA256SUMS"
 CHUNK = 1 << 16  # bytes written at a time; where a connection breaks, at most this many are asked for twice
 FAULTS_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
 
-@dataclasses.dataclass
-class Source:
-    """One thing to download. how: `file`, an archive to unpack (`zip`, `tgz`), or `by hand`. target: the file or folder
-    it becomes. sha256: of the file or archive, "" if not published. files: {file in an archive: its sha256}."""
-    name: str
-    kind: str
-    how: str
-    target: str
-    url: str
-    bytes: int
-    sha256: str
-    note: str
-    files: dict
+# One thing to download. how: `file`, an archive to unpack (`zip`, `tgz`), or `by hand`. target: the file or folder it becomes.
+# bytes: 0 if unknown. sha256: of the file or archive, "" if not published. files: {file in an archive: its sha256}.
+Source = collections.namedtuple("Source", "name kind how target url bytes sha256 files note")
 
 
 def is_inside(name):
     """Whether a path stays in the folder it is meant for and names something there: it is relative, without `..`."""
     parts = name.replace("\\", "/").split("/")
-    return not name.startswith(("/", "\\")) and ":" not in parts[0] and ".." not in parts and any(
-        part not in ("", ".") for part in parts)
+    return parts[0] != "" and ":" not in parts[0] and ".." not in parts and not {"", "."}.issuperset(parts)
 
 
 COLUMNS = {  # of sources.csv: the test that a value must pass, and what it must be
@@ -70,38 +58,27 @@ COLUMNS = {  # of sources.csv: the test that a value must pass, and what it must
 
 def read_sources(path):
     """{name: its Sources}. Rows of one name and url are one archive, a row for each of its files with a checksum."""
-    require_file(path, "--sources")
-    rows = csv.DictReader(line for _, line in decode_lines(path))
+    rows = csv.DictReader(line for _, line in decode_lines(require_file(path, "--sources")))
     sources = {}
     try:
         if rows.fieldnames != list(COLUMNS):
             raise UserError(f"--sources: {path}:1: the columns must be {','.join(COLUMNS)}")
         for row in rows:
-            add_source(sources, row, f"--sources: {path}:{rows.line_num}")
+            where = f"--sources: {path}:{rows.line_num}"
+            if None in row.values() or None in row:  # csv's marks of a row that is too short or too long
+                raise UserError(f"{where}: {len(COLUMNS)} columns are needed")
+            for column, (fits, words) in COLUMNS.items():
+                if not fits(row[column]):
+                    raise UserError(f"{where}: {column} is {row[column][:60]!r}; it must be {words}")
+            size, sha256, inside = (row.pop(column) for column in ("bytes", "sha256", "unpacked_file"))
+            source = sources.setdefault(row["name"], {}).setdefault(row["url"], Source(
+                **row, bytes=int(size or 0), sha256="" if inside else sha256, files={}))
+            if inside:
+                source.files[inside] = sha256
     except csv.Error as error:  # a field of over 131,072 characters; lines that end in a carriage return alone
         raise UserError(f"--sources: {path}:{rows.reader.line_num}: no row of a csv table ({error}); save the table "
                         "as csv with lines that end in \\n") from None
     return {name: list(of_name.values()) for name, of_name in sources.items()}
-
-
-def add_source(sources, row, where):
-    """Adds a row of the table to `sources`, {name: {url: Source}}. Raises UserError, its text starting with `where`."""
-    if None in row.values() or None in row:
-        raise UserError(f"{where}: {len(COLUMNS)} columns are needed")
-    for column, (is_right, words) in COLUMNS.items():
-        if not is_right(row[column]):
-            raise UserError(f"{where}: {column} is {row[column][:60]!r}; it must be {words}")
-    source = sources.setdefault(row["name"], {}).setdefault(row["url"], Source(
-        row["name"], row["kind"], row["how"], row["target"], row["url"], int(row["bytes"] or 0),
-        "" if row["unpacked_file"] else row["sha256"], row["note"], {}))
-    if row["unpacked_file"]:
-        source.files[row["unpacked_file"]] = row["sha256"]
-
-
-def sha256_of(path):
-    """The sha256 of a file, 64 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def wrong_files(folder, sums):
@@ -129,7 +106,6 @@ def download_part(url, part, timeout):
     import pooch
     import requests
     offset = os.path.getsize(part)
-
     with naming(part), open(part, "ab") as file:
         def at_the_reply(response, **_):
             content_range = response.headers.get("Content-Range", "")
@@ -146,8 +122,7 @@ def download_part(url, part, timeout):
 
 
 def download(source, part, args):
-    """Downloads the source's file to `part`, which exists, in at most --attempts attempts. Returns whether one of them
-    resumed.
+    """Downloads the source's file to `part`, which exists, in at most --attempts attempts. Returns whether one resumed.
 
     Raises UserError where the server refuses (404), or every attempt broke off; then `part` stays for the next command.
     """
@@ -163,10 +138,9 @@ def download(source, part, args):
         except (requests.RequestException, ValueError) as error:  # ValueError: of an address that cannot be one
             status = getattr(getattr(error, "response", None), "status_code", 0)
             reason = f"HTTP {status}" if status else type(error).__name__
-            is_bad_address = isinstance(error, ValueError)
-        if is_bad_address or 400 <= status < 500 and status not in (408, 416, 429):
-            raise UserError(f"{source.name}: {source.url} cannot be downloaded ({reason}); if it has moved, put its "
-                            "new address into a copy of data/sources.csv and name the copy with --sources")
+            if isinstance(error, ValueError) or 400 <= status < 500 and status not in (408, 416, 429):
+                raise UserError(f"{source.name}: {source.url} cannot be downloaded ({reason}); if it has moved, put its new "
+                                "address into a copy of data/sources.csv and name the copy with --sources") from None
         if attempt < args.attempts:
             print(f"{source.name}: broke off after {os.path.getsize(part):,} bytes ({reason}); trying again")
             time.sleep(args.retry_wait * attempt)
@@ -198,14 +172,12 @@ def unpack(archive, how, folder):
         with (zipfile.ZipFile(archive) if how == "zip" else tarfile.open(archive, "r:gz")) as opened:
             check_entries(opened)
             opened.extractall(folder, **({} if how == "zip" else {"filter": "data"}))
-    except Rejected:
-        raise
     except Exception as error:  # of a damaged archive these modules and the decompressors raise more than they document
-        if isinstance(error, OSError) and error.errno in FAULTS_OF_THE_DISK:
+        if isinstance(error, Rejected) or isinstance(error, OSError) and error.errno in FAULTS_OF_THE_DISK:
             raise
         raise Rejected(f"it is no whole {how} archive that can be unpacked ({error or type(error).__name__})") from None
-    if not os.path.isdir(folder):
-        raise Rejected("the archive is empty")
+    if not any(names for _, _, names in os.walk(folder)):
+        raise Rejected("the archive has no files")
     inside = [os.path.join(folder, name) for name in os.listdir(folder)]
     return inside[0] if len(inside) == 1 and os.path.isdir(inside[0]) else folder
 
@@ -223,29 +195,21 @@ def check_and_place(source, part, unpacking, target):
         return
     os.makedirs(unpacking)
     folder = unpack(part, source.how, os.path.join(unpacking, "new"))
-    wrong = wrong_files(folder, source.files)
-    if wrong:
+    if wrong := wrong_files(folder, source.files):
         raise Rejected(f"in the archive the sha256 of {wrong[0]} is not the expected one, or the file is missing")
     if not source.files:
-        write_sums(folder)
+        paths = sorted(os.path.join(where, name) for where, _, names in os.walk(folder) for name in names)
+        sums = [f"{sha256_of(path)}  {os.path.relpath(path, folder)}\n" for path in paths]
+        with atomic_write(os.path.join(folder, SUMS)) as file:
+            file.writelines(sums)
     if os.path.lexists(target):
         os.rename(target, os.path.join(unpacking, "old"))
     os.rename(folder, target)
 
 
-def write_sums(folder):
-    """Writes SHA256SUMS, the checksums of all files in `folder`. Raises Rejected where it has none."""
-    paths = sorted(os.path.join(where, name) for where, _, names in os.walk(folder) for name in names)
-    if not paths:
-        raise Rejected("the archive has no files")
-    sums = [f"{sha256_of(path)}  {os.path.relpath(path, folder)}\n" for path in paths]
-    with atomic_write(os.path.join(folder, SUMS)) as file:
-        file.writelines(sums)
-
-
 @contextlib.contextmanager
 def place_to_download(output_dir, name):
-    """Yields a file to download to and a folder to unpack in, for this process alone, in output_dir/.downloads.
+    """Yields a file to download to and the name of a folder to unpack in, for this process alone, in output_dir/.downloads.
 
     Their names are the same each time. So a killed command's file is gone on with, and whatever else it left is removed
     here; the file stays if the block ends in an error and it is not empty.
@@ -257,22 +221,16 @@ def place_to_download(output_dir, name):
     try:
         with locked(part, refusal, os.O_RDWR | os.O_CREAT):
             try:
-                remove_folder(unpacking)
+                remove(unpacking)
                 yield part, unpacking
-                if os.path.exists(part):
-                    os.truncate(part, 0)
+                remove(part)
             finally:
-                remove_folder(unpacking)
+                remove(unpacking)
                 if os.path.exists(part) and os.path.getsize(part) == 0:
                     os.unlink(part)
     finally:
         with contextlib.suppress(OSError):  # it is not empty: the file stays, or another download is under way
             os.rmdir(downloads)
-
-
-def remove_folder(folder):
-    if os.path.isdir(folder):
-        remove(folder)
 
 
 def obtain(source, args):
@@ -296,18 +254,12 @@ def obtain(source, args):
                 break
             except Rejected as error:
                 os.truncate(part, 0)
-                remove_folder(unpacking)
+                remove(unpacking)
                 if not resumed:
                     raise UserError(f"{source.name}: {source.url} is not what was expected: {error}; nothing was "
                                     "kept") from None
                 print(f"{source.name}: the resumed download is not right ({error}); downloading it from the start")
     print(f"wrote {target}")
-
-
-def by_hand(source, output_dir):
-    """What to do for a source that no program can download."""
-    return (f"{source.name} must be downloaded by hand: open {source.url} in a browser, download the folder, and put "
-            f"its train.csv and test.csv into {os.path.join(output_dir, source.target)} ({source.note})")
 
 
 def print_list(sources):
@@ -321,28 +273,22 @@ def print_list(sources):
 
 def parse_arguments():
     parser = ArgumentParser(__doc__)
-    # data
-    group = parser.add_argument_group("data")
-    group.add_argument("names", nargs="*", metavar="NAME", help="What to download; --list shows the names.")
-    add_boolean(group, "--list", False, "Print name, kind, size, folder and note of every source, and stop. "
-                "Default: False.")
-    group.add_argument("--sources", type=path, default=os.path.join(FOLDER, "sources.csv"), metavar="FILE",
-                       help="Table of sources; name a copy of your own to change an address. Default: sources.csv "
-                       "beside this script.")
-    # speed
-    group = parser.add_argument_group("connection")
-    group.add_argument("--attempts", type=number(int, minimum=1), default=5,
-                       help="Attempts for each file, each resuming where the last one broke off. Default: 5.")
-    group.add_argument("--timeout", type=number(float, above=0, maximum=1e6), default=30.0,
-                       help="Seconds to wait for a server that sends nothing. Default: 30.")
-    group.add_argument("--retry_wait", type=number(float, minimum=0, maximum=1e6), default=2.0,
-                       help="Seconds to wait before the second attempt, twice as long before the third, and so on. "
-                       "Default: 2.")
-    # output
-    group = parser.add_argument_group("output")
-    group.add_argument("--output_dir", type=path, default=".",
-                       help="Folder that gets a folder for each name. Default: the current folder.")
-    add_boolean(group, "--overwrite", False, "Replace what is there and differs. Default: False, that is an error.")
+    data = parser.add_argument_group("data")
+    data.add_argument("names", nargs="*", metavar="NAME", help="What to download; --list shows the names.")
+    add_boolean(data, "--list", False, "Print name, kind, size, folder and note of every source, and stop. Default: False.")
+    data.add_argument("--sources", type=path, default=os.path.join(FOLDER, "sources.csv"), metavar="FILE", help="Table of "
+                      "sources; name a copy of your own to change an address. Default: sources.csv beside this script.")
+    connection = parser.add_argument_group("connection")
+    connection.add_argument("--attempts", type=number(int, minimum=1), default=5,
+                            help="Attempts for each file, each resuming where the last one broke off. Default: 5.")
+    connection.add_argument("--timeout", type=number(float, above=0, maximum=1e6), default=30.0,
+                            help="Seconds to wait for a server that sends nothing. Default: 30.")
+    connection.add_argument("--retry_wait", type=number(float, minimum=0, maximum=1e6), default=2.0, help="Seconds to wait "
+                            "before the second attempt, twice as long before the third, and so on. Default: 2.")
+    output = parser.add_argument_group("output")
+    output.add_argument("--output_dir", type=path, default=".",
+                        help="Folder that gets a folder for each name. Default: the current folder.")
+    add_boolean(output, "--overwrite", False, "Replace what is there and differs. Default: False, that is an error.")
     args = parser.parse_args()
     if not args.names and not args.list:
         parser.error("name what to download, or pass --list")
@@ -359,9 +305,8 @@ def next_command(source, output_dir):
     if source.name == "ag":
         return command("generate_corpus_agnews.py", data_dir=folder)
     bert = "./chinese_L-12_H-768_A-12" if source.name == "sogou" else "./uncased_L-12_H-768_A-12"
-    return command("run_classifier_single_layer.py", task_name=source.name, data_dir=folder, do_train=True,
-                   do_eval=True, do_lower_case=True, vocab_file=f"{bert}/vocab.txt",
-                   bert_config_file=f"{bert}/bert_config.json",
+    return command("run_classifier_single_layer.py", task_name=source.name, data_dir=folder, do_train=True, do_eval=True,
+                   do_lower_case=True, vocab_file=f"{bert}/vocab.txt", bert_config_file=f"{bert}/bert_config.json",
                    init_checkpoint=f"{bert}/bert_model.ckpt", output_dir=f"./{source.name}_output")
 
 
@@ -376,13 +321,14 @@ def main():
         raise UserError(f"there is no source {unknown[0]}; the sources are {', '.join(sources)}")
     wanted = [source for name in dict.fromkeys(args.names) for source in sources[name]]
     check_output_folder(args.output_dir, "--output_dir")
+    for source in (source for source in wanted if source.how == "by hand"):
+        target = os.path.join(args.output_dir, source.target)
+        if not os.path.lexists(target):
+            raise UserError(f"{source.name} must be downloaded by hand: open {source.url} in a browser, download the folder, "
+                            f"and put its train.csv and test.csv into {target} ({source.note})")
+        print(f"{source.name}: {target} is there; no checksum is published")
     for source in wanted:
-        if source.how == "by hand" and not os.path.lexists(os.path.join(args.output_dir, source.target)):
-            raise UserError(by_hand(source, args.output_dir))
-    for source in wanted:
-        if source.how == "by hand":
-            print(f"{source.name}: {os.path.join(args.output_dir, source.target)} is there; no checksum is published")
-        else:
+        if source.how != "by hand":
             obtain(source, args)
     print(f"next: {next_command(wanted[0], args.output_dir)}")
 

@@ -5,8 +5,7 @@ topic (1 world, 2 sports, 3 business, 4 science/technology) and a beat within it
 words belong to the topic, either to all of it or to the beat; a few belong to other topics, the rest to every topic.
 One story in four opens with sentences that could be about anything; one in five is about two topics, and its label
 names one of them. The persons, the place and some of the other words return from sentence to sentence. So a classifier
-that looks at the words does well, but not perfectly. The noise of AG's News is there too: agencies, ` #39;`, ` quot;`,
-`\\` for the end of a line, `&lt;b&gt;...&lt;/b&gt;`, `\\$`.
+that looks at the words does well, but not perfectly. The noise of AG's News is there too.
 
 The same seed gives the same bytes on every machine. The committed sample was made by
 
@@ -40,9 +39,8 @@ QUIET_OPENING, AMBIGUOUS = 1 / 4, 1 / 5    # shares of the stories
 AT_HOME = 0.6                              # how often a person is one of the beat's, rather than anybody
 RETURNING = 0.25                           # how often a thing or an agent is one that the story has mentioned
 
-TITLES = (
-    "{agent} {act} {thing}", "{place} {agent} {act} {thing}", "{thing} {setting}",
-    "{thing} divides {agent} and {agent2}", "{thing} and {thing2}", "{person} and the {thing} of {place}")
+TITLES = ("{agent} {act} {thing}", "{place} {agent} {act} {thing}", "{thing} {setting}",
+          "{thing} divides {agent} and {agent2}", "{thing} and {thing2}", "{person} and the {thing} of {place}")
 SENTENCES = (
     "The {agent} {act} the {thing} {setting}.", "{setting}, the {agent} {act} the {thing}.",
     "The {agent} and the {agent2} {act} the {thing}.", "The {agent} {act} the {thing} and the {thing2}.",
@@ -52,21 +50,18 @@ SENTENCES = (
 AGENCIES = ("AP", "Reuters", "AFP")
 
 
-def split(words):
-    return tuple(word.strip() for word in words.split(","))
-
-
 def read_words():
-    """The word lists: ({topic: {beat: {slot: words}}}, "common" being a beat too, {slot: words that all topics share},
-    {part of a name: syllables})."""
-    lists_of_slots = dict.fromkeys(SLOTS, str)
-    parts = ("person_starts", "person_middles", "person_ends", "place_starts", "place_ends")
-    lists = read_json(WORDS, dict.fromkeys(TOPICS, {"common": lists_of_slots, str: lists_of_slots})
-                      | {"shared": lists_of_slots, "names": dict.fromkeys(parts, str)})
-    beats = {topic: {beat: {slot: split(words[slot]) for slot in SLOTS} for beat, words in lists[topic].items()}
-             for topic in TOPICS}
-    return (beats, {slot: split(lists["shared"][slot]) for slot in SLOTS},
-            {part: split(syllables) for part, syllables in lists["names"].items()})
+    """The word lists: {topic: {beat: {slot: words}}}, "common" being a beat too; beside the topics "shared", {slot: words of
+    every topic}, and "names", {part of a name: syllables}."""
+    slots = dict.fromkeys(SLOTS, str)
+    parts = dict.fromkeys(("person_starts", "person_middles", "person_ends", "place_starts", "place_ends"), str)
+    lists = read_json(WORDS, dict.fromkeys(TOPICS, {"common": slots, str: slots}) | {"shared": slots, "names": parts})
+
+    def split(value):
+        if isinstance(value, str):
+            return [word.strip() for word in value.split(",")]
+        return {key: split(part) for key, part in value.items()}
+    return split(lists)
 
 
 def pick(rng, options):
@@ -81,57 +76,48 @@ def shuffle(rng, items):
         items[last], items[other] = items[other], items[last]
 
 
-def invent_people(rng, beats, names, people_per_beat=8):
-    """{beat: names of the people who mostly appear there}."""
-    parts = [names["person_starts"], names["person_middles"], names["person_ends"]]
-    return {beat: [string.capwords("".join(pick(rng, part) for part in parts)) for _ in range(people_per_beat)]
-            for topic in TOPICS for beat in beats[topic] if beat != "common"}
+def invent(rng, words, *parts):
+    """The name of a person or a place."""
+    return string.capwords("".join(pick(rng, words["names"][part]) for part in parts))
 
 
 class Story:
     """The words of one story."""
 
-    def __init__(self, rng, topic, beats, shared, names, people):
-        self.rng = rng
-        self.beats = beats
-        self.shared = shared
-        self.topic = topic
+    def __init__(self, rng, topic, words):
+        self.rng, self.words, self.topic = rng, words, topic
+        self.others = [other for other in TOPICS if other != topic]
         self.beat = self.pick_beat(topic)
-        others = [other for other in TOPICS if other != topic]
-        self.rival = pick(rng, others) if rng.random() < AMBIGUOUS else None
-        everybody = [person for group in people.values() for person in group]
-        self.people = [pick(rng, people[self.beat] if rng.random() < AT_HOME else everybody) for _ in range(2)]
-        self.place = string.capwords(pick(rng, names["place_starts"]) + pick(rng, names["place_ends"]))
+        self.rival = pick(rng, self.others) if rng.random() < AMBIGUOUS else None
+        everybody = [person for people in words["people"].values() for person in people]
+        self.people = [pick(rng, words["people"][self.beat] if rng.random() < AT_HOME else everybody) for _ in range(2)]
+        self.place = invent(rng, words, "place_starts", "place_ends")
         self.things = [self.word("things") for _ in range(2)]
         self.agents = [self.word("agents") for _ in range(2)]
 
     def pick_beat(self, topic):
-        return pick(self.rng, [beat for beat in self.beats[topic] if beat != "common"])
+        return pick(self.rng, [beat for beat in self.words[topic] if beat != "common"])
 
     def word(self, slot):
         """A word for `slot`: one that all topics share, one of the topic (or of its rival), or another topic's."""
         draw = self.rng.random()
         if draw >= FROM_TOPIC + FROM_OTHER_TOPICS:
-            return pick(self.rng, self.shared[slot])
+            return pick(self.rng, self.words["shared"][slot])
         topic, beat = self.topic, self.beat
         if draw >= FROM_TOPIC:
-            topic = pick(self.rng, [other for other in TOPICS if other != topic])
+            topic = pick(self.rng, self.others)
         elif self.rival and self.rng.random() < 0.5:
             topic = self.rival
         if topic != self.topic:
             beat = self.pick_beat(topic)
-        return pick(self.rng, self.beats[topic]["common" if self.rng.random() < COMMON else beat][slot])
-
-    def returning(self, slot, known):
-        """A word for `slot`: now and then one of `known`, which the story has mentioned."""
-        return pick(self.rng, known) if self.rng.random() < RETURNING else self.word(slot)
+        return pick(self.rng, self.words[topic]["common" if self.rng.random() < COMMON else beat][slot])
 
     def say(self, patterns, quiet):
         """Fills one of `patterns`; a `quiet` sentence takes all its words from those that every topic shares."""
         def draw(slot, known=()):
             if quiet:
-                return pick(self.rng, self.shared[slot])
-            return self.returning(slot, known) if known else self.word(slot)
+                return pick(self.rng, self.words["shared"][slot])
+            return pick(self.rng, known) if known and self.rng.random() < RETURNING else self.word(slot)
         text = pick(self.rng, patterns).format(
             agent=draw("agents", self.agents), agent2=draw("agents", self.agents), act=draw("acts"), act2=draw("acts"),
             thing=draw("things", self.things), thing2=draw("things", self.things), setting=draw("settings"),
@@ -160,9 +146,9 @@ def add_noise(rng, title, description):
     return title, description
 
 
-def write_story(rng, topic, beats, shared, names, people):
+def write_story(rng, topic, words):
     """One (title, description of two to five sentences)."""
-    story = Story(rng, topic, beats, shared, names, people)
+    story = Story(rng, topic, words)
     num_sentences = 2 + int(rng.random() * 4)
     num_quiet = (1 + int(rng.random() * (num_sentences - 1))) if rng.random() < QUIET_OPENING else 0
     title = story.say(TITLES, quiet=num_quiet > 0)
@@ -173,20 +159,16 @@ def write_story(rng, topic, beats, shared, names, people):
 def make_rows(num_train, num_test, seed):
     """The training and the test rows: two lists of (label "1" to "4", title, description), the labels balanced."""
     rng = random.Random(seed)
-    beats, shared, names = read_words()
-    people = invent_people(rng, beats, names)
-    rows = [(str(1 + index % len(TOPICS)), *write_story(rng, TOPICS[index % len(TOPICS)], beats, shared, names, people))
+    words = read_words()
+    words["people"] = {  # those who mostly appear in a beat, eight each
+        beat: [invent(rng, words, "person_starts", "person_middles", "person_ends") for _ in range(8)]
+        for topic in TOPICS for beat in words[topic] if beat != "common"}
+    rows = [(str(1 + index % len(TOPICS)), *write_story(rng, TOPICS[index % len(TOPICS)], words))
             for index in range(num_train + num_test)]
     train, test = rows[:num_train], rows[num_train:]
     shuffle(rng, train)
     shuffle(rng, test)
     return train, test
-
-
-def write_rows(path, rows):
-    """Zhang et al.'s csv: every field in quotes, quotes doubled, no header."""
-    with atomic_write(path) as file:
-        csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(rows)
 
 
 def train_vocab(texts, vocab_size):
@@ -208,22 +190,18 @@ def train_vocab(texts, vocab_size):
 
 def parse_arguments():
     parser = ArgumentParser(__doc__)
-    # data
-    group = parser.add_argument_group("data")
-    group.add_argument("--num_train", type=number(int, minimum=4), default=1600,
-                       help="Number of stories in train.csv. Default: 1600.")
-    group.add_argument("--num_test", type=number(int, minimum=4), default=400,
-                       help="Number of stories in test.csv. Default: 400.")
-    group.add_argument("--seed", type=int, default=2019,
-                       help="Seed of the stories; another seed gives other stories. Default: 2019.")
-    group.add_argument("--vocab_size", type=number(int, minimum=200, maximum=1_000_000), default=2000,
-                       help="Tokens in the vocabulary, including the special ones. Default: 2000.")
-    # output
-    group = parser.add_argument_group("output")
-    group.add_argument("--output_dir", type=path, default=SAMPLE,
-                       help="Folder for train.csv and test.csv. Default: the folder sample beside this script.")
-    group.add_argument("--vocab_file", type=path, help="File for the vocabulary. Default: vocab.txt in --output_dir; "
-                       "tiny_bert/vocab.txt beside this script where --output_dir is the default.")
+    data = parser.add_argument_group("data")
+    data.add_argument("--num_train", type=number(int, minimum=4), default=1600,
+                      help="Number of stories in train.csv. Default: 1600.")
+    data.add_argument("--num_test", type=number(int, minimum=4), default=400, help="Number of stories in test.csv. Default: 400.")
+    data.add_argument("--seed", type=int, default=2019, help="Seed of the stories. Default: 2019.")
+    data.add_argument("--vocab_size", type=number(int, minimum=200, maximum=1_000_000), default=2000,
+                      help="Tokens in the vocabulary, including the special ones. Default: 2000.")
+    output = parser.add_argument_group("output")
+    output.add_argument("--output_dir", type=path, default=SAMPLE,
+                        help="Folder for train.csv and test.csv. Default: the folder sample beside this script.")
+    output.add_argument("--vocab_file", type=path, help="File for the vocabulary. Default: vocab.txt in --output_dir; "
+                        "tiny_bert/vocab.txt beside this script where --output_dir is the default.")
     args = parser.parse_args()
     beside = os.path.join(FOLDER, "tiny_bert") if args.output_dir == SAMPLE else args.output_dir
     args.vocab_file = args.vocab_file or os.path.join(beside, "vocab.txt")
@@ -240,7 +218,8 @@ def main():
         raise UserError(f"--vocab_size {args.vocab_size}: {args.num_train} stories give {len(tokens)} tokens; ask for "
                         "fewer tokens, or for more stories with --num_train")
     for name, rows in (("train.csv", train), ("test.csv", test)):
-        write_rows(os.path.join(args.output_dir, name), rows)
+        with atomic_write(os.path.join(args.output_dir, name)) as file:  # as Zhang et al.: all fields quoted, no header
+            csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(rows)
         print(f"wrote {os.path.join(args.output_dir, name)}: {len(rows)} stories")
     with atomic_write(args.vocab_file) as file:
         file.writelines(token + "\n" for token in tokens)

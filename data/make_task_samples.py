@@ -27,14 +27,6 @@ def rows_of(task, documents):
         yield [label, *texts]
 
 
-def write_rows(path, task, rows):
-    with atomic_write(path) as file:
-        if task.sep == ",":
-            csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(rows)
-        else:
-            file.writelines("\t".join(row) + "\n" for row in rows)
-
-
 def main():
     parser = ArgumentParser(__doc__)
     parser.add_argument("--num_train", type=number(int, minimum=1), default=64,
@@ -49,7 +41,11 @@ def main():
         if count > len(documents):
             raise UserError(f"--num_{split} {count}: the sample has {len(documents)} rows")
         for task in TASKS.values():
-            write_rows(os.path.join(args.output_dir, task.name, f"{split}.csv"), task, rows_of(task, documents[:count]))
+            with atomic_write(os.path.join(args.output_dir, task.name, f"{split}.csv")) as file:
+                if task.sep == ",":
+                    csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(rows_of(task, documents[:count]))
+                else:
+                    file.writelines("\t".join(row) + "\n" for row in rows_of(task, documents[:count]))
     print(f"wrote {args.output_dir}: {', '.join(TASKS)}, {args.num_train} + {args.num_test} rows each")
 
 

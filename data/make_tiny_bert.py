@@ -15,25 +15,19 @@ from common.configuration import BertConfig  # noqa: E402
 from common.files import check_output_folder, copy_file, find_vocab  # noqa: E402
 
 
-def parse_arguments():
-    parser = ArgumentParser(__doc__)
-    # model
-    group = parser.add_argument_group("model")
-    group.add_argument("--bert_config_file", type=path, default=os.path.join(FOLDER, "tiny_bert", "bert_config.json"),
-                       help="Shape of the model. Default: tiny_bert/bert_config.json beside this script.")
-    group.add_argument("--vocab_file", type=path, default=os.path.join(FOLDER, "tiny_bert", "vocab.txt"),
-                       help="Its vocabulary. Default: tiny_bert/vocab.txt beside this script.")
-    group.add_argument("--seed", type=number(int, minimum=0, maximum=2 ** 31 - 1), default=0,
-                       help="Seed of the weights; another seed gives other weights. Default: 0.")
-    # output
-    group = parser.add_argument_group("output")
-    group.add_argument("--output_dir", type=path, required=True,
-                       help="Folder to write into; the files of an earlier call are replaced.")
-    return parser.parse_args()
-
-
 def main():
-    args = parse_arguments()
+    parser = ArgumentParser(__doc__)
+    model = parser.add_argument_group("model")
+    model.add_argument("--bert_config_file", type=path, default=os.path.join(FOLDER, "tiny_bert", "bert_config.json"),
+                       help="Shape of the model. Default: tiny_bert/bert_config.json beside this script.")
+    model.add_argument("--vocab_file", type=path, default=os.path.join(FOLDER, "tiny_bert", "vocab.txt"),
+                       help="Its vocabulary. Default: tiny_bert/vocab.txt beside this script.")
+    model.add_argument("--seed", type=number(int, minimum=0, maximum=2 ** 31 - 1), default=0,
+                       help="Seed of the weights. Default: 0.")
+    output = parser.add_argument_group("output")
+    output.add_argument("--output_dir", type=path, required=True,
+                        help="Folder to write into; the files of an earlier call are replaced.")
+    args = parser.parse_args()
     check_output_folder(args.output_dir, "--output_dir")
     config = BertConfig.from_json_file(args.bert_config_file)
     find_vocab(args.vocab_file, [], config)

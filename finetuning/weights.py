@@ -31,13 +31,13 @@ TIED = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weigh
         "cls.predictions.decoder.bias": "cls.predictions.bias"}  # two names of one tensor, in PyTorch alone
 DUPLICATES = (*TIED, "bert.embeddings.position_ids")  # the last: a counter that old `transformers` files hold
 TOLERANCE = 1e-5  # of --verify, times the largest value where that is above 1
+OTHER_CONFIG = "is --bert_config_file the one that came with it?"
 
 
 # Reading
 
 def find_weights(path, flag="--init_checkpoint"):
-    """The file of weights, or the prefix of a TensorFlow checkpoint, that `path` names, see `read_weights`. Raises
-    UserError where there is none."""
+    """The file of weights, or the prefix of a TensorFlow checkpoint, that `path` names. Raises UserError where it has none."""
     prefix = checkpoint_prefix(path)
     if prefix != path and os.path.exists(prefix + ".index"):
         raise UserError(f"{flag}: {path} is one file of a TensorFlow checkpoint; give the prefix they share, {prefix}")
@@ -53,26 +53,26 @@ def find_weights(path, flag="--init_checkpoint"):
 
 
 def digest_of_weights(path):
-    """A digest of the weights that `path` names, `none` without any. A TensorFlow checkpoint's index has the checksums of
-    all its tensors."""
+    """A digest of the weights that `path` names, `none` without any."""
     if not path:
         return "none"
     found = find_weights(path)
-    return "sha256 " + digest_of_file(found + ".index" if os.path.exists(found + ".index") else found)
+    index = found + ".index"  # of a TensorFlow checkpoint: it has the checksums of all tensors
+    return "sha256 " + digest_of_file(index if os.path.exists(index) else found)
 
 
-def read_torch(path, where):
-    """What torch.save wrote to `path`, tensors and plain values alone. Raises UserError, its text starting with `where`,
-    for everything else, also for a file of which a bit is not what was written: torch does not look at its checksums."""
+def read_torch(path, where, device="cpu"):
+    """What torch.save wrote to `path`, tensors and plain values alone; on the device `meta` tensors have only their shapes.
+    Raises UserError, its text starting with `where`, for all else, also for a file of which a bit is not what was written."""
     try:
-        if zipfile.is_zipfile(path):
+        if device == "cpu" and zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as file:
-                damaged = file.testzip()
+                damaged = file.testzip()  # torch does not look at its checksums
             if damaged:
                 raise UserError(f"{where}: {path} is damaged (the checksum of {damaged} is wrong); copy or make it again")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's words on how to load what is refused here anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location=device, weights_only=True)
     except UserError:
         raise
     except Exception as error:  # a damaged or foreign pickle fails in any way at all
@@ -80,26 +80,43 @@ def read_torch(path, where):
                         "file's name ends in .safetensors") from None
 
 
-def read_weights(path, config, flag="--init_checkpoint"):
-    """Reads a checkpoint as a state dict on the CPU with the names of modeling.py.
+def read_weights(path, config, flag="--init_checkpoint", device="cpu"):
+    """Reads a checkpoint as a state dict with the names of modeling.py; on the device `meta` its values may be left unread.
 
     path: a folder with model.safetensors or pytorch_model.bin, one such file (also the authors' released files: gamma
     and beta, no `bert.` prefix), or the prefix of a TensorFlow checkpoint (which imports TensorFlow). Raises UserError
-    where there is none, or the file is no checkpoint.
+    where there is none, the file is no checkpoint, or its sizes are not the configuration's.
     """
     path = find_weights(path, flag)
+    where = f"{flag}: {path}"
     if os.path.exists(path + ".index"):
-        return tf_to_pytorch(read_tf_checkpoint(path, flag), config, where=f"{flag}: {path}")[0]
+        return tf_to_pytorch(read_tf_checkpoint(path, flag), config, where=where)[0]
     if path.endswith(".safetensors"):
         try:
-            state = safetensors.torch.load_file(path)
+            state = safetensors.torch.load_file(path)  # maps the file: what is not used is not read
         except safetensors.SafetensorError as error:
-            raise UserError(f"{flag}: {path} is no whole safetensors file ({error})") from None
+            raise UserError(f"{where} is no whole safetensors file ({error})") from None
     else:
-        state = read_torch(path, flag)
+        state = read_torch(path, flag, device)
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"{flag}: {path} is a pickle, but no dictionary of tensors, so no checkpoint of a model")
-    return with_our_names(state)
+        raise UserError(f"{where} is a pickle, but no dictionary of tensors, so no checkpoint of a model")
+    state = with_our_names(state)
+    check_sizes(state, config, where)
+    return state
+
+
+def check_sizes(state, config, where):
+    """Raises UserError, its text starting with `where`, where an encoder's weights have not the sizes of the configuration:
+    before a model of these takes memory. Whether every weight is there, and fits, is looked at by `load_weights`."""
+    hidden, top = config.hidden_size, f"bert.encoder.layer.{config.num_hidden_layers - 1}."
+    if not any(name.startswith(top) for name in state):
+        raise UserError(f"{where} lacks the encoder's weights {top}*; {OTHER_CONFIG}")
+    for name, shape in {"bert.embeddings.word_embeddings.weight": (config.vocab_size, hidden),
+                        "bert.embeddings.position_embeddings.weight": (config.max_position_embeddings, hidden),
+                        "bert.embeddings.token_type_embeddings.weight": (config.type_vocab_size, hidden),
+                        f"{top}intermediate.dense.weight": (config.intermediate_size, hidden)}.items():
+        if name in state and state[name].shape != shape:
+            raise UserError(f"{where}: {name} is {list(state[name].shape)} there, the model's is {list(shape)}; {OTHER_CONFIG}")
 
 
 def with_our_names(state):
@@ -125,18 +142,16 @@ def load_weights(model, state, where):
     other_head = [name for name in own if not name.startswith(("bert.", "cls.")) and name in state
                   and state[name].shape != own[name].shape]
     state = {name: value for name, value in state.items() if name not in other_head}
-    matched = sorted(own.keys() & state.keys())
-    missing = sorted(own.keys() - state.keys())
+    matched, missing = sorted(own.keys() & state.keys()), sorted(own.keys() - state.keys())
     ignored = sorted(state.keys() - own.keys()) + other_head
     needed = [name for name in missing if name.startswith("bert.")
               and (model.get_parameter(name).requires_grad or "pooler" not in name)]
     if needed:
-        raise UserError(f"{where} lacks {len(needed)} of the encoder's weights, first {needed[0]}; "
-                        "is --bert_config_file the one that came with it?")
+        raise UserError(f"{where} lacks {len(needed)} of the encoder's weights, first {needed[0]}; {OTHER_CONFIG}")
     for name in matched:
         if own[name].shape != state[name].shape:
             raise UserError(f"{where}: {name} is {list(state[name].shape)} there, the model's is {list(own[name].shape)}; "
-                            "is --bert_config_file the one that came with it?")
+                            f"{OTHER_CONFIG}")
     extra_layers = [name for name in ignored if name.startswith("bert.encoder.layer.")]
     if extra_layers:
         raise UserError(f"{where} has more layers than --bert_config_file says, first {extra_layers[0]}")
@@ -147,13 +162,15 @@ def load_weights(model, state, where):
 # Writing
 
 def write_torch(value, path):
-    """torch.save to a temporary name, then renamed. Raises UserError where it cannot be written."""
-    try:
-        with atomic_write(path, "wb") as file:
+    """torch.save to a temporary name, then renamed. Raises OSError or UserError where it cannot be written."""
+    with atomic_write(path, "wb") as file:
+        try:
             torch.save(value, file)
-    except RuntimeError as error:  # what torch makes of the system's error (no space left)
-        raise UserError(f"{path} cannot be written ({str(error).splitlines()[0]}), what was there before is kept; free "
-                        "some space and run the same command again") from None
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # no space left, which torch hides behind words of its own
+                raise error.__context__ from None
+            raise UserError(f"{path} cannot be written ({str(error).splitlines()[0]}), what was there before is kept; mend "
+                            "that and run the same command again") from None
 
 
 def write_safetensors(state, path):
@@ -212,18 +229,15 @@ def pytorch_name(name):
 
 
 def names_and_shapes(config):
-    """Of every tensor of BERT with its pre-training heads: {name in TensorFlow: (name in PyTorch, transposed, shape in
-    TensorFlow)}."""
+    """{name in TensorFlow: (name in PyTorch, transposed, shape in TensorFlow)} of all of BERT with its pre-training heads."""
     with tensorflow_start_up():
         from pretraining.modeling_tf import variable_shapes
     return {name: (*pytorch_name(name), shape) for name, shape in variable_shapes(config).items()}
 
 
 def read_tf_checkpoint(prefix, flag="--tf_checkpoint_path"):
-    """Reads a name-based TensorFlow checkpoint without session or graph: {variable name: array}.
-
-    Raises UserError, its text starting with `flag`, where there is none or it is damaged.
-    """
+    """{variable name: array} of a name-based TensorFlow checkpoint, read without session or graph. Raises UserError, its
+    text starting with `flag`, where there is none or it is damaged."""
     with tensorflow_start_up():
         from pretraining.checkpoints import read_checkpoint
     return read_checkpoint(prefix, flag)
@@ -244,11 +258,11 @@ def check_names(expected, present, side, where):
     absent = tuple(head for head, prefixes in HEADS.items() if not any(n.startswith(prefixes[side]) for n in present))
     missing = [name for name in expected if name not in present
                and not any(name.startswith(HEADS[head][side]) for head in absent)]
-    for names, fault, remedy in ((missing, "lacks", ""), (unmatched, "has what this model has not:", " What shall be dropped "
-                                  "is named with --leave_out of convert_tf_checkpoint_to_pytorch.py")):
+    for names, fault, remedy in ((missing, "lacks", ""), (unmatched, "has what this model has not:", " Name what shall be "
+                                  "dropped with --leave_out of convert_tf_checkpoint_to_pytorch.py")):
         if names:
             more = f" and {len(names) - 1} more" if names[1:] else ""
-            raise UserError(f"{where} {fault} {names[0]}{more}; is --bert_config_file the one that came with it?{remedy}")
+            raise UserError(f"{where} {fault} {names[0]}{more}; {OTHER_CONFIG}{remedy}")
     return absent
 
 
@@ -259,11 +273,10 @@ def translate(values, config, side, leave_out, where):
     optimizer's. Raises UserError, its text starting with `where`, for a name that is missing or that the model has not,
     and for a shape that does not fit the configuration.
     """
-    unknown = sorted(set(leave_out) - values.keys())
-    if unknown:
-        raise UserError(f"{where} has no {unknown[0]}, which --leave_out names")
-    left_out = sorted(name for name in values
-                      if is_training_state(name) or name in DUPLICATES or name in leave_out)
+    for name in leave_out:
+        if name not in values:
+            raise UserError(f"{where} has no {name}, which --leave_out names")
+    left_out = sorted(name for name in values if is_training_state(name) or name in DUPLICATES or name in leave_out)
     names = {(source, target)[side]: ((target, source)[side], transposed, shape)
              for source, (target, transposed, shape) in names_and_shapes(config).items()}
     absent_heads = check_names(names, values.keys() - set(left_out), side, where)
@@ -272,18 +285,18 @@ def translate(values, config, side, leave_out, where):
         if name in values:
             value = np.asarray(values[name], np.float32)
             turned = value.T if transposed else value
-            in_tensorflow = (value, turned)[side]
-            if in_tensorflow.shape != tuple(shape):
-                raise UserError(f"{where} does not fit --bert_config_file: {name} has the shape {list(in_tensorflow.shape)}, "
-                                f"by the configuration it is {list(shape)}")
+            found = (value, turned)[side].shape  # in TensorFlow
+            if found != tuple(shape):
+                raise UserError(f"{where} does not fit --bert_config_file: {name} has the shape {list(found)}, by the "
+                                f"configuration it is {list(shape)}")
             translated[target] = np.array(turned, order="C")
             converted.append((name, target, shape, transposed))
     return translated, Report(converted, left_out, absent_heads)
 
 
 def tf_to_pytorch(variables, config, leave_out=(), where="the TensorFlow checkpoint"):
-    """TensorFlow's variables, see `read_tf_checkpoint`, as a PyTorch state dict: (float32 tensors, Report), see `translate`.
-    The masked-LM decoder is the word embeddings' tensor itself."""
+    """TensorFlow's variables as a PyTorch state dict: (float32 tensors, Report), see `translate`. The masked-LM decoder is
+    the word embeddings' tensor itself."""
     arrays, report = translate(variables, config, 0, leave_out, where)
     state = {name: torch.from_numpy(array) for name, array in arrays.items()}
     if "masked LM" not in report.absent_heads:

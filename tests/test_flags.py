@@ -391,7 +391,7 @@ def test_so_many_sequences_are_evaluated_at_a_time(train, documents, size, parts
 
 
 def test_bf16_computes_in_bfloat16(train, spy):
-    seen = spy(modeling.BertIntermediate, "forward", lambda result, *_: result.dtype)
+    seen = spy(modeling.BertDense, "forward", lambda result, *_: result.dtype)
     plain = losses_of(train(name="plain"))
     assert set(seen) == {torch.float32}
     seen.clear()

@@ -1,0 +1,84 @@
+"""common/: what a configuration may say, and files that are whole or absent."""
+import os
+
+import pytest
+
+from common import files
+from common.command_line import UserError
+from common.configuration import MAX_LAYERS, BertConfig
+
+# By the shapes that their authors state: the largest BERT of Google's, the largest that is a BERT in all but its vocabulary,
+# and the largest encoder alike.
+PUBLISHED = {"BERT-large": (30_522, 1024, 24, 16, 4096), "MuRIL-large": (197_285, 1024, 24, 16, 4096),
+             "DeBERTa-v2-xxlarge": (128_100, 1536, 48, 24, 6144)}
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_is_published_is_within_the_limits(name):
+    BertConfig(*PUBLISHED[name]).check("here")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("key", ["vocab_size", "intermediate_size", "max_position_embeddings"])
+def test_a_slip_that_would_take_gigabytes_is_refused_and_the_message_says_what_is_usual(name, key):
+    config = BertConfig(*PUBLISHED[name])
+    setattr(config, key, 10 ** 8)
+    with pytest.raises(UserError, match=r"^here: these sizes make [\d,]{13,} parameters, at most 2,000,000,000 are possible "
+                                        r"\(BERT-large has 335 million\); look for a digit too many$"):
+        config.check("here")
+
+
+def test_a_slip_in_a_tiny_model_is_refused():
+    """One layer of width 16 would take 13 GB."""
+    with pytest.raises(UserError, match="these sizes make 3,3.*look for a digit too many"):
+        BertConfig(2000, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=10 ** 8).check("here")
+    with pytest.raises(UserError, match=f"num_hidden_layers is 100000000, at most {MAX_LAYERS:,} are possible"):
+        BertConfig(1, 1, 10 ** 8, 1, 1).check("here")
+
+
+def test_a_size_at_the_limit_is_allowed_and_one_more_is_not():
+    config = BertConfig(1, hidden_size=1, num_hidden_layers=1, num_attention_heads=1, intermediate_size=1)
+    config.vocab_size += 2_000_000_000 - config.num_parameters()
+    config.check("here")
+    config.vocab_size += 1
+    with pytest.raises(UserError, match="these sizes make 2,000,000,001 parameters"):
+        config.check("here")
+
+
+def test_parameters_are_those_of_the_encoder():
+    """With the pooler's, what bert-base-uncased and bert-large-uncased are known to have."""
+    assert BertConfig(30_522).num_parameters() + 768 * 769 == 109_482_240
+    assert BertConfig(*PUBLISHED["BERT-large"]).num_parameters() + 1024 * 1025 == 335_141_888
+
+
+def test_a_file_that_is_renamed_leaves_the_temporary_name_to_the_next_command(tmp_path, monkeypatch):
+    """Which may take it between the renaming and the end of the block."""
+    replace = os.replace
+
+    def replace_and_let_another_begin(source, target):
+        replace(source, target)
+        (tmp_path / ".it.tmp").write_text("the next command's")
+    monkeypatch.setattr(files.os, "replace", replace_and_let_another_begin)
+    with files.atomic_write(tmp_path / "it") as file:
+        file.write("first")
+    assert (tmp_path / "it").read_text() == "first" and (tmp_path / ".it.tmp").read_text() == "the next command's"
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        with files.atomic_write(tmp_path / "it") as file:
+            file.write("half")
+            raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+def test_remove_takes_files_folders_and_links_and_what_is_not_there(tmp_path):
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("kept")
+    (tmp_path / "dangling").symlink_to("nothing")
+    for name in ("folder", "file", "link", "dangling", "absent"):
+        files.remove(tmp_path / name)
+    assert os.listdir(tmp_path) == ["kept"]
