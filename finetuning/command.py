@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 import tasks
-from common.command_line import UserError, command, fields_of
+from common.command_line import UserError, command, fields_of, warn_of_an_idle_gpu
 from common.files import atomic_write, check_output_folder, check_schema, read_json, remove, write_json
 from common.run_folder import RunFolder, versions
 from finetuning.data import make_dataset, make_pair_dataset
@@ -52,6 +52,9 @@ def run(parser, rates_of=lambda config, args: (None, None), argv=None):
     if launch(args.num_processes, use_gpu):
         return
     with out_of_memory_in_one_line(), connect(max(args.local_rank, 0), use_gpu, args.rendezvous_timeout) as world:
+        if world.main and not use_gpu and not args.no_cuda:
+            warn_of_an_idle_gpu("PyTorch", "Its driver may be too old for this build, see nvidia-smi." if torch.version.cuda else
+                                "This build is the one for CPUs: reinstall torch from PyPI.")
         inputs = world.together(read_inputs, args, given)
         model_folder = args.init_checkpoint
         if args.do_train:
