@@ -15,7 +15,7 @@ from tokenization import FullTokenizer
 CLASSIFIER_SCHEMA = {  # of classifier.json, which a saved model has beside its weights
     "task": {"name": str, "domain": str, "labels": [str], "text_columns": [(int, str)], "label_column": (int, str),
              "sep": (str, type(None)), "joiner": str, "numbered": bool, "original": (str, type(None)), "titled": bool,
-             "language": str},
+             "language": str, "strip_html": bool, "num_second": int},
     "do_lower_case": bool, "max_seq_length": int, "trunc_medium": int, "max_fractions": (int, type(None)), "layers": [int],
     "layer_pooling": str, "pooling_type": str, "hierarchical": (str, type(None)), "classifier": str,
     "lstm_hidden_size": int, "attention_size": int, "attention_hops": int}
@@ -34,7 +34,7 @@ def read_inputs(args, given):
     """Reads configuration, vocabulary and tasks that the flags name, or those stored in --init_checkpoint, and completes
     `args` by what is found there. given: the names of the flags that the user gave. Raises UserError where something is
     missing or does not fit together."""
-    args.init_checkpoint = model_of_task(args.init_checkpoint, args.task_name)
+    args.init_checkpoint = model_of_task(args.init_checkpoint, args.task_name, args.do_train)
     folder = args.init_checkpoint if args.init_checkpoint and os.path.isdir(args.init_checkpoint) else None
     stored_task = None if args.do_train else restore_flags(args, given, folder)
     if args.init_checkpoint:
@@ -70,10 +70,10 @@ def read_tasks(args, stored_task):
     return selected, tasks.data_folders(args.task_name, args.data_dir) if several else [args.data_dir]
 
 
-def model_of_task(path, task_name):
-    """The folder of a task's best model (its last, where none was evaluated) if `path` is that of a multi-task run, else
-    `path` as it is."""
-    for name in ("best", "last"):
+def model_of_task(path, task_name, do_train):
+    """If `path` is the folder of a multi-task run, that of the task's last model to train on (every task saw as many epochs)
+    or its best one to use, or the one that was kept; else `path` as it is."""
+    for name in ("last", "best") if do_train else ("best", "last"):
         found = os.path.join(path or "", str(task_name), name)
         if os.path.exists(os.path.join(found, "model.safetensors")):
             return found
@@ -95,13 +95,16 @@ def restore_flags(args, given, folder):
     if args.task_name not in (None, task.name):
         raise UserError(f"--task_name {args.task_name}: the model in {folder} was trained for {task.name}; leave the "
                         "flag out")
-    if given & {*TASK_FLAGS[1:], "keep_html", "text_pair"}:
-        asked = tasks.named_tasks([task.name], args.keep_html, args.text_pair)[0] if task.name != "csv" else dataclasses.replace(
-            tasks.own_task(args.label_column, args.text_columns, args.sep, pair_columns=args.text_pair_columns),
-            labels=task.labels)
+    reading = sorted(given & {*TASK_FLAGS[1:], "keep_html", "text_pair"})
+    if reading:
+        if task.name == "csv":
+            asked = tasks.own_task(args.label_column, args.text_columns, args.sep, pair_columns=args.text_pair_columns)
+            asked = dataclasses.replace(asked, labels=task.labels)
+        else:
+            asked, = tasks.named_tasks([task.name], args.keep_html, args.text_pair)
         if asked != task:
-            raise UserError(f"--{sorted(given & {*TASK_FLAGS[1:], 'keep_html', 'text_pair'})[0]}: the model in {folder} was "
-                            "trained on texts that are read in another way; leave the flag out")
+            raise UserError(f"--{reading[0]}: the model in {folder} was trained on texts that are read in another way; leave "
+                            "the flag out")
     for flag in MODEL_FLAGS:
         if flag in given and getattr(args, flag) != stored[flag]:
             raise UserError(f"--{flag} {getattr(args, flag)}: the model in {folder} was trained with {stored[flag]}; "

@@ -241,6 +241,13 @@ def test_a_multitask_run_s_folder_stands_for_the_best_model_of_the_task(multitas
     assert predictions_of(tmp_path / "run" / "results.txt") == predictions_of(tmp_path / "best" / "results.txt") == expected
 
 
+def test_training_on_one_task_goes_on_from_the_last_model_of_a_multitask_run(multitask, data_sets, tmp_path, capsys):
+    call(SINGLE, "--task_name", "yelp_p", "--do_train", "--no_cuda", "--data_dir", data_sets / "yelp_p", "--init_checkpoint",
+         multitask, "--num_train_epochs", 1, "--learning_rate", 0, "--output_dir", tmp_path / "run")
+    assert f"weights from {multitask / 'yelp_p' / 'last'}; " in capsys.readouterr().out
+    assert_equal_weights(tmp_path / "run" / "last", multitask / "yelp_p" / "last")
+
+
 def test_several_seeds_of_several_tasks_are_summed_up(tiny, data_sets, tmp_path):
     call(MULTITASK, *multitask_flags(tiny, data_sets, tmp_path / "run"), "--seed", 1, 2, "--dev_fraction", 0.2,
          "--num_train_epochs", 1)
