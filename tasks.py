@@ -406,11 +406,12 @@ def subsample(labels, num, seed):
     """
     is_count = isinstance(num, int) or num > 1
     if not num > 0 or is_count and num % 1:  # not above 0: nor NaN
-        raise UserError(f"{num} examples cannot be drawn (--num_datas, --num_test_datas); give a whole number of at least "
-                        "1, or a fraction of at most 1.0")
+        raise UserError(f"{num} examples cannot be drawn (--num_datas, --num_test_datas, --eval_sample); give a whole number "
+                        "of at least 1, or a fraction of at most 1.0")
     count = int(num) if is_count else max(1, round(num * len(labels)))
     if count > len(labels):
-        raise UserError(f"{count} examples are asked for (--num_datas, --num_test_datas), the data has {len(labels)}")
+        raise UserError(f"{count} examples are asked for (--num_datas, --num_test_datas, --eval_sample), the data has "
+                        f"{len(labels)}")
     return np.sort(stratified_order(labels, seed)[:count])
 
 

@@ -116,6 +116,9 @@ def task_run(args, inputs, index, train_set, test_set, seed, folder):
         kept, held_out = tasks.split_train_dev(train_set.labels, args.dev_fraction, seed)
         evaluated, evaluated_name, tested = train_set.subset(held_out), "held-out", test_set
         train_set = train_set.subset(kept)
+    if args.task_sampling == "fixed" and len(train_set) < args.train_batch_size:
+        raise UserError(f"--task_sampling fixed: {task.name} has {len(train_set)} training examples, fewer than one batch of "
+                        f"{args.train_batch_size}, and would never be learnt; lower --train_batch_size, or leave the task out")
     save = functools.partial(save_classifier, config=inputs.config, description=describe_classifier(args, task),
                              vocab_file=args.vocab_file)
     sample = evaluated

@@ -103,8 +103,8 @@ class Dataset:
 
     def digest(self):
         """What tells this data from any other: its size, and a digest of ids, sequences, documents and labels."""
-        parts = [self.offsets, self.document_offsets, self.labels, *([] if self.first_lengths is None else [self.first_lengths])]
-        content = digest(self.ids, *(np.asarray(part, np.int64) for part in parts))
+        parts = (self.offsets, self.document_offsets, self.labels, self.first_lengths)
+        content = digest(self.ids, *(np.asarray(part, np.int64) for part in parts if part is not None))
         return f"{len(self)} texts, {len(self.ids)} tokens, sha256 {content}"
 
     def sequences(self, index):

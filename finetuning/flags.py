@@ -51,8 +51,9 @@ def make_parser(description, several_tasks=False):
     add("--eval_every", type=number(float, above=0, maximum=1), metavar="EPOCHS",
         help="Also evaluate within epochs, every so much of one (0.1), for learning curves: `points` of results.json hold the "
         "training and the test figures (default: off).")
-    add("--eval_sample", type=count_or_fraction, metavar="EXAMPLES", help="With --eval_every, evaluate on this many examples or "
-        "this fraction, a stratified sample that is the same for every seed (default: all).")
+    add("--eval_sample", type=count_or_fraction, metavar="EXAMPLES",
+        help="With --eval_every, evaluate on this many examples or this fraction, a stratified sample that is the same for "
+        "every seed (default: all).")
     add_boolean(parser.output, "--allow_divergence", False, "End a run whose loss is no longer a number as a finished one: its "
                 "last model is evaluated, outputs that are no numbers counted as 0 (default: off, it is an error).")
     add("--log_steps", type=number(int, minimum=1), default=10,
@@ -232,10 +233,6 @@ def check_job(args):
         raise UserError("--data_dir is needed with --do_eval")
 
 
-NEEDED = {"eval_every": "--do_train and data to evaluate: --do_eval or --dev_fraction", "eval_sample": "--eval_every",
-          "fractions_at_once": "--hierarchical", "save_models": "--do_train"}
-
-
 def check_combinations(args, given):
     """Raises UserError where a flag that was given has nothing to act on, or contradicts another."""
     if args.task_name != "csv" and args.task_name and given & set(TASK_FLAGS[1:]):
@@ -252,19 +249,26 @@ def check_combinations(args, given):
         raise UserError("--trunc_medium has nothing to cut with --hierarchical: add --max_fractions or leave it out")
     if args.task_sampling == "fixed" and "task_sampling_alpha" in given:
         raise UserError("--task_sampling_alpha has no part in --task_sampling fixed: leave one of them out")
-    if args.text_pair or args.text_pair_columns:
-        for flag in ("trunc_medium", "hierarchical"):
+    if args.task_name == "csv" and (args.keep_html or args.text_pair):
+        raise UserError(f"--{'keep_html' if args.keep_html else 'text_pair'} is not for --task_name csv, whose texts are read "
+                        "as they are; --text_pair_columns names the second text of a pair")
+    if args.text_pair_columns or args.text_pair:
+        alone = not isinstance(args.task_name, list) or len(args.task_name) == 1  # else it is for the other tasks' texts
+        for flag in ("hierarchical", *["trunc_medium"] * alone):
             if flag in given:
                 raise UserError(f"--{flag} is for single texts: a pair is cut at the end of its longer text; leave it out")
-    for flag, needed in (("eval_every", args.do_train and (args.do_eval or args.dev_fraction)), ("eval_sample", args.eval_every),
-                         ("fractions_at_once", args.hierarchical), ("save_models", args.do_train)):
-        if flag in given and not needed:
-            raise UserError(f"--{flag} needs {NEEDED[flag]}")
+    evaluates = args.do_eval or args.dev_fraction
+    for flag, has_it, needed in (
+            ("eval_every", args.do_train and evaluates, "--do_train and data to evaluate: --do_eval or --dev_fraction"),
+            ("eval_sample", args.eval_every, "--eval_every"), ("save_models", args.do_train, "--do_train"),
+            ("fractions_at_once", args.hierarchical, "--hierarchical")):
+        if flag in given and not has_it:
+            raise UserError(f"--{flag} needs {needed}")
     if args.save_models in ("none", "last") and args.dev_fraction:
         raise UserError(f"--save_models {args.save_models}: --dev_fraction tests the best model, keep it with best or both")
     if args.save_models == "none" and args.do_predict:
         raise UserError("--save_models none: --do_predict needs a model, keep last or best")
-    if args.save_models == "best" and not (args.do_eval or args.dev_fraction):
+    if args.save_models == "best" and not evaluates:
         raise UserError("--save_models best: what is best is found by --do_eval or --dev_fraction, add one of them")
     if args.frozen_bert and args.frozen_layers:
         raise UserError("--frozen_bert keeps every layer fixed: leave --frozen_layers out")

@@ -111,9 +111,10 @@ class Progress:
             self.since_point = [total + more for total, more in zip(self.since_point, (loss, accuracy, 1))]
 
 
-PROGRESS_SCHEMA = {"epoch": int, "update": int, "global_step": int, "loss_sum": float, "num_summed": int, "train_seconds": float,
-                   "window": [[float]], "evaluations": {str: [{"epoch": int, "global_step": int, str: float}]},
-                   "points": {str: [{str: float}]}, "since_point": [float], "diverged": (int, type(None))}
+PROGRESS_SCHEMA = {"epoch": int, "update": int, "global_step": int, "loss_sum": float, "num_summed": int,
+                   "train_seconds": float, "window": [[float]],
+                   "evaluations": {str: [{"epoch": int, "global_step": int, str: float}]}, "points": {str: [{str: float}]},
+                   "since_point": [float], "diverged": (int, type(None))}
 CHECKPOINT_SCHEMA = {"model": dict, "optimizer": dict, "scheduler": dict, "progress": PROGRESS_SCHEMA,
                      "random_states": [[object]]}
 
@@ -279,8 +280,9 @@ def evaluate_epoch(run, classifier, evaluation, execution, world, log):
 
 
 def predicted(classifier, dataset, execution, world):
-    """The logits of a dataset; those of a diverged model that are no numbers count as 0: it says nothing."""
-    return np.nan_to_num(predict(classifier, dataset, execution.eval_batch_size, world, execution.bf16))
+    """The logits of a dataset; those of a run that may diverge count as 0 where they are no finite numbers."""
+    logits = predict(classifier, dataset, execution.eval_batch_size, world, execution.bf16)
+    return np.where(np.isfinite(logits), logits, 0) if execution.allow_divergence else logits
 
 
 def passes_point(update, updates_per_point):
@@ -294,11 +296,11 @@ def evaluate_point(model, runs, progress, updates_per_epoch, execution, world, l
     the task's sample. What follows in training stays as it was."""
     loss, accuracy, count = progress.since_point
     progress.since_point = [0.0, 0.0, 0]
-    point = {"epoch": progress.epoch + progress.update / updates_per_epoch, "global_step": progress.global_step,
-             "train_loss": loss / count, "train_accuracy": accuracy / count}
+    trained = {"epoch": progress.epoch + progress.update / updates_per_epoch, "train_loss": loss / count,
+               "train_accuracy": accuracy / count}
     for run, classifier in zip(runs, model.classifiers):
-        measured = point | measure(run.sample.labels, predicted(classifier, run.sample, execution, world))
-        progress.points.setdefault(run.task.name, []).append(measured)
+        measured = trained | measure(run.sample.labels, predicted(classifier, run.sample, execution, world))
+        progress.points.setdefault(run.task.name, []).append({"global_step": progress.global_step} | measured)
         if log:
             log.write(f"point/{run.task.name}" if run.prefix else "point", progress.global_step, measured)
     model.train()

@@ -569,7 +569,7 @@ def waited_for(condition, seconds=120):
     (["--num_train_epochs", 0], "0 is not above 0"),
     (["--dev_fraction", 1], "1 is not below 1"),
     (["--warmup_proportion", 1.5], "1.5 is not below 1"),
-    (["--num_datas", 62], "62 examples are asked for (--num_datas, --num_test_datas), the data has 61"),
+    (["--num_datas", 62], "62 examples are asked for (--num_datas, --num_test_datas, --eval_sample), the data has 61"),
     (["--num_datas", 2.5], "2.5 examples cannot be drawn"),
     (["--bf16", "maybe"], "'maybe' is neither True nor False"),
     (["--data_dir", "absent"], "no folder absent"),

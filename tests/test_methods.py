@@ -243,7 +243,7 @@ def test_a_multitask_run_s_folder_stands_for_the_best_model_of_the_task(multitas
 
 def test_training_on_one_task_goes_on_from_the_last_model_of_a_multitask_run(multitask, data_sets, tmp_path, capsys):
     call(SINGLE, "--task_name", "yelp_p", "--do_train", "--no_cuda", "--data_dir", data_sets / "yelp_p", "--init_checkpoint",
-         multitask, "--num_train_epochs", 1, "--learning_rate", 0, "--output_dir", tmp_path / "run")
+         multitask, "--max_seq_length", 32, "--num_train_epochs", 1, "--learning_rate", 0, "--output_dir", tmp_path / "run")
     assert f"weights from {multitask / 'yelp_p' / 'last'}; " in capsys.readouterr().out
     assert_equal_weights(tmp_path / "run" / "last", multitask / "yelp_p" / "last")
 
