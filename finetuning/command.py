@@ -53,8 +53,8 @@ def run(parser, rates_of=lambda config, args: (None, None), argv=None):
         return
     with out_of_memory_in_one_line(), connect(max(args.local_rank, 0), use_gpu, args.rendezvous_timeout) as world:
         if world.main and not use_gpu and not args.no_cuda:
-            warn_of_an_idle_gpu("PyTorch", "Its driver may be too old for this build, see nvidia-smi." if torch.version.cuda else
-                                "This build is the one for CPUs: reinstall torch from PyPI.")
+            warn_of_an_idle_gpu("PyTorch", "Its driver may be too old for this build, see nvidia-smi."
+                                if torch.version.cuda else "This build is the one for CPUs: reinstall torch from PyPI.")
         inputs = world.together(read_inputs, args, given)
         model_folder = args.init_checkpoint
         if args.do_train:
