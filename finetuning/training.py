@@ -162,7 +162,7 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
     def diverge(step, words):
         if not execution.allow_divergence:
             raise UserError(f"{words}; {DIVERGED}")
-        world.print(f"{words}; the run ends here")
+        world.print(f"\n{words}; the run ends here")
         progress.diverged = step
 
     with MetricsLog(folder, is_done, progress.global_step) if world.main else contextlib.nullcontext() as log:
@@ -401,11 +401,12 @@ def summarize(model, runs, recipe, progress, execution, world):
         figures[run.task.name] = own = {"epochs": evaluations}
         if run.task.name in progress.points:
             own["points"] = progress.points[run.task.name]
+        sound = evaluations[:-1] if progress.diverged else evaluations  # a diverged model is not saved
         if run.evaluated:
-            own |= {"best": best_of(evaluations, recipe.best_metric), "last": evaluations[-1]}
+            own |= {"best": best_of(sound or evaluations, recipe.best_metric), "last": evaluations[-1]}
         if run.tested:
             best = os.path.join(run.folder, "best")
-            if own["best"]["epoch"] != progress.epoch or not progress.diverged:  # a diverged model is not saved
+            if sound:
                 load_weights(classifier, read_weights(best, classifier.bert.config), best)
             logits = predicted(classifier, run.tested, execution, world)
             own["test"] = measure(run.tested.labels, logits) | {key: own["best"][key] for key in ("epoch", "global_step")}
