@@ -24,8 +24,8 @@ ACTIVATIONS = {
 
 
 def attention_per_sequence(query, key, value, batch, dropout):
-    """Attention of each sequence by itself: the CPU's path. query, key, value and result: [T, heads, head size]."""
-    # A loop over the sequences, so that nothing is padded and no mask is needed.
+    """Attention of each sequence by itself, so that nothing is padded and no mask is needed: the CPU's path.
+    query, key, value and result: [T, heads, head size]."""
     outputs = []
     for q, k, v in zip(query.split(batch.lengths), key.split(batch.lengths), value.split(batch.lengths)):
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))  # [1, heads, length, head size]
@@ -44,8 +44,7 @@ def attention_padded(query, key, value, batch, dropout):
 
     lengths = batch.cu_seqlens.diff()  # on the device; batch.lengths is for the host
     mask = torch.arange(longest, device=query.device) < lengths[:, None]  # [sequences, longest]
-    output = F.scaled_dot_product_attention(pad(query), pad(key), pad(value), attn_mask=mask[:, None, None],
-                                            dropout_p=dropout)
+    output = F.scaled_dot_product_attention(pad(query), pad(key), pad(value), mask[:, None, None], dropout)
     return output.transpose(1, 2).flatten(0, 1).index_select(0, place)
 
 
@@ -87,8 +86,7 @@ class BertSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden, batch):
-        query, key, value = (project(hidden).unflatten(-1, (self.heads, -1))
-                             for project in (self.query, self.key, self.value))
+        query, key, value = (project(hidden).unflatten(-1, (self.heads, -1)) for project in (self.query, self.key, self.value))
         dropout = self.dropout if self.training else 0.0
         return self.attention(query, key, value, batch, dropout, self.backend).flatten(-2)
 
@@ -106,16 +104,6 @@ class BertOutput(nn.Module):
         return self.LayerNorm(self.dropout(self.dense(hidden)) + residual)
 
 
-class BertAttention(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.self = BertSelfAttention(config)
-        self.output = BertOutput(config, config.hidden_size)
-
-    def forward(self, hidden, batch):
-        return self.output(self.self(hidden, batch), hidden)
-
-
 class BertDense(nn.Module):
     """A linear layer and its activation: a layer's intermediate one, the pooler, the start of the masked-LM head."""
 
@@ -131,12 +119,12 @@ class BertDense(nn.Module):
 class BertLayer(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.attention = BertAttention(config)
+        self.attention = nn.ModuleDict({"self": BertSelfAttention(config), "output": BertOutput(config, config.hidden_size)})
         self.intermediate = BertDense(config.hidden_size, config.intermediate_size, ACTIVATIONS[config.hidden_act])
         self.output = BertOutput(config, config.intermediate_size)
 
     def forward(self, hidden, batch):
-        hidden = self.attention(hidden, batch)
+        hidden = self.attention.output(self.attention.self(hidden, batch), hidden)
         return self.output(self.intermediate(hidden), hidden)
 
 
@@ -147,17 +135,15 @@ class BertEncoder(nn.Module):
         self.gradient_checkpointing = False
 
     def forward(self, hidden, batch, num_layers):
-        outputs = []
+        outputs, recomputed = [], self.gradient_checkpointing and self.training
         for layer in self.layer[:num_layers]:  # None: all
-            recomputed = self.gradient_checkpointing and self.training
-            # checkpoint keeps the state of dropout
+            # `checkpoint` keeps the state of dropout
             hidden = checkpoint(layer, hidden, batch, use_reentrant=False) if recomputed else layer(hidden, batch)
             outputs.append(hidden)
         return outputs
 
     def compile_layers(self):
-        """Compiles each layer by torch.compile, but for attention: the sequences' lengths differ from batch to batch, and
-        each would be compiled anew."""
+        """Compiles each layer, but for attention: sequences' lengths differ by batch, and each would be compiled anew."""
         for layer in self.layer:
             layer.attention.self.attention = torch.compiler.disable(attention)  # not as a decorator: it imports for seconds
             layer.compile(dynamic=True)
@@ -203,7 +189,8 @@ def initialize(module, config):
 
 
 class StructuredSelfAttention(nn.Module):
-    """Sums of rows weighted by softmax(w2 tanh(w1 row)), one for each hop (Lin et al. 2017, without its penalty)."""
+    """Sums of rows weighted by softmax(w2 tanh(w1 row)), one for each hop (Lin et al. 2017, without its penalty):
+    [rows, size] -> [hops * size]."""
 
     def __init__(self, size, attention_size, hops=1):
         super().__init__()
@@ -211,12 +198,12 @@ class StructuredSelfAttention(nn.Module):
         self.w2 = nn.Linear(attention_size, hops, bias=False)
 
     def forward(self, rows):
-        """[rows, size] -> [hops * size]."""
         return (self.w2(torch.tanh(self.w1(rows))).softmax(dim=0).T @ rows).flatten()
 
 
 class BiLSTMAttention(nn.Module):
-    """A bidirectional LSTM over the tokens of each sequence, joined by structured self-attention."""
+    """A bidirectional LSTM over the tokens of each sequence, joined by structured self-attention: [T, size] and the list of
+    the sequences' lengths -> [sequences, hops * 2 * lstm_hidden_size]."""
 
     def __init__(self, size, lstm_hidden_size, attention_size, hops):
         super().__init__()
@@ -224,7 +211,6 @@ class BiLSTMAttention(nn.Module):
         self.attention = StructuredSelfAttention(2 * lstm_hidden_size, attention_size, hops)
 
     def forward(self, states, lengths):
-        """[T, size] -> [sequences, hops * 2 * lstm_hidden_size]. lengths: list of int."""
         with torch.autocast(states.device.type, enabled=False):  # not every CPU has an LSTM in bfloat16
             packed = nn.utils.rnn.pack_sequence(states.float().split(lengths), enforce_sorted=False)
             outputs, _ = self.lstm(packed)

@@ -12,16 +12,12 @@ NO_DECAY = re.compile(r"(^|\.)(bias\w*|LayerNorm\.\w+)$")  # bias\w*: an LSTM's 
 def slanted_triangular(progress, warmup):
     """The authors' schedule (paper, section 5.2): rises linearly to 1 during warm-up, then is 1 - progress, so that it
     steps from 1 to 1 - warmup. Past the end it is 0, where the authors' goes negative."""
-    if progress < warmup:
-        return progress / warmup
-    return max(0.0, 1.0 - progress)
+    return progress / warmup if progress < warmup else max(0.0, 1.0 - progress)
 
 
 def linear(progress, warmup):
     """As slanted_triangular, but without the step: falls from 1 at the end of warm-up to 0 (transformers' `linear`)."""
-    if progress < warmup:
-        return progress / warmup
-    return max(0.0, (1.0 - progress) / (1.0 - warmup))
+    return progress / warmup if progress < warmup else max(0.0, (1.0 - progress) / (1.0 - warmup))
 
 
 def constant(progress, warmup):
@@ -50,9 +46,8 @@ class BertAdam(torch.optim.Optimizer):
     """Adam as BERT's authors use it: no bias correction, decoupled weight decay, gradients clipped to norm 1.
 
     params: parameters or groups, each with its own `lr` and `weight_decay`. max_grad_norm: gradients are clipped to this
-    norm; 0: not at all. clip_grad: a name of CLIPPINGS. bias_correction: Adam's own (Kingma and Ba 2015). The schedule is
-    torch.optim.lr_scheduler.LambdaLR's. `grad_norm` is the norm of the whole gradient of the last update before clipping, a
-    tensor on the device.
+    norm; 0: not at all. clip_grad: a name of CLIPPINGS. bias_correction: Adam's own (Kingma and Ba 2015). `grad_norm` is the
+    norm of the whole gradient of the last update before clipping, a tensor on the device.
     """
     # torch's methods without their wrapper, which at its first call imports the machinery of torch.compile: 1.1 s of the
     # start of every command. The wrapper only keeps the method out of compiled code.
@@ -71,10 +66,7 @@ class BertAdam(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         """One update of every parameter that has a gradient. closure: as torch's; its loss is returned."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = torch.enable_grad()(closure)() if closure else None
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         norms = torch._foreach_norm(grads)
         self.grad_norm = torch.linalg.vector_norm(torch.stack(norms))
@@ -122,26 +114,24 @@ def layer_rates(num_layers, rates, decay):
 
 
 def parameter_groups(model, learning_rate, rates=None, embeddings_rate=None, weight_decay=0.01):
-    """Groups of the model's trainable parameters for BertAdam.
+    """Groups of the model's trainable parameters for BertAdam, each with a `name` and its parameters' names, `param_names`.
 
     learning_rate: of all that is in no layer (classifier, pooler, and the embeddings unless embeddings_rate is given).
-    rates: one for each encoder layer, or None for learning_rate everywhere. Biases and LayerNorm are not decayed. Each
-    group also has a `name` and its parameters' names, `param_names`.
+    rates: one for each encoder layer, or None for learning_rate everywhere. Biases and LayerNorm are not decayed.
     """
     groups = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        layer = re.search(r"\bbert\.encoder\.layer\.(\d+)\.", name)
-        part, rate = "all", learning_rate
-        if rates is not None:
-            if layer:
-                part, rate = f"layer {layer[1]}", rates[int(layer[1])]
-            elif re.search(r"\bbert\.embeddings\.", name):
-                part, rate = "embeddings", learning_rate if embeddings_rate is None else embeddings_rate
-            else:
-                part, rate = "pooler, classifier", learning_rate
-        decays = not NO_DECAY.search(name)
+        layer, decays = re.search(r"\bbert\.encoder\.layer\.(\d+)\.", name), not NO_DECAY.search(name)
+        if rates is None:
+            part, rate = "all", learning_rate
+        elif layer:
+            part, rate = f"layer {layer[1]}", rates[int(layer[1])]
+        elif re.search(r"\bbert\.embeddings\.", name):
+            part, rate = "embeddings", learning_rate if embeddings_rate is None else embeddings_rate
+        else:
+            part, rate = "pooler, classifier", learning_rate
         key = part + ("" if decays else ", biases and LayerNorm")
         group = groups.setdefault(key, dict(name=key, lr=rate, weight_decay=weight_decay if decays else 0.0,
                                             params=[], param_names=[]))
@@ -152,8 +142,6 @@ def parameter_groups(model, learning_rate, rates=None, embeddings_rate=None, wei
 
 def describe_groups(groups):
     """The table of parameter groups that a run prints, a line each."""
-    lines = [f"{'parameters':<44} {'tensors':>7} {'values':>12} {'rate':>10} {'decay':>6}"]
-    for group in groups:
-        lines.append(f"{group['name']:<44} {len(group['params']):>7} {sum(p.numel() for p in group['params']):>12,} "
-                     f"{group.get('initial_lr', group['lr']):>10.3g} {group['weight_decay']:>6.3g}")
-    return "\n".join(lines)
+    return "\n".join([f"{'parameters':<44} {'tensors':>7} {'values':>12} {'rate':>10} {'decay':>6}", *(
+        f"{group['name']:<44} {len(group['params']):>7} {sum(p.numel() for p in group['params']):>12,} "
+        f"{group.get('initial_lr', group['lr']):>10.3g} {group['weight_decay']:>6.3g}" for group in groups)])

@@ -16,28 +16,28 @@ import argparse
 
 import finetuning.command
 from common.command_line import add_boolean, number, run
-from finetuning.flags import make_parser
+from finetuning.flags import make_parser, rate
 from optimization import layer_rates
 
 
 def add_flags(group, discr):
     """The flags of a rate for each layer. discr: whether there is one by default."""
     add_boolean(group, "--discr", discr, "Use a learning rate for each layer; if off, --learning_rate everywhere (default: "
-                                         f"{'on' if discr else 'off'}).")
-    group.add_argument("--layer_learning_rate", type=number(float, minimum=0), nargs="+", default=[2e-5],
+                f"{'on' if discr else 'off'}).")
+    group.add_argument("--layer_learning_rate", type=rate, nargs="+", default=[2e-5],
                        help="The top layer's rate, or one rate per layer, the lowest layer first (default: 2e-5).")
     group.add_argument("--layer_learning_rate_decay", type=number(float, above=0, maximum=1), default=0.95,
                        help="Factor from a layer's rate to that of the layer below; not used if a rate per layer is given "
-                            "(default: 0.95; 1: the same rate for all).")
+                       "(default: 0.95; 1: the same rate for all).")
     group.add_argument("--embeddings_learning_rate", type=embeddings_rate, default="full",
                        help="The embeddings' rate: full is --learning_rate, as in the authors' code; decayed is one step below "
-                            "layer 0; or a number (default: full).")
+                       "layer 0; or a number (default: full).")
 
 
 def embeddings_rate(text):
     """argparse type: `full`, `decayed` or a rate."""
     try:
-        return text if text in ("full", "decayed") else number(float, minimum=0)(text)
+        return text if text in ("full", "decayed") else rate(text)
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{error}; give full, decayed or a rate") from None
 

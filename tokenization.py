@@ -5,10 +5,9 @@
     tokenizer.tokenize("unaffable")               # ['una', '##ffa', '##ble']
     ids, offsets = tokenizer.encode_batch(texts)  # text i is ids[offsets[i]:offsets[i + 1]]
 
-Two stages. Characters are cleaned, lower-cased and stripped of accents by Python's own string functions, a whole text
-at once: Google's code calls the same functions character by character, so the Unicode tables agree by construction
-(those inside Rust libraries are of another Unicode version). Splitting and WordPiece run in HF `tokenizers`, in Rust
-threads; its classes of characters are generated from `unicodedata` for the same reason.
+Two stages. Characters are cleaned, lower-cased and stripped of accents by Python's own string functions, a whole text at once:
+Google's code calls them character by character, so the Unicode tables agree (those of Rust libraries are of another version).
+Splitting and WordPiece run in HF `tokenizers`, in Rust threads, with classes of characters from `unicodedata` for that reason.
 """
 import array
 import functools
@@ -38,11 +37,8 @@ NONCHARACTER = "\ufdd0"  # stands for a lone surrogate, which Rust cannot hold; 
 
 @functools.cache
 def character_classes():
-    """The classes of this Python's Unicode: (deleted characters, accents, regular expression of one-character words).
-
-    Deleted are control and format characters except tab, newline and return, and U+0000 and U+FFFD; accents are the
-    category Mn; words of one character are CJK_RANGES, ASCII_PUNCTUATION and the categories P*.
-    """
+    """The classes of this Python's Unicode: (deleted characters, accents, regular expression of one-character words). Deleted
+    are control and format characters except tab, newline and return, and U+0000 and U+FFFD."""
     deleted, accents, isolated = {"\0", "\ufffd"}, set(), list(CJK_RANGES + ASCII_PUNCTUATION)
     for code_point in itertools.chain(*ASSIGNED_PLANES):
         character = chr(code_point)
@@ -78,11 +74,8 @@ def normalize(text, do_lower_case):
 
 
 def load_vocab(vocab_file):
-    """The vocabulary as a dict token -> id in file order: the id is the line's index, white space around is stripped.
-
-    As in Google's code a token that is repeated has the id of its last line, and an empty line takes an id.
-    Raises UserError where the file is missing, empty, not UTF-8 text, or lacks one of REQUIRED_TOKENS.
-    """
+    """The vocabulary as a dict token -> id, the line's index from 0: an empty line takes one too, and a repeated token has its
+    last, as in Google's code. Raises UserError where the file is missing, empty, not UTF-8, or lacks one of REQUIRED_TOKENS."""
     vocab = {line.strip(): number - 1 for number, line in decode_lines(require_file(vocab_file, "--vocab_file"))}
     if missing := [token for token in REQUIRED_TOKENS if token not in vocab]:
         raise UserError(f"--vocab_file: {vocab_file} has no line {' '.join(missing)}; it is no BERT vocabulary "

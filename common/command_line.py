@@ -9,7 +9,6 @@ import operator
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import threading
 
@@ -34,7 +33,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def boolean(text):
-    """argparse type of a flag that is written `--flag`, `--flag=True` or `--flag False`."""
+    """argparse type of the value of a flag that is on or off."""
     values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"'{text}' is neither True nor False")
@@ -55,15 +54,13 @@ def number(kind, minimum=None, maximum=None, above=None, below=None):
             raise argparse.ArgumentTypeError(f"'{text}' is not {'a whole number' if kind is int else 'a number'}")
         for words, holds, bound in (("at least", operator.ge, minimum), ("at most", operator.le, maximum),
                                     ("above", operator.gt, above), ("below", operator.lt, below)):
-            if bound is not None and not holds(value, bound):  # NaN fails every comparison
+            if bound is not None and not holds(value, bound):  # `not holds`: NaN fails every comparison
                 raise argparse.ArgumentTypeError(f"{text} is not {words} {bound}")
         return value
     return parse
 
 
-def path(text):
-    """argparse type of a path. The shell expands `--flag ~/x`, but leaves the tilde of `--flag=~/x` to the program."""
-    return os.path.expanduser(text)
+path = os.path.expanduser  # argparse type of a path: the shell leaves the tilde of `--flag=~/x` to the program
 
 
 def fields_of(kind, values, **more):
@@ -87,9 +84,7 @@ def command(script, *words, **flags):
 
 class StopSignals:
     """While its block runs, SIGTERM and SIGINT (Ctrl-C) only set `received` (0 before), so that the loop can save what it
-    has; a second signal ends the process at once. A signal that the loop did not act on is sent again as the block ends:
-    it came after the last update.
-    """
+    has; a second signal ends the process at once. One that came after the last update is sent again as the block ends."""
 
     def __enter__(self):
         self.received = 0
@@ -98,7 +93,7 @@ class StopSignals:
 
     def receive(self, number, frame):
         self.received = number
-        self.restore()
+        self.restore()  # so that a second signal acts as usual
 
     def restore(self):
         for number, handler in self.handlers.items():
@@ -118,11 +113,8 @@ def end_with_parent():
 
 @contextlib.contextmanager
 def rendezvous(missing, timeout, remind_after=60):
-    """A block that waits, in code that cannot be interrupted, for the other processes of a run.
-
-    missing() gives the words for those that have not come, "1 of 2 processes at HOST:PORT". They are printed after
-    `remind_after` seconds; after `timeout` seconds the process ends with an error, exit status 1.
-    """
+    """A block that waits, in code that cannot be interrupted, for other processes of a run. missing() says which have not
+    come, "1 of 2 processes at HOST:PORT": after `remind_after` seconds that is printed, after `timeout` it ends the process."""
     done = threading.Event()
 
     def watch():
@@ -140,18 +132,16 @@ def rendezvous(missing, timeout, remind_after=60):
         yield
     finally:
         done.set()
-        thread.join()
+        thread.join()  # so that it prints nothing after the block
 
 
 @contextlib.contextmanager
 def tensorflow_start_up(log_level=2):
-    """Imports of TensorFlow in this block are quicker and quiet.
-
-    Quicker: TensorFlow loads Keras as it starts, and nothing here uses it; the variable has it look for the old Keras
-    instead, which is a package of its own that is usually not installed (a conversion takes 6.0 s, not 8.9 s). Quiet: what
-    its libraries write to stderr while they load and look for GPUs, which no log level silences, and later what is below
-    `log_level` (2: errors, 3: fatal ones); set TF_CPP_MIN_LOG_LEVEL to see it.
-    """
+    """Imports of TensorFlow in this block are quicker and quiet: nothing shows of what its libraries write to stderr while they
+    load and look for GPUs, which no log level silences, nor later of what is below `log_level` (2: errors, 3: fatal ones). Set
+    TF_CPP_MIN_LOG_LEVEL to see it."""
+    # TensorFlow loads Keras as it starts, which nothing here uses. This has it look for the old Keras instead, a package of its
+    # own that is usually not installed: a conversion takes 6.0 s, not 8.9 s.
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
         yield
@@ -161,7 +151,7 @@ def tensorflow_start_up(log_level=2):
     os.dup2(nowhere, 2)
     try:
         yield
-        sys.modules["tensorflow"].config.list_physical_devices()
+        sys.modules["tensorflow"].config.list_physical_devices()  # looks for GPUs now, while stderr is away
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
@@ -173,15 +163,6 @@ def warn_of_an_idle_gpu(framework, remedy):
     if glob.glob(NVIDIA_DEVICES) and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
         print(f"*** WARNING: this machine has an NVIDIA GPU, but {framework} sees none and will compute on the CPU, many times "
               f"slower. {remedy} (CUDA_VISIBLE_DEVICES=-1 keeps to the CPU on purpose.) ***", file=sys.stderr, flush=True)
-
-
-def source_commit():
-    """The git commit of this code, for the record of a run; None where it is no clone or there is no git."""
-    try:
-        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=os.path.dirname(os.path.abspath(__file__)),
-                              capture_output=True, text=True).stdout.strip() or None
-    except FileNotFoundError:
-        return None
 
 
 # Errors
@@ -198,11 +179,11 @@ def run(main):
     except UserError as error:
         print_error(error)
     except OSError as error:
-        if error.errno is None:
+        if error.errno is None:  # a library's own, not the system's: a fault of the program
             raise
         where = f" while writing or reading {error.filename}" if error.filename else ""
         remedy = "; free some space and run the same command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         print_error(f"{os.strerror(error.errno)}{where}{remedy}")
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(130)  # as a shell reports an end by Ctrl-C
     sys.exit(1)

@@ -38,7 +38,7 @@ def require_folder(path, flag):
 def check_output_folder(path, flag):
     """Raises UserError, before any work, unless `path`, the value of `flag`, is or can become a folder to write into."""
     existing = os.path.abspath(path)
-    while not os.path.lexists(existing):
+    while not os.path.lexists(existing):  # ends at / at the latest
         existing = os.path.dirname(existing)
     if not os.path.isdir(existing):
         raise UserError(f"{flag}: {existing} is a file, a folder is needed")
@@ -54,10 +54,8 @@ def check_output_file(path, flag):
 
 
 def expand_files(patterns, flag):
-    """The files that the paths and globs of `flag`, separated by commas, name: the matches of a glob in sorted order.
-
-    Raises UserError where one is missing or empty.
-    """
+    """The files that the paths and globs of `flag`, separated by commas, name, the matches of a glob sorted. Raises UserError
+    where one is missing or empty."""
     files = []
     for pattern in map(os.path.expanduser, patterns.split(",")):
         matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
@@ -77,8 +75,8 @@ def checkpoint_prefix(path):
 def decode_lines(path, encoding="utf-8", keep_ends=False):
     """Yields (line number from 1, line without its end) of a text file; only \\n, \\r\\n end a line, never U+0085.
 
-    With `keep_ends` the line keeps its end, for a format whose records may hold line ends (csv).
-    Raises UserError with the line's number where the bytes are not text in `encoding`.
+    With `keep_ends` the line keeps its end, for a format whose records may hold line ends (csv). Raises UserError with the
+    line's number where the bytes are not text in `encoding`.
     """
     with open(path, "rb") as file:
         for line_number, raw in enumerate(file, 1):
@@ -98,16 +96,16 @@ def parse_json(text, where, **options):
     try:
         value = json.loads(text, **options)
         json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair could be neither printed nor written
+        level = [value]
+        for _ in range(MAX_DEPTH):
+            level = [child for parent in level if isinstance(parent, (dict, list))
+                     for child in (parent.values() if isinstance(parent, dict) else parent)]
+        if level:
+            raise RecursionError
     except RecursionError:
         raise UserError(f"{where} is not JSON of ours: it is nested too deep") from None
     except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
         raise UserError(f"{where} is not whole JSON: {error}") from None
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [child for parent in level if isinstance(parent, (dict, list))
-                 for child in (parent.values() if isinstance(parent, dict) else parent)]
-    if level:
-        raise UserError(f"{where} is not JSON of ours: it is nested too deep")
     return value
 
 
@@ -123,9 +121,8 @@ def read_json(path, schema, where=None):
 def check_schema(value, schema, where):
     """Raises UserError, its text starting with `where`, unless a JSON value has the form of `schema`.
 
-    schema: a type or a tuple of types (float takes an int too, int no bool, neither a number of more than 64 bits);
-    {key: schema}, an object that has these keys at least; {str: schema}, an object whose other values are all so;
-    [schema], a list of such values.
+    schema: a type or a tuple of types (float takes an int too, int no bool, neither a number of more than 64 bits); {key:
+    schema}, an object that has these keys at least; {str: schema}, an object whose other values are all so; [schema], a list.
     """
     expected = type(schema) if isinstance(schema, (dict, list)) else schema
     types = expected if isinstance(expected, tuple) else (expected,)
@@ -151,7 +148,7 @@ def digest(*parts):
     sha = hashlib.sha256()
     for part in parts:
         sha.update(part.encode() if isinstance(part, str) else part)
-    return sha.hexdigest()[:16]
+    return sha.hexdigest()[:16]  # 64 bits: short in a message, and no two files of anybody's agree by chance
 
 
 def sha256_of(path):
@@ -183,7 +180,7 @@ def locked(path, refusal, flags=os.O_RDONLY):
     """Holds the lock of the file or folder `path` while the block runs, and yields its descriptor. Raises UserError with
     the text `refusal` where another process holds it. The system frees the lock however a process ends."""
     while True:
-        descriptor = os.open(path, flags, 0o666)
+        descriptor = os.open(path, flags, 0o666)  # the mode of any new file, the umask taken off
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
@@ -202,11 +199,8 @@ def locked(path, refusal, flags=os.O_RDONLY):
 
 @contextlib.contextmanager
 def whole_file(path):
-    """Yields a temporary name beside `path` for any writer; it becomes `path` if the block ends without an exception.
-
-    The name is the same each time and locked, so what a killed process leaves is written over by the next, and two
-    commands never write into one file: the second is refused by a UserError.
-    """
+    """Yields a temporary name beside `path` for any writer; it becomes `path` if the block ends without an exception. The name
+    is the same each time and locked: what a killed process leaves is written over, and a second command gets a UserError."""
     folder, name = os.path.split(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".{name}.tmp")
@@ -214,7 +208,7 @@ def whole_file(path):
     with naming(path, temporary), locked(temporary, refusal, os.O_RDWR | os.O_CREAT) as descriptor:
         try:
             yield temporary
-            os.fsync(descriptor)
+            os.fsync(descriptor)  # else a crash of the machine could leave an empty file under the final name
             os.replace(temporary, path)
         except BaseException:  # not once it is renamed: what then has the name is the next command's
             remove(temporary)
@@ -232,8 +226,7 @@ def atomic_write(path, mode="w"):
 def write_json(path, value):
     """Writes a value as JSON, its keys sorted."""
     with atomic_write(path) as file:
-        json.dump(value, file, indent=2, sort_keys=True)
-        file.write("\n")
+        file.write(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def copy_file(source, target):
@@ -251,13 +244,9 @@ def remove(path):
         os.unlink(path)
 
 
-# Vocabularies
-
 def find_vocab(vocab_file, folders, config):
-    """The vocabulary that goes with weights: --vocab_file, else the vocab.txt of one of the folders, else None.
-
-    Raises UserError where it is missing or has another number of tokens than the model has embeddings.
-    """
+    """The vocabulary that goes with weights: --vocab_file, else the vocab.txt of one of the folders, else None. Raises
+    UserError where it is missing or has another number of tokens than the model has embeddings."""
     beside = (os.path.join(folder, "vocab.txt") for folder in folders)
     path = vocab_file or next(filter(os.path.isfile, beside), None)
     if path:

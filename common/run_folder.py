@@ -13,10 +13,11 @@ import json
 import os
 import platform
 import socket
+import subprocess
 import sys
 import time
 
-from common.command_line import UserError, source_commit
+from common.command_line import UserError
 from common.files import atomic_write, check_schema, locked, naming, parse_json, read_json, remove, write_json
 
 RUN_SCHEMA = {"kind": str, "recipe": dict, "flags": dict}
@@ -42,7 +43,7 @@ class RunFolder:
                         "folder"):
                 yield
         finally:
-            if made and os.path.isdir(self.path) and not os.listdir(self.path):
+            if made and os.path.isdir(self.path) and not os.listdir(self.path):  # a refused command leaves nothing
                 os.rmdir(self.path)
 
     def earlier(self):
@@ -62,10 +63,8 @@ class RunFolder:
         return found
 
     def check(self, recipe, overwrite=False):
-        """The run.json of the run that `recipe` goes on with, None where it starts anew.
-
-        Raises UserError, naming the first difference, where the folder holds another run and `overwrite` is off.
-        """
+        """The run.json of the run that `recipe` goes on with, None where it starts anew. Raises UserError, naming the first
+        difference, where the folder holds another run and `overwrite` is off."""
         found = self.earlier()
         if overwrite:
             return None
@@ -97,11 +96,8 @@ class RunFolder:
                                  "commit": source_commit(), "started": now()} | environment)
 
     def resume(self, found, global_step, flags, watched):
-        """Notes in run.json (`found` is what it held) that the run goes on after update `global_step`.
-
-        watched: names of flags that are no part of the recipe and yet change rounding or the drawing of dropout. Returns
-        the line to print where one of them has another value than before, else None.
-        """
+        """Notes in run.json (`found` is what it held) that the run goes on after update `global_step`. Returns the line to
+        print where a flag of `watched`, which change rounding or the drawing of dropout, has another value than before."""
         earlier = found.get("resumed", [])
         before = [found, *earlier][-1]["flags"]
         changed = [f"--{name} was {before.get(name)}, now it is {flags[name]}" for name in watched
@@ -110,6 +106,15 @@ class RunFolder:
             *earlier, {"global_step": global_step, "at": now(), "flags": {name: flags[name] for name in watched}}]})
         return (f"note: {', '.join(changed)}: from here on the run is the undisturbed one in distribution only, its "
                 "dropout or rounding differs") if changed else None
+
+
+def source_commit():
+    """The git commit of this code, for the record of a run; None where it is no clone or there is no git."""
+    try:
+        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=os.path.dirname(os.path.abspath(__file__)),
+                              capture_output=True, text=True).stdout.strip() or None
+    except FileNotFoundError:
+        return None
 
 
 def now():
@@ -122,13 +127,10 @@ def versions(*packages):
 
 
 class MetricsLog:
-    """The metrics of a run: lines of FOLDER/metrics.jsonl, and TensorBoard events in FOLDER/tensorboard.
+    """The metrics of a run: lines of FOLDER/metrics.jsonl, and TensorBoard events in FOLDER/tensorboard. A context.
 
     keep(line) says which lines of an earlier process stand: those of updates that are still to come, of a run that was
-    stopped later than it was saved, do not. The others are dropped, and so, with a word, is a damaged line. A context.
-
-    Events are written by tensorboard's record writer, in this thread: its SummaryWriters import TensorFlow where that is
-    installed, and their own thread prints a traceback when the disk is full.
+    stopped later than it was saved, do not. The others are dropped, and so, with a word, is a damaged line.
     """
 
     def __init__(self, folder, keep=lambda line: True, step=0):
@@ -164,7 +166,9 @@ class MetricsLog:
             self.write_event(kind, global_step, values)
 
     def write_event(self, kind, global_step, values):
-        """The same for TensorBoard, whose import takes a fifth of a second that a refused command does not wait for."""
+        """The same for TensorBoard, by its record writer, in this thread: its SummaryWriters import TensorFlow where that is
+        installed, and their own thread prints a traceback when the disk is full."""
+        # imported here: a fifth of a second that a refused command does not wait for
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -181,7 +185,7 @@ class MetricsLog:
                 write(step=self.step + 1, session_log=SessionLog(status=SessionLog.START))
         write(step=global_step, summary=Summary(value=[Summary.Value(tag=f"{kind}/{name}", simple_value=value)
                                                        for name, value in values.items() if name != "epoch"]))
-        self.events.flush()
+        self.events.flush()  # TensorBoard shows it at once, and a full disk is seen here
 
     def __enter__(self):
         return self

@@ -4,11 +4,10 @@
     python data/download.py ag imdb bert_base_uncased --output_dir ./downloads
 
 A data set becomes a folder for --data_dir of the fine-tuning scripts (./downloads/ag, ./downloads/imdb), a checkpoint
-a folder as Google publishes it (./downloads/uncased_L-12_H-768_A-12). A file that is already there with the right
-checksum is not downloaded again. Nothing gets its final name before it is whole and its sha256 is right: until then it
-is kept in the folder `.downloads` beside it. A broken connection is resumed where it broke, by this command or by the
-next one. An unpacked archive whose files have no published checksums gets a list of them, SHA256SUMS (`sha256sum -c`
-reads it).
+a folder as Google publishes it (./downloads/uncased_L-12_H-768_A-12). What is there with the right checksum is not
+downloaded again. Nothing gets its final name before it is whole and its sha256 is right: until then it is kept in the
+folder `.downloads` beside it. A broken connection is resumed where it broke, by this command or by the next one. An
+unpacked archive whose files have no published checksums gets a list of them, SHA256SUMS (`sha256sum -c` reads it).
 """
 import collections
 import contextlib
@@ -97,10 +96,6 @@ def is_right(source, target):
     return bool(sums) and not wrong_files(target, sums)
 
 
-class Rejected(Exception):
-    """What was downloaded is not what the source promises."""
-
-
 def download_part(url, part, timeout):
     """One attempt to complete the file `part`; bytes that it already has are not asked for again (HTTP Range)."""
     import pooch
@@ -122,10 +117,8 @@ def download_part(url, part, timeout):
 
 
 def download(source, part, args):
-    """Downloads the source's file to `part`, which exists, in at most --attempts attempts. Returns whether one resumed.
-
-    Raises UserError where the server refuses (404), or every attempt broke off; then `part` stays for the next command.
-    """
+    """Downloads the source's file to `part`, which exists, in at most --attempts attempts. Returns whether one resumed. Raises
+    UserError where the server refuses (404), or every attempt broke off; then `part` stays for the next command."""
     import requests
     if source.sha256 and sha256_of(part) == source.sha256:
         return False  # an earlier command was stopped between the last byte and the check
@@ -149,7 +142,7 @@ def download(source, part, args):
 
 
 def check_entries(opened):
-    """Raises Rejected where an entry of an open zip or tar archive leaves its folder, or is neither file nor folder."""
+    """Raises UserError where an entry of an open zip or tar archive leaves its folder, or is neither file nor folder."""
     if isinstance(opened, zipfile.ZipFile):
         entries = ((entry.filename, stat.S_IFMT(entry.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR))
                    for entry in opened.infolist())
@@ -157,38 +150,33 @@ def check_entries(opened):
         entries = ((entry.name, entry.isfile() or entry.isdir()) for entry in opened)
     for name, is_plain in entries:
         if not is_inside(name) and name not in (".", "./"):  # tar's entry for the folder itself
-            raise Rejected(f"the archive has the name {name!r}, which leaves its folder")
+            raise UserError(f"the archive has the name {name!r}, which leaves its folder")
         if not is_plain:
-            raise Rejected(f"the archive's entry {name!r} is a link or a device")
+            raise UserError(f"the archive's entry {name!r} is a link or a device")
 
 
 def unpack(archive, how, folder):
-    """Unpacks a zip or tgz into `folder`. Returns the folder of its files: the archive's own top folder, if it has one.
-
-    Raises Rejected where it is damaged, encrypted or packed in an unknown way, and, before anything is written, where
-    a name leaves the folder or an entry is neither file nor folder.
-    """
+    """Unpacks a zip or tgz into `folder`. Returns the folder of its files: the archive's own top folder, if it has one. Raises
+    UserError where it is damaged, encrypted or packed in an unknown way, and before anything is written as `check_entries`."""
     try:
         with (zipfile.ZipFile(archive) if how == "zip" else tarfile.open(archive, "r:gz")) as opened:
             check_entries(opened)
             opened.extractall(folder, **({} if how == "zip" else {"filter": "data"}))
     except Exception as error:  # of a damaged archive these modules and the decompressors raise more than they document
-        if isinstance(error, Rejected) or isinstance(error, OSError) and error.errno in FAULTS_OF_THE_DISK:
+        if isinstance(error, UserError) or isinstance(error, OSError) and error.errno in FAULTS_OF_THE_DISK:
             raise
-        raise Rejected(f"it is no whole {how} archive that can be unpacked ({error or type(error).__name__})") from None
+        raise UserError(f"it is no whole {how} archive that can be unpacked ({error or type(error).__name__})") from None
     if not any(names for _, _, names in os.walk(folder)):
-        raise Rejected("the archive has no files")
+        raise UserError("the archive has no files")
     inside = [os.path.join(folder, name) for name in os.listdir(folder)]
     return inside[0] if len(inside) == 1 and os.path.isdir(inside[0]) else folder
 
 
 def check_and_place(source, part, unpacking, target):
-    """Checks the finished download `part` and puts it, or what it unpacks to, under its final name `target`.
-
-    unpacking: a folder for the time being. Raises Rejected where a checksum is wrong or the archive is not acceptable.
-    """
+    """Checks the finished download `part` and puts it, or what it unpacks to (in the folder `unpacking` for the time being),
+    under its final name `target`. Raises UserError where a checksum is wrong or the archive is not acceptable."""
     if source.sha256 and sha256_of(part) != source.sha256:
-        raise Rejected(f"its sha256 is {sha256_of(part)}, {source.sha256} is expected")
+        raise UserError(f"its sha256 is {sha256_of(part)}, {source.sha256} is expected")
     os.makedirs(os.path.dirname(target), exist_ok=True)
     if source.how == "file":
         os.replace(part, target)
@@ -196,7 +184,7 @@ def check_and_place(source, part, unpacking, target):
     os.makedirs(unpacking)
     folder = unpack(part, source.how, os.path.join(unpacking, "new"))
     if wrong := wrong_files(folder, source.files):
-        raise Rejected(f"in the archive the sha256 of {wrong[0]} is not the expected one, or the file is missing")
+        raise UserError(f"in the archive the sha256 of {wrong[0]} is not the expected one, or the file is missing")
     if not source.files:
         paths = sorted(os.path.join(where, name) for where, _, names in os.walk(folder) for name in names)
         sums = [f"{sha256_of(path)}  {os.path.relpath(path, folder)}\n" for path in paths]
@@ -210,10 +198,8 @@ def check_and_place(source, part, unpacking, target):
 @contextlib.contextmanager
 def place_to_download(output_dir, name):
     """Yields a file to download to and the name of a folder to unpack in, for this process alone, in output_dir/.downloads.
-
-    Their names are the same each time. So a killed command's file is gone on with, and whatever else it left is removed
-    here; the file stays if the block ends in an error and it is not empty.
-    """
+    Their names are the same each time: a killed command's file is gone on with, and whatever else it left is removed here.
+    The file stays if the block ends in an error and it is not empty."""
     downloads = os.path.join(output_dir, ".downloads")
     part, unpacking = (os.path.join(downloads, f"{name}.{kind}") for kind in ("part", "unpacking"))
     refusal = f"{name} is being downloaded by another command; wait for it, or choose another --output_dir"
@@ -252,7 +238,7 @@ def obtain(source, args):
             try:
                 check_and_place(source, part, unpacking, target)
                 break
-            except Rejected as error:
+            except UserError as error:
                 os.truncate(part, 0)
                 remove(unpacking)
                 if not resumed:
@@ -314,10 +300,8 @@ def main():
     args = parse_arguments()
     sources = read_sources(args.sources)
     if args.list:
-        print_list(sources)
-        return
-    unknown = [name for name in args.names if name not in sources]
-    if unknown:
+        return print_list(sources)
+    if unknown := [name for name in args.names if name not in sources]:
         raise UserError(f"there is no source {unknown[0]}; the sources are {', '.join(sources)}")
     wanted = [source for name in dict.fromkeys(args.names) for source in sources[name]]
     check_output_folder(args.output_dir, "--output_dir")

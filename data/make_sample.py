@@ -7,13 +7,9 @@ One story in four opens with sentences that could be about anything; one in five
 names one of them. The persons, the place and some of the other words return from sentence to sentence. So a classifier
 that looks at the words does well, but not perfectly. The noise of AG's News is there too.
 
-The same seed gives the same bytes on every machine. The committed sample was made by
+The same seed gives the same bytes on every machine. The committed sample (1,600 and 400 stories, 2,000 tokens), and another:
 
     python data/make_sample.py
-
-which writes data/sample/train.csv (1,600 stories), data/sample/test.csv (400) and data/tiny_bert/vocab.txt (2,000
-tokens). For a sample of another size, in another folder:
-
     python data/make_sample.py --num_train 200 --num_test 100 --seed 7 --vocab_size 1000 --output_dir tmp/sample
 """
 import csv
@@ -103,13 +99,12 @@ class Story:
         draw = self.rng.random()
         if draw >= FROM_TOPIC + FROM_OTHER_TOPICS:
             return pick(self.rng, self.words["shared"][slot])
-        topic, beat = self.topic, self.beat
+        topic = self.topic
         if draw >= FROM_TOPIC:
             topic = pick(self.rng, self.others)
         elif self.rival and self.rng.random() < 0.5:
             topic = self.rival
-        if topic != self.topic:
-            beat = self.pick_beat(topic)
+        beat = self.beat if topic == self.topic else self.pick_beat(topic)
         return pick(self.rng, self.words[topic]["common" if self.rng.random() < COMMON else beat][slot])
 
     def say(self, patterns, quiet):
@@ -193,7 +188,8 @@ def parse_arguments():
     data = parser.add_argument_group("data")
     data.add_argument("--num_train", type=number(int, minimum=4), default=1600,
                       help="Number of stories in train.csv. Default: 1600.")
-    data.add_argument("--num_test", type=number(int, minimum=4), default=400, help="Number of stories in test.csv. Default: 400.")
+    data.add_argument("--num_test", type=number(int, minimum=4), default=400,
+                      help="Number of stories in test.csv. Default: 400.")
     data.add_argument("--seed", type=int, default=2019, help="Seed of the stories. Default: 2019.")
     data.add_argument("--vocab_size", type=number(int, minimum=200, maximum=1_000_000), default=2000,
                       help="Tokens in the vocabulary, including the special ones. Default: 2000.")

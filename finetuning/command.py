@@ -39,14 +39,13 @@ KIND = "fine-tuning"  # of a run, in its run.json
 OWNED = re.compile(r"run\.json|metrics\.jsonl|results\.json|checkpoint\.pt|(eval_results|results|classification_report)"
                    r"(_ep\d+|_saved_model)?\.txt|best|last|tensorboard|\..*\.tmp")
 SEED_FOLDER = re.compile(r"seed_(\d+)")
+run_folder = functools.partial(RunFolder, kind=KIND, owned=OWNED)
 
 
-def run(parser, rates_of=lambda config, args: (None, None), argv=None):
-    """What a script does with its flags.
-
-    rates_of(config, args) gives the rate of each layer and of the embeddings, or None and None: --learning_rate.
-    """
-    args, given = parse(parser, argv)
+def run(parser, rates_of=lambda config, args: (None, None)):
+    """What a script does with its flags. rates_of(config, args) gives the rate of each layer and of the embeddings, or None
+    and None: --learning_rate."""
+    args, given = parse(parser)
     check_output_folder(args.output_dir, "--output_dir")
     use_gpu = torch.cuda.is_available() and not args.no_cuda
     if launch(args.num_processes, use_gpu):
@@ -56,13 +55,15 @@ def run(parser, rates_of=lambda config, args: (None, None), argv=None):
             warn_of_an_idle_gpu("PyTorch", "Its driver may be too old for this build, see nvidia-smi."
                                 if torch.version.cuda else "This build is the one for CPUs: reinstall torch from PyPI.")
         inputs = world.together(read_inputs, args, given)
+        # read before any work, so that hours of training do not end at a file that is missing
+        texts = world.together(tasks.read_texts, inputs.tasks[0], args.predict_file) if args.do_predict else None
         model_folder = args.init_checkpoint
         if args.do_train:
             model_folder = fine_tune(args, inputs, rates_of(inputs.config, args), world)
         elif args.do_eval:
             evaluate_saved(args, inputs, world)
         if args.do_predict:
-            predict_file(args, inputs, model_folder, world)
+            write_predictions(args, inputs, texts, model_folder, world)
 
 
 @contextlib.contextmanager
@@ -155,10 +156,10 @@ def fine_tune(args, inputs, rates, world):
         world.print("the test set is evaluated after each epoch and chooses the best one, as in the paper; "
                     "--dev_fraction 0.1 chooses on held-out training data and tests once")
     recipe = world.on_main(recipe_of, args, inputs, train_sets, test_sets)
-    folders = {seed: RunFolder(seed_folder(args, seed), KIND, OWNED) for seed in args.seed}
+    folders = {seed: run_folder(seed_folder(args, seed)) for seed in args.seed}
     with contextlib.ExitStack() as locks:
-        for path in dict.fromkeys([args.output_dir, *(folder.path for folder in folders.values())]):
-            world.on_main(lambda path: locks.enter_context(RunFolder(path, KIND, OWNED).lock()), path)
+        for path in dict.fromkeys([args.output_dir, *(folder.path for folder in folders.values())]):  # each once, in order
+            world.on_main(lambda path: locks.enter_context(run_folder(path).lock()), path)
         # every folder is looked at before the first run, not hours later
         found = world.on_main(look_at_folders, args, inputs, folders, recipe)
         results = []
@@ -166,20 +167,19 @@ def fine_tune(args, inputs, rates, world):
             finished = found[seed] and finished_result(folder, world)
             results.append(finished or run_seed(args, inputs, rates, recipe | {"seed": seed}, folder, found[seed],
                                                 train_sets, test_sets, world))
+    if len(args.seed) > 1 and world.main:
+        summary, lines = summarize_seeds(args.seed, results)
+        print(*lines, sep="\n")
+        path = os.path.join(args.output_dir, "summary.json")
+        if not os.path.exists(path) or read_json(path, {}) != json.loads(json.dumps(summary)):
+            write_json(path, summary)
     first = part_of(seed_folder(args, args.seed[0]), inputs.tasks, inputs.tasks[0])
     saved = args.save_models if args.do_eval or args.dev_fraction else "last"
     model_folder = os.path.join(first, "last" if saved == "last" else "best")
-    if world.main:
-        if len(args.seed) > 1:
-            summary, lines = summarize_seeds(args.seed, results)
-            print(*lines, sep="\n")
-            path = os.path.join(args.output_dir, "summary.json")
-            if not os.path.exists(path) or read_json(path, {}) != json.loads(json.dumps(summary)):
-                write_json(path, summary)
-        if os.path.isdir(model_folder):  # a finished run's models may have been moved away
-            script = os.path.basename(sys.argv[0]).replace("multitask", "single_layer")
-            print(f"wrote {args.output_dir}; next, predict with it:\n  " + command(
-                script, do_predict=True, predict_file="FILE", init_checkpoint=model_folder, output_dir=args.output_dir))
+    if os.path.isdir(model_folder):  # a finished run's models may have been moved away
+        script = os.path.basename(sys.argv[0]).replace("multitask", "single_layer")
+        world.print(f"wrote {args.output_dir}; next, predict with it:\n  " + command(
+            script, do_predict=True, predict_file="FILE", init_checkpoint=model_folder, output_dir=args.output_dir))
     return model_folder
 
 
@@ -233,7 +233,7 @@ def recipe_of(args, inputs, train_sets, test_sets):
 
 
 def seed_folder(args, seed):
-    """The folder of one seed's run: --output_dir, or where there are several seeds one in it."""
+    """The folder of one seed's run: --output_dir, or of several a folder in it."""
     return args.output_dir if len(args.seed) == 1 else os.path.join(args.output_dir, f"seed_{seed}")
 
 
@@ -254,7 +254,7 @@ def look_at_folders(args, inputs, folders, recipe):
     """{seed: the run.json of the run that it goes on with, or None}. Changes nothing. Raises UserError where --output_dir
     holds another run that may not be overwritten."""
     found = {}
-    RunFolder(args.output_dir, KIND, OWNED).earlier()  # refuses another script's, whose files have the same names
+    run_folder(args.output_dir).earlier()  # refuses another script's, whose files have the same names
     one_seed = os.path.exists(os.path.join(args.output_dir, "run.json"))
     several = any(SEED_FOLDER.fullmatch(name) and os.path.exists(os.path.join(args.output_dir, name, "run.json"))
                   for name in os.listdir(args.output_dir))
@@ -274,29 +274,27 @@ def look_at_folders(args, inputs, folders, recipe):
 
 def parts(folder, all_tasks):
     """The RunFolder of each task of a run on several."""
-    return [RunFolder(os.path.join(folder.path, task.name), KIND, OWNED) for task in all_tasks] if len(all_tasks) > 1 else []
+    return [run_folder(os.path.join(folder.path, task.name)) for task in all_tasks] if len(all_tasks) > 1 else []
 
 
 def begin(args, inputs, folder, recipe, flags, world):
     """Removes other runs where --overwrite_output_dir says so, and writes run.json."""
     if args.overwrite_output_dir:
-        summary = os.path.join(args.output_dir, "summary.json")
+        several, begun = len(args.seed) > 1, args.seed[:args.seed.index(recipe["seed"])]
         # Old runs of later seeds go now: a command that is stopped before their turn could not go on otherwise.
-        begun = args.seed[:args.seed.index(recipe["seed"])]
         for name in filter(SEED_FOLDER.fullmatch, os.listdir(args.output_dir)):
-            seed = int(SEED_FOLDER.fullmatch(name)[1])
-            other = RunFolder(os.path.join(args.output_dir, name), KIND, OWNED)
-            if len(args.seed) > 1 and seed in args.seed:
+            seed, other = int(SEED_FOLDER.fullmatch(name)[1]), run_folder(os.path.join(args.output_dir, name))
+            if several and seed in args.seed:
                 if seed not in begun:
                     clear(other, inputs.tasks)
             elif os.path.islink(other.path):
                 remove(other.path)
             else:
                 clear(other)
-        if len(args.seed) > 1:
-            clear(RunFolder(args.output_dir, KIND, OWNED), inputs.tasks)
-        if os.path.exists(summary):
-            remove(summary)
+        if several:
+            clear(run_folder(args.output_dir), inputs.tasks)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(args.output_dir, "summary.json"))
     clear(folder, inputs.tasks)
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.machine() + " CPU"
     os.makedirs(folder.path, exist_ok=True)
@@ -305,28 +303,19 @@ def begin(args, inputs, folder, recipe, flags, world):
 
 
 def clear(folder, own_tasks=()):
-    """Removes a run, if one of ours is there: its files, those of its tasks, and folders that are empty then.
-
-    The names of its tasks are read from its run.json, so only those that are tasks' are believed; a folder that holds a
-    run of its own is left alone.
-    """
+    """Removes a run, if one of ours is there: its files, those of its tasks, and folders that are empty then. own_tasks: of
+    the run that begins here, whose folder is kept, as its lock is held."""
     found = folder.earlier()
     names = found["recipe"].get("task_name") if found else None
-    known = [task for name, task in tasks.TASKS.items() if isinstance(names, list) and name in names]
-    for part in parts(folder, [*known, *own_tasks]):
-        if not os.path.exists(part.record) and not os.path.islink(part.path):
-            clear_and_remove(part)
-    if own_tasks:
-        folder.clear()
-    elif found:
-        clear_and_remove(folder)
-
-
-def clear_and_remove(folder):
-    """Removes what a run wrote into a folder, and the folder if that was all."""
-    folder.clear()
-    if os.path.isdir(folder.path) and not os.listdir(folder.path):
-        os.rmdir(folder.path)
+    known = [task for name, task in tasks.TASKS.items() if isinstance(names, list) and name in names]  # others are no tasks
+    old = [part for part in parts(folder, [*known, *own_tasks])
+           if not os.path.exists(part.record) and not os.path.islink(part.path)]  # a run of its own is left alone
+    if found or own_tasks:
+        old.append(folder)
+    for each in old:
+        each.clear()
+        if not (own_tasks and each is folder) and os.path.isdir(each.path) and not os.listdir(each.path):
+            os.rmdir(each.path)
 
 
 def finished_result(folder, world):
@@ -340,23 +329,22 @@ def finished_result(folder, world):
         for name in {"best", "last", "test"} & figures.keys():
             check_schema(figures[name], {"epoch": int} | {f"eval_{metric}": float for metric in METRICS}, f"{path}, {name}")
     world.print(f"{folder.path}: this run is finished: {describe_result(result)}")
-    checkpoint = os.path.join(folder.path, "checkpoint.pt")
-    if world.main and os.path.exists(checkpoint):
-        remove(checkpoint)
+    if world.main:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(folder.path, "checkpoint.pt"))
     return result
 
 
 # A saved model
 
 def evaluate_saved(args, inputs, world):
-    """Evaluates a fine-tuned model on the test set. In the folder of a run, or of one of its tasks, their own results
-    keep their names."""
+    """Evaluates a fine-tuned model on the test set."""
     test_set = read_dataset(args, inputs, 0, "test", world, args.num_test_datas)
     classifier = make_model(args, inputs, world.device)[0].classifiers[0]
     logits = predict(classifier, test_set, args.eval_batch_size, world, args.bf16)
     measured = measure(test_set.labels, logits)
     of_a_run = any(os.path.exists(os.path.join(args.output_dir, name)) for name in ("run.json", "last"))
-    suffix = "_saved_model" if of_a_run else ""
+    suffix = "_saved_model" if of_a_run else ""  # the results of a run, or of one of its tasks, keep their names
     if world.main:
         write_evaluation(args.output_dir, suffix, measured, test_set.labels, logits, inputs.tasks[0].labels)
     world.print(f"{args.init_checkpoint}: {describe(measured)} on {len(test_set):,} test examples\nwrote "
@@ -364,19 +352,17 @@ def evaluate_saved(args, inputs, world):
                 f"classification_report{suffix}.txt")
 
 
-def predict_file(args, inputs, model_folder, world):
-    """Writes predictions.tsv: a header, then the label and each class's probability for each text of --predict_file."""
+def write_predictions(args, inputs, texts, model_folder, world):
+    """Writes predictions.tsv: a header, then the label and each class's probability for each of the texts."""
     task = inputs.tasks[0]
-    texts = tasks.read_texts(task, args.predict_file)
     args = type(args)(**vars(args) | {"do_train": False, "init_checkpoint": model_folder})
     classifier = make_model(args, inputs, world.device)[0].classifiers[0]
     dataset = tokenize(args, inputs, texts, np.zeros(len(texts)), args.predict_file, world)
     logits = predict(classifier, dataset, args.eval_batch_size, world, args.bf16)
-    if not world.main:
-        return
     path = os.path.join(args.output_dir, "predictions.tsv")
-    with atomic_write(path) as file:
-        file.write("\t".join(["label", *task.labels]) + "\n")
-        for row in torch.from_numpy(logits).softmax(dim=1).numpy():
-            file.write("\t".join([task.labels[row.argmax()], *(f"{value:.6f}" for value in row)]) + "\n")
-    print(f"wrote {path}: the label and the probability of each class for {len(texts):,} texts")
+    if world.main:
+        with atomic_write(path) as file:
+            file.write("\t".join(["label", *task.labels]) + "\n")
+            for row in torch.from_numpy(logits).softmax(dim=1).numpy():
+                file.write("\t".join([task.labels[row.argmax()], *(f"{value:.6f}" for value in row)]) + "\n")
+    world.print(f"wrote {path}: the label and the probability of each class for {len(texts):,} texts")

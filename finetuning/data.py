@@ -32,9 +32,8 @@ def head_and_tail(budget, trunc_medium):
 def make_dataset(tokenizer, texts, labels, max_seq_length, trunc_medium=-2, max_fractions=1):
     """Texts (list of N str) and class indices (int [N]) as a Dataset.
 
-    tokenizer: a tokenization.FullTokenizer. max_fractions: the most sequences of a text, beyond which it is truncated. 1:
-    one sequence a text; more: the text is cut into fractions of max_seq_length - 2 tokens, the last one what remains
-    (paper, section 5.3.1); math.inf: as many as it takes.
+    tokenizer: a tokenization.FullTokenizer. max_fractions: the most fractions of a text, of max_seq_length - 2 tokens each,
+    the last one what remains, beyond which it is truncated (paper, section 5.3.1); math.inf: as many as it takes.
     """
     room = max_seq_length - 2  # beside [CLS] and [SEP]
     budget = max_fractions * room
@@ -169,11 +168,9 @@ class PackedBatch:
         """The batch on `device`; the copy to a GPU does not block."""
         if torch.device(device).type == "cpu":
             return self
-        moved = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        for name, value in moved.items():
-            if isinstance(value, torch.Tensor):
-                moved[name] = value.pin_memory().to(device, non_blocking=True)  # only pinned memory is copied so
-        return PackedBatch(**moved)
+        return dataclasses.replace(self, **{  # only pinned memory is copied so
+            name: value.pin_memory().to(device, non_blocking=True) for name, value in vars(self).items()
+            if isinstance(value, torch.Tensor)})
 
     def parts(self, num_sequences):
         """Yields the sequences in batches of at most `num_sequences`, each a document of its own, without labels."""

@@ -46,11 +46,8 @@ METRICS = {
 
 
 def predict(model, dataset, batch_size, world, bf16):
-    """A task's logits, float32 [N, classes] in the dataset's order.
-
-    model: a BertForSequenceClassification. batch_size: sequences of a batch. Each example is computed once, by one of the
-    world's processes, and all of them get all logits.
-    """
+    """A BertForSequenceClassification's logits, float32 [N, classes] in the dataset's order. batch_size: sequences of a
+    batch. Each example is computed once, by one of the world's processes, and all of them get all logits."""
     model.eval()
     own = dataset.batches_by_length(batch_size)[world.rank::world.size]
     bar = tqdm(own, unit="batch", desc="evaluation", disable=not world.main, mininterval=1, leave=False)
@@ -76,11 +73,9 @@ def describe(evaluation):
 
 
 def write_evaluation(folder, suffix, evaluation, labels, logits, names):
-    """Writes results{suffix}.txt, a predicted class index a line, and eval_results{suffix}.txt, `key = value` lines: the
-    authors' two files; and classification_report{suffix}.txt, each class's figures and the confusion matrix.
-
-    evaluation: what eval_results gets. labels: class indices [N]. logits [N, classes]. names: the classes.
-    """
+    """Writes results{suffix}.txt, a predicted class index a line, and eval_results{suffix}.txt, `key = value` lines of
+    `evaluation`: the authors' two files; and classification_report{suffix}.txt, each class's figures and the confusion
+    matrix. labels: class indices [N]. logits [N, classes]. names: the classes."""
     import sklearn.metrics
     predictions = logits.argmax(axis=1)
     with atomic_write(os.path.join(folder, f"results{suffix}.txt")) as file:
@@ -95,21 +90,12 @@ def write_evaluation(folder, suffix, evaluation, labels, logits, names):
     write_key_values(os.path.join(folder, f"eval_results{suffix}.txt"), evaluation)
 
 
-def is_better(evaluation, other, best_metric):
-    """Whether an evaluation beats another by the metric of that name, or, where they tie, by its lower loss."""
-    def key(values):
-        sign = 1 if METRICS[best_metric].greater_is_better else -1
-        return sign * values[f"eval_{best_metric}"], -values["eval_loss"]
-    return key(evaluation) > key(other)
-
-
 def best_of(evaluations, best_metric):
-    """The best of a list of evaluations; of equal ones the first."""
-    best = evaluations[0]
-    for evaluation in evaluations[1:]:
-        if is_better(evaluation, best, best_metric):
-            best = evaluation
-    return best
+    """The best of a list of evaluations by the metric of that name; of equal ones that of the lowest loss, else the first."""
+    def key(evaluation):
+        sign = 1 if METRICS[best_metric].greater_is_better else -1
+        return sign * evaluation[f"eval_{best_metric}"], -evaluation["eval_loss"]
+    return max(evaluations, key=key)
 
 
 def figures_by_task(result):

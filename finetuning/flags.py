@@ -11,15 +11,15 @@ from optimization import CLIPPINGS, SCHEDULES
 FEATURE_FLAGS = ("layers", "layer_pooling", "pooling_type", "hierarchical", "classifier", "lstm_hidden_size",
                  "attention_size", "attention_hops")
 MODEL_FLAGS = ("do_lower_case", "max_seq_length", "trunc_medium", "max_fractions", *FEATURE_FLAGS)
-TASK_FLAGS = ("task_name", "label_column", "text_columns", "text_pair_columns", "sep")
 # No part of a run's recipe: paths, of which the recipe has what they lead to; and what does not decide the result. Those
 # of WATCHED leave it the same in distribution alone, by rounding or by how dropout is drawn.
-PATH_FLAGS = ("data_dir", "bert_config_file", "vocab_file", "init_checkpoint")
 WATCHED = ("gradient_accumulation_steps", "fractions_at_once", "num_processes", "bf16", "compile")
-SAVED_MODELS = ("none", "last", "best", "both")
-NOT_RECIPE = {*PATH_FLAGS, *WATCHED, "do_train", "do_predict", "predict_file", "eval_batch_size", "gradient_checkpointing",
-              "no_cuda", "local_rank", "rendezvous_timeout", "output_dir", "overwrite_output_dir", "save_checkpoints_steps",
-              "save_models", "log_steps", "eval_every", "eval_sample", "allow_divergence", "seed"}
+NOT_RECIPE = {"data_dir", "bert_config_file", "vocab_file", "init_checkpoint", "predict_file", "output_dir", *WATCHED,
+              "do_train", "do_predict", "eval_batch_size", "gradient_checkpointing", "no_cuda", "local_rank",
+              "rendezvous_timeout", "overwrite_output_dir", "save_checkpoints_steps", "save_models", "log_steps", "eval_every",
+              "eval_sample", "allow_divergence", "seed"}
+READING_FLAGS = {"label_column", "text_columns", "text_pair_columns", "sep", "keep_html", "text_pair"}  # how texts are read
+count, rate = number(int, minimum=1), number(float, minimum=0)
 
 
 def count_or_fraction(text):
@@ -44,20 +44,17 @@ def make_parser(description, several_tasks=False):
     add("--output_dir", type=path, required=True, help="The run's folder; the same command resumes a stopped run.")
     add_boolean(parser.output, "--overwrite_output_dir", False,
                 "Remove the run that --output_dir holds and start anew (default: off, another run is refused).")
-    add("--save_checkpoints_steps", type=number(int, minimum=1), default=1000,
+    add("--save_checkpoints_steps", type=count, default=1000,
         help="Updates between checkpoints to resume from, in addition to one per epoch (default: 1000).")
-    add("--save_models", choices=SAVED_MODELS, default="both",
+    add("--save_models", choices=("none", "last", "best", "both"), default="both",
         help="The models to keep: of the last epoch, of the best one, both, or none, to save disk (default: both).")
-    add("--eval_every", type=number(float, above=0, maximum=1), metavar="EPOCHS",
-        help="Also evaluate within epochs, every so much of one (0.1), for learning curves: `points` of results.json hold the "
-        "training and the test figures (default: off).")
-    add("--eval_sample", type=count_or_fraction, metavar="EXAMPLES",
-        help="With --eval_every, evaluate on this many examples or this fraction, a stratified sample that is the same for "
-        "every seed (default: all).")
+    add("--eval_every", type=number(float, above=0, maximum=1), metavar="EPOCHS", help="Also evaluate each time this part of "
+        "an epoch is done (0.1): a learning curve of training and test figures in results.json (default: off).")
+    add("--eval_sample", type=count_or_fraction, metavar="EXAMPLES", help="With --eval_every, evaluate on this many examples "
+        "or this fraction, stratified and the same for every seed (default: all).")
     add_boolean(parser.output, "--allow_divergence", False, "End a run whose loss is no longer a number as a finished one: its "
                 "last model is evaluated, outputs that are no numbers counted as 0 (default: off, it is an error).")
-    add("--log_steps", type=number(int, minimum=1), default=10,
-        help="Updates between lines of metrics.jsonl, each a mean over them (default: 10).")
+    add("--log_steps", type=count, default=10, help="Updates that a line of metrics.jsonl is a mean over (default: 10).")
     return parser
 
 
@@ -85,29 +82,25 @@ def add_data_flags(group, several_tasks):
                 "not (default: off, it becomes a space).")
     add_boolean(group, "--text_pair", False, "For yahoo, read title and question as the first text of a pair, the answer as "
                 "the second, as the authors do (default: off, one text).")
-    add("--num_datas", type=count_or_fraction,
-        help="Train on this many examples (500) or this fraction (0.02; 1.0 is all), a stratified sample drawn by --seed; a "
-        "smaller sample is part of a larger one (default: all; paper, section 5.6).")
+    add("--num_datas", type=count_or_fraction, help="Train on this many examples (500) or this fraction (0.02; 1.0 is all), "
+        "stratified and drawn by --seed; a smaller sample is part of a larger one (default: all; paper, section 5.6).")
     add("--num_test_datas", type=count_or_fraction,
         help="Evaluate on this many test examples or this fraction, the same for every seed (default: all).")
-    add("--dev_fraction", type=number(float, minimum=0, below=1), default=0.0,
-        help="Hold out this fraction of the training data, choose the best epoch on it and test once (default: 0, the test set "
-        "is evaluated after each epoch and chooses the best one, as in the paper).")
+    add("--dev_fraction", type=number(float, minimum=0, below=1), default=0.0, help="Hold out this fraction of the training "
+        "data, choose the best epoch on it and test once (default: 0, the test set chooses it, as in the paper).")
 
 
 def add_model_flags(group):
     add = group.add_argument
     add("--bert_config_file", type=path, help="The model's configuration (default: the one in the folder --init_checkpoint).")
     add("--vocab_file", type=path, help="The WordPiece vocabulary (default: the one in the folder --init_checkpoint).")
-    add("--init_checkpoint", type=path,
-        help="The weights to start from: a folder, a .bin or .safetensors file, the prefix of a TensorFlow checkpoint, or the "
-        "folder of a multi-task run; for --do_eval or --do_predict alone, a folder that a run wrote (.../best).")
+    add("--init_checkpoint", type=path, help="The weights to start from: a folder, a .bin or .safetensors file, the prefix of "
+        "a TensorFlow checkpoint, or the folder of a multi-task run; to evaluate or predict alone, a run's .../best.")
     add_boolean(group, "--do_lower_case", False, "Lower-case the text, for uncased models (default: off).")
     add("--max_seq_length", type=int, default=128,
         help="Maximum length of a sequence in tokens, [CLS] and [SEP] included (default: 128).")
-    add("--trunc_medium", type=int, default=-2,
-        help="What to keep of a longer text: -2 the head, -1 the tail, 0 half and half, k > 0 the first k tokens and the rest "
-        "from the tail (default: -2; paper, section 5.3.1).")
+    add("--trunc_medium", type=int, default=-2, help="What to keep of a longer text: -2 the head, -1 the tail, 0 half and "
+        "half, k > 0 the first k tokens and the rest from the tail (default: -2; paper, section 5.3.1).")
     add("--layers", type=int, nargs="+",
         help="The layers whose output is the classifier's input, counted from 0: -2 the pooled output, -1 all layers, else "
         "those listed (default: -2, and the last layer with --hierarchical or --classifier bilstm_attention; paper, Table 3).")
@@ -119,14 +112,13 @@ def add_model_flags(group):
         "itself and combine their features in this way (default: off; paper, section 5.3.1).")
     add("--max_fractions", type=number(int, minimum=2), help="With --hierarchical, the maximum number of fractions of a text; "
         "--trunc_medium says what to keep of a longer one (default: no limit).")
-    add("--classifier", choices=CLASSIFIERS, default="linear",
-        help="A linear layer, or a biLSTM with structured self-attention over the tokens' states before it, which is "
-        "BERT-Feat's with --frozen_bert (default: linear; paper, section 5.4.3).")
-    add("--lstm_hidden_size", type=number(int, minimum=1), default=300,
+    add("--classifier", choices=CLASSIFIERS, default="linear", help="A linear layer, or before it a biLSTM with structured "
+        "self-attention over the tokens' states: BERT-Feat's with --frozen_bert (default: linear; paper, section 5.4.3).")
+    add("--lstm_hidden_size", type=count, default=300,
         help="With --classifier bilstm_attention, the LSTM's units in each direction (default: 300).")
-    add("--attention_size", type=number(int, minimum=1), default=350, help="With --classifier bilstm_attention or "
-        "--hierarchical self_attention, the attention's hidden units (default: 350).")
-    add("--attention_hops", type=number(int, minimum=1), default=30,
+    add("--attention_size", type=count, default=350, help="With --classifier bilstm_attention or --hierarchical "
+        "self_attention, the attention's hidden units (default: 350).")
+    add("--attention_hops", type=count, default=30,
         help="With --classifier bilstm_attention, the number of weighted sums over a text's tokens (default: 30).")
 
 
@@ -145,27 +137,25 @@ def add_recipe_flags(group, several_tasks):
         add_boolean(group, "--do_predict", False, "Write predictions.tsv for --predict_file (default: off).")
     add_boolean(group, "--frozen_bert", False,
                 "Train the classifier only: BERT stays fixed and runs without dropout (default: off).")
-    add("--frozen_layers", type=number(int, minimum=1),
+    add("--frozen_layers", type=count,
         help="Keep the embeddings and this many of the lowest layers fixed, without dropout (default: none).")
-    add("--train_batch_size", type=number(int, minimum=1), default=32,
+    add("--train_batch_size", type=count, default=32,
         help="Examples per update, over all devices and micro-batches (default: 32; paper: 24).")
-    add("--learning_rate", type=number(float, minimum=0), default=5e-5,
-        help="Peak learning rate (default: 5e-5; paper: 2e-5).")
+    add("--learning_rate", type=rate, default=5e-5, help="Peak learning rate (default: 5e-5; paper: 2e-5).")
     add("--num_train_epochs", type=number(float, above=0), default=3.0,
         help="Number of epochs; may be fractional (default: 3.0; paper: 4.0).")
-    add("--schedule", choices=SCHEDULES, default="slanted_triangular",
-        help="How the rate changes after warm-up: the authors' 1 - progress; linear, the same without its step at the end of "
-        "warm-up; or constant (default: slanted_triangular).")
+    add("--schedule", choices=SCHEDULES, default="slanted_triangular", help="The rate after warm-up: the authors' 1 - "
+        "progress; linear, the same without its step at the end of warm-up; or constant (default: slanted_triangular).")
     add("--warmup_proportion", type=number(float, minimum=0, below=1), default=0.1,
         help="Fraction of all updates over which the rate rises from 0; 0 switches warm-up off (default: 0.1).")
-    add("--weight_decay", type=number(float, minimum=0), default=0.01,
+    add("--weight_decay", type=rate, default=0.01,
         help="Decoupled weight decay, not applied to biases and LayerNorm; 0 switches it off (default: 0.01).")
     add("--clip_grad", choices=CLIPPINGS, default="tensor",
         help="Clip each tensor's gradient to norm 1, as the authors do, or the whole gradient (default: tensor).")
     add_boolean(group, "--bias_correction", False, "Use Adam's bias correction, which the authors leave out (default: off).")
     add("--best_metric", choices=METRICS, default="accuracy",
         help="The metric that chooses the best epoch; a tie goes to the lower loss (default: accuracy).")
-    add("--patience", type=number(int, minimum=1),
+    add("--patience", type=count,
         help="Stop after this many epochs without a better one; needs --dev_fraction (default: never).")
     add("--seed", type=number(int, minimum=0, maximum=2**32 - 1), nargs="+", default=[42],
         help="One run per seed; several are summarised by mean and standard deviation (default: 42).")
@@ -173,14 +163,12 @@ def add_recipe_flags(group, several_tasks):
 
 def add_speed_flags(group):
     add = group.add_argument
-    add("--eval_batch_size", type=number(int, minimum=1), default=32,
+    add("--eval_batch_size", type=count, default=32,
         help="Sequences per batch of evaluation or prediction on each device (default: 32).")
-    add("--gradient_accumulation_steps", "--accumulate_gradients", type=number(int, minimum=1), default=1,
-        help="Split each batch into N micro-batches to save memory; draws other dropout, so the result is the same in "
-        "distribution (default: 1).")
-    add("--fractions_at_once", type=number(int, minimum=1), default=64,
-        help="With --hierarchical, fractions of a batch that go through BERT together in training; more are computed in parts, "
-        "twice, to save memory, with other dropout (default: 64).")
+    add("--gradient_accumulation_steps", "--accumulate_gradients", type=count, default=1, help="Split each batch into N "
+        "micro-batches to save memory; draws other dropout, so the result is the same in distribution (default: 1).")
+    add("--fractions_at_once", type=count, default=64, help="With --hierarchical, fractions of a batch that go through BERT "
+        "together in training; more are computed in parts, twice, to save memory, with other dropout (default: 64).")
     add_boolean(group, "--bf16", False,
                 "Compute in bfloat16 where it is safe; weights stay float32 and results differ by rounding (default: off).")
     add_boolean(group, "--compile", False, "Compile the encoder's layers with torch.compile, which draws dropout and rounds in "
@@ -188,8 +176,8 @@ def add_speed_flags(group):
     add_boolean(group, "--gradient_checkpointing", False, "Recompute each layer's inner states in the backward pass instead of "
                 "keeping them, to save memory (default: off).")
     add_boolean(group, "--no_cuda", False, "Use the CPU even if there is a GPU (default: off).")
-    add("--num_processes", type=number(int, minimum=1), help="Processes on this machine, one per device; each draws its own "
-        "dropout (default: one per visible GPU; under torchrun, what torchrun started).")
+    add("--num_processes", type=count, help="Processes on this machine, one per device; each draws its own dropout (default: "
+        "one per visible GPU; under torchrun, what torchrun started).")
     add("--local_rank", type=int, default=-1,
         help="The process's number on its machine, set by launchers (default: from LOCAL_RANK).")
     add("--rendezvous_timeout", type=number(float, above=0), default=300.0,
@@ -205,78 +193,60 @@ def parse(parser, argv=None):
     for flag, value in (("task_sampling", "by_size"), ("task_sampling_alpha", 1.0), ("do_predict", False),
                         ("predict_file", None), ("text_pair_columns", [])):
         setattr(args, flag, getattr(args, flag, value))  # the flags of one task's scripts alone, or of several tasks' alone
-    check_job(args)
-    check_combinations(args, given)
+    for wrong, message in faults(args, given):
+        if wrong:
+            raise UserError(message)
     return args, given
 
 
-def check_job(args):
-    """Raises UserError where it is not clear what to do, or with what."""
-    if not (args.do_train or args.do_eval or args.do_predict):
-        raise UserError("nothing to do: give --do_train, --do_eval or --do_predict")
-    if args.do_predict and not args.predict_file:
-        raise UserError("--do_predict needs --predict_file")
-    if args.predict_file and not args.do_predict:
-        raise UserError("--predict_file is read only with --do_predict")
-    if isinstance(args.task_name, list):
-        if len(set(args.task_name)) < len(args.task_name):
-            raise UserError("--task_name names a task twice")
-        if not args.do_train:
-            raise UserError("this script trains: add --do_train; to evaluate or predict, call "
-                            "run_classifier_single_layer.py with --init_checkpoint OUTPUT_DIR/TASK/best")
-    if not args.do_train and not args.init_checkpoint:
-        raise UserError("without --do_train, --init_checkpoint must name the folder of a fine-tuned model")
-    for flag in ("task_name", "data_dir"):
-        if args.do_train and getattr(args, flag) is None:
-            raise UserError(f"--{flag} is needed with --do_train")
-    if args.do_eval and args.data_dir is None:
-        raise UserError("--data_dir is needed with --do_eval")
-
-
-def check_combinations(args, given):
-    """Raises UserError where a flag that was given has nothing to act on, or contradicts another."""
-    if args.task_name != "csv" and args.task_name and given & set(TASK_FLAGS[1:]):
-        raise UserError(f"--{sorted(given & set(TASK_FLAGS[1:]))[0]} belongs to --task_name csv, not to {args.task_name}")
-    if not args.do_train and len(args.seed) > 1:
-        raise UserError("several --seed need --do_train")
-    if len(set(args.seed)) < len(args.seed):
-        raise UserError("--seed names a seed twice")
-    if args.patience and not args.dev_fraction:
-        raise UserError("--patience needs data to watch: add for example --dev_fraction 0.1")
-    if args.max_fractions and not args.hierarchical:
-        raise UserError("--max_fractions belongs to --hierarchical, which is not given")
-    if args.hierarchical and "trunc_medium" in given and not args.max_fractions:
-        raise UserError("--trunc_medium has nothing to cut with --hierarchical: add --max_fractions or leave it out")
-    if args.task_sampling == "fixed" and "task_sampling_alpha" in given:
-        raise UserError("--task_sampling_alpha has no part in --task_sampling fixed: leave one of them out")
-    if args.task_name == "csv" and (args.keep_html or args.text_pair):
-        raise UserError(f"--{'keep_html' if args.keep_html else 'text_pair'} is not for --task_name csv, whose texts are read "
-                        "as they are; --text_pair_columns names the second text of a pair")
-    if args.text_pair_columns or args.text_pair:
-        alone = not isinstance(args.task_name, list) or len(args.task_name) == 1  # else it is for the other tasks' texts
-        for flag in ("hierarchical", *["trunc_medium"] * alone):
-            if flag in given:
-                raise UserError(f"--{flag} is for single texts: a pair is cut at the end of its longer text; leave it out")
-    evaluates = args.do_eval or args.dev_fraction
-    for flag, has_it, needed in (
-            ("eval_every", args.do_train and evaluates, "--do_train and data to evaluate: --do_eval or --dev_fraction"),
-            ("eval_sample", args.eval_every, "--eval_every"), ("save_models", args.do_train, "--do_train"),
-            ("fractions_at_once", args.hierarchical, "--hierarchical")):
-        if flag in given and not has_it:
-            raise UserError(f"--{flag} needs {needed}")
-    if args.save_models in ("none", "last") and args.dev_fraction:
-        raise UserError(f"--save_models {args.save_models}: --dev_fraction tests the best model, keep it with best or both")
-    if args.save_models == "none" and args.do_predict:
-        raise UserError("--save_models none: --do_predict needs a model, keep last or best")
-    if args.save_models == "best" and not evaluates:
-        raise UserError("--save_models best: what is best is found by --do_eval or --dev_fraction, add one of them")
-    if args.frozen_bert and args.frozen_layers:
-        raise UserError("--frozen_bert keeps every layer fixed: leave --frozen_layers out")
-    if "discr" in args and not args.discr:
-        idle = sorted(given & {"layer_learning_rate", "layer_learning_rate_decay", "embeddings_learning_rate"})
-        if idle:
-            raise UserError(f"--{idle[0]} needs --discr, which is off")
-    for flag in ("lstm_hidden_size", "attention_size", "attention_hops"):
-        if flag in given and args.do_train and args.classifier != "bilstm_attention" \
-                and not (flag == "attention_size" and args.hierarchical == "self_attention"):
-            raise UserError(f"--{flag} belongs to --classifier bilstm_attention, which is not given")
+def faults(args, given):
+    """(whether it is there, what to say) of each fault that flags may have together; the first one counts."""
+    trains, several, bilstm = args.do_train, isinstance(args.task_name, list), args.classifier == "bilstm_attention"
+    attention = {"attention_size"} if args.hierarchical == "self_attention" else set()  # which has one without the biLSTM
+    evaluates, pairs = args.do_eval or args.dev_fraction, args.text_pair or args.text_pair_columns
+    others = several and len(args.task_name) > 1  # beside the task of pairs, with single texts to cut
+    of_csv, of_single, of_rates, of_bilstm = (min(flags & given, default=None) for flags in (
+        {"label_column", "text_columns", "text_pair_columns", "sep"},
+        {"hierarchical"} if others else {"hierarchical", "trunc_medium"},
+        {"layer_learning_rate", "layer_learning_rate_decay", "embeddings_learning_rate"},
+        {"lstm_hidden_size", "attention_hops", "attention_size"} - attention))
+    return (
+        # what to do, and with what
+        (not (trains or args.do_eval or args.do_predict), "nothing to do: give --do_train, --do_eval or --do_predict"),
+        (args.do_predict and not args.predict_file, "--do_predict needs --predict_file"),
+        (args.predict_file and not args.do_predict, "--predict_file is read only with --do_predict"),
+        (several and len(set(args.task_name)) < len(args.task_name), "--task_name names a task twice"),
+        (several and not trains, "this script trains: add --do_train; to evaluate or predict, call "
+                                 "run_classifier_single_layer.py with --init_checkpoint OUTPUT_DIR/TASK/best"),
+        (not trains and not args.init_checkpoint,
+         "without --do_train, --init_checkpoint must name the folder of a fine-tuned model"),
+        (trains and args.task_name is None, "--task_name is needed with --do_train"),
+        (trains and args.data_dir is None, "--data_dir is needed with --do_train"),
+        (args.do_eval and args.data_dir is None, "--data_dir is needed with --do_eval"),
+        # a flag that has nothing to act on, or contradicts another
+        (args.task_name not in ("csv", None) and of_csv, f"--{of_csv} belongs to --task_name csv, not to {args.task_name}"),
+        (args.task_name == "csv" and (args.keep_html or args.text_pair),
+         f"--{'keep_html' if args.keep_html else 'text_pair'} is not for --task_name csv, whose texts are read as they are; "
+         "--text_pair_columns names the second text of a pair"),
+        (pairs and of_single, f"--{of_single} is for single texts: a pair is cut at the end of its longer text; leave it out"),
+        (not trains and len(args.seed) > 1, "several --seed need --do_train"),
+        (len(set(args.seed)) < len(args.seed), "--seed names a seed twice"),
+        (args.patience and not args.dev_fraction, "--patience needs data to watch: add for example --dev_fraction 0.1"),
+        (args.max_fractions and not args.hierarchical, "--max_fractions belongs to --hierarchical, which is not given"),
+        (args.hierarchical and "trunc_medium" in given and not args.max_fractions,
+         "--trunc_medium has nothing to cut with --hierarchical: add --max_fractions or leave it out"),
+        ("fractions_at_once" in given and not args.hierarchical, "--fractions_at_once needs --hierarchical"),
+        (args.task_sampling == "fixed" and "task_sampling_alpha" in given,
+         "--task_sampling_alpha has no part in --task_sampling fixed: leave one of them out"),
+        ("eval_every" in given and not (trains and evaluates),
+         "--eval_every needs --do_train and data to evaluate: --do_eval or --dev_fraction"),
+        ("eval_sample" in given and not args.eval_every, "--eval_sample needs --eval_every"),
+        ("save_models" in given and not trains, "--save_models needs --do_train"),
+        (args.save_models in ("none", "last") and args.dev_fraction,
+         f"--save_models {args.save_models}: --dev_fraction tests the best model, keep it with best or both"),
+        (args.save_models == "none" and args.do_predict, "--save_models none: --do_predict needs a model, keep last or best"),
+        (args.save_models == "best" and not evaluates,
+         "--save_models best: what is best is found by --do_eval or --dev_fraction, add one of them"),
+        (args.frozen_bert and args.frozen_layers, "--frozen_bert keeps every layer fixed: leave --frozen_layers out"),
+        (not getattr(args, "discr", True) and of_rates, f"--{of_rates} needs --discr, which is off"),
+        (trains and not bilstm and of_bilstm, f"--{of_bilstm} belongs to --classifier bilstm_attention, which is not given"))

@@ -7,12 +7,13 @@ from common.command_line import UserError
 from common.configuration import BertConfig
 from common.files import digest_of_file, read_json
 from finetuning.data import head_and_tail
-from finetuning.flags import FEATURE_FLAGS, MODEL_FLAGS, TASK_FLAGS
+from finetuning.flags import FEATURE_FLAGS, MODEL_FLAGS, READING_FLAGS
 from finetuning.weights import digest_of_weights, find_weights, load_weights, read_weights
 from modeling import BertForSequenceClassification, MultiTaskModel, check_choices, check_features
 from tokenization import FullTokenizer
 
-CLASSIFIER_SCHEMA = {  # of classifier.json, which a saved model has beside its weights
+RECORD = "classifier.json"  # which a saved model has beside its weights
+RECORD_SCHEMA = {
     "task": {"name": str, "domain": str, "labels": [str], "text_columns": [(int, str)], "label_column": (int, str),
              "sep": (str, type(None)), "joiner": str, "numbered": bool, "original": (str, type(None)), "titled": bool,
              "language": str, "strip_html": bool, "num_second": int},
@@ -31,9 +32,8 @@ class Inputs:
 
 
 def read_inputs(args, given):
-    """Reads configuration, vocabulary and tasks that the flags name, or those stored in --init_checkpoint, and completes
-    `args` by what is found there. given: the names of the flags that the user gave. Raises UserError where something is
-    missing or does not fit together."""
+    """The Inputs that the flags name, or those stored in --init_checkpoint, by which `args` is completed. given: the names
+    of the flags that the user gave. Raises UserError where something is missing or does not fit together."""
     args.init_checkpoint = model_of_task(args.init_checkpoint, args.task_name, args.do_train)
     folder = args.init_checkpoint if args.init_checkpoint and os.path.isdir(args.init_checkpoint) else None
     stored_task = None if args.do_train else restore_flags(args, given, folder)
@@ -41,21 +41,25 @@ def read_inputs(args, given):
         find_weights(args.init_checkpoint)
     for flag, names in (("bert_config_file", ("config.json", "bert_config.json")), ("vocab_file", ("vocab.txt",))):
         if getattr(args, flag) is None:
-            found = [os.path.join(folder, name) for name in names
-                     if os.path.exists(os.path.join(folder, name))] if folder else []
-            if not found:
+            beside = [os.path.join(folder, name) for name in names] if folder else []
+            setattr(args, flag, next(filter(os.path.exists, beside), None))
+            if getattr(args, flag) is None:
                 raise UserError(f"--{flag} is needed: --init_checkpoint is no folder with {' or '.join(names)}")
-            setattr(args, flag, found[0])
     config = BertConfig.from_json_file(args.bert_config_file)
-    config.check_max_seq_length(args.max_seq_length)
     if args.layers is None:
         args.layers = [config.num_hidden_layers - 1] if args.hierarchical or args.classifier != "linear" else [-2]
-    check_features(config, args.layers, args.layer_pooling, args.pooling_type, args.hierarchical, args.classifier)
-    head_and_tail((args.max_fractions or 1) * (args.max_seq_length - 2), args.trunc_medium)
+    try:
+        config.check_max_seq_length(args.max_seq_length)
+        check_features(config, args.layers, args.layer_pooling, args.pooling_type, args.hierarchical, args.classifier)
+        head_and_tail((args.max_fractions or 1) * (args.max_seq_length - 2), args.trunc_medium)
+    except UserError as error:  # of a saved model the flags are the file's
+        raise UserError(f"{os.path.join(folder, RECORD)}: {error}" if stored_task else str(error)) from None
     if (args.frozen_layers or 0) > config.num_hidden_layers:
         raise UserError(f"--frozen_layers {args.frozen_layers}: this model has {config.num_hidden_layers} layers")
     tokenizer = FullTokenizer(args.vocab_file, do_lower_case=args.do_lower_case)
     config.check_vocab(len(tokenizer.vocab), args.vocab_file)
+    if args.init_checkpoint:  # what does not fit is refused before the data are read and a model takes memory
+        read_weights(args.init_checkpoint, config, device="meta")
     return Inputs(config, tokenizer, *read_tasks(args, stored_task))
 
 
@@ -82,20 +86,19 @@ def model_of_task(path, task_name, do_train):
 
 def restore_flags(args, given, folder):
     """Sets the flags of a fine-tuned model to what it was trained with. Returns its task."""
-    path = os.path.join(folder or "", "classifier.json")
+    path = os.path.join(folder or "", RECORD)
     if folder is None or not os.path.exists(path):
         raise UserError(f"--init_checkpoint: {args.init_checkpoint} is no folder of a fine-tuned model (it has no "
                         "classifier.json); name a run's best or last folder, or add --do_train")
-    stored = read_json(path, CLASSIFIER_SCHEMA)
+    stored = read_json(path, RECORD_SCHEMA)
     task = tasks.task_from_dict(stored["task"])
     check_choices(stored, f"{path}: ")
     for name, values, least in (("labels", task.labels, 2), ("layers", stored["layers"], 1)):
         if len(values) < least:
             raise UserError(f"{path}: {len(values)} {name}, at least {least} needed; the file is damaged, or not ours")
     if args.task_name not in (None, task.name):
-        raise UserError(f"--task_name {args.task_name}: the model in {folder} was trained for {task.name}; leave the "
-                        "flag out")
-    reading = sorted(given & {*TASK_FLAGS[1:], "keep_html", "text_pair"})
+        raise UserError(f"--task_name {args.task_name}: the model in {folder} was trained for {task.name}; leave the flag out")
+    reading = sorted(given & READING_FLAGS)
     if reading:
         if task.name == "csv":
             asked = tasks.own_task(args.label_column, args.text_columns, args.sep, pair_columns=args.text_pair_columns)
@@ -107,8 +110,8 @@ def restore_flags(args, given, folder):
                             "the flag out")
     for flag in MODEL_FLAGS:
         if flag in given and getattr(args, flag) != stored[flag]:
-            raise UserError(f"--{flag} {getattr(args, flag)}: the model in {folder} was trained with {stored[flag]}; "
-                            "leave the flag out")
+            raise UserError(f"--{flag} {getattr(args, flag)}: the model in {folder} was trained with {stored[flag]}; leave the "
+                            "flag out")
         setattr(args, flag, stored[flag])
     return task
 
@@ -121,9 +124,9 @@ def describe_classifier(args, task):
 def make_model(args, inputs, device):
     """The modeling.MultiTaskModel of the flags on the device, with the weights of --init_checkpoint.
 
-    Returns (model, lines that say which weights were taken for each task). To train, a part that no checkpoint gives keeps
-    what it was drawn with. Raises UserError where the encoder's weights do not fit, and, without --do_train, where the
-    classifier's are missing or of another number of classes.
+    Returns (model, a line for each task that says which weights were taken). To train, a part that no checkpoint gives is
+    random. Raises UserError where the encoder's weights do not fit, and, without --do_train, where the classifier's are
+    missing or of another number of classes.
     """
     where = f"--init_checkpoint: {args.init_checkpoint}"
     state = read_weights(args.init_checkpoint, inputs.config) if args.init_checkpoint else None
@@ -157,11 +160,11 @@ def make_model(args, inputs, device):
 
 
 def listed(words, names):
+    """`words` with how many names there are, and which."""
     return f"{len(names)} {words}" + (f" ({', '.join(names)})" if names else "")
 
 
 def identity(args, config):
-    """What tells the model that a run starts from: digests of its weights, vocabulary and configuration, whatever their
-    paths are."""
+    """What tells the model that a run starts from: weights, vocabulary and configuration, whatever their paths are."""
     return {"weights (--init_checkpoint)": digest_of_weights(args.init_checkpoint),
             "vocabulary (--vocab_file)": "sha256 " + digest_of_file(args.vocab_file)} | config.identity()

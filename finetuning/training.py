@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from common.command_line import StopSignals, UserError
 from common.files import check_schema
 from common.run_folder import MetricsLog
 from finetuning.data import Dataset, plan_epoch
-from finetuning.evaluation import best_of, describe, is_better, measure, predict, write_evaluation
+from finetuning.evaluation import best_of, describe, measure, predict, write_evaluation
 from finetuning.weights import load_weights, read_torch, read_weights, write_torch
 from optimization import SCHEDULES, BertAdam, describe_groups, parameter_groups
 from tasks import Task
@@ -32,10 +33,8 @@ from tasks import Task
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What decides the result of a run, beside its data and the weights it starts from: the flags of the same names.
-
-    layer_rates, embeddings_rate: the rate of each layer, the lowest first, and of the embeddings, or None: learning_rate.
-    """
+    """What decides the result of a run, beside its data and the weights it starts from: the flags of the same names, and
+    the rate of each layer, the lowest first, and of the embeddings, or None: learning_rate."""
     seed: int
     train_batch_size: int
     num_train_epochs: float
@@ -68,62 +67,63 @@ class Execution:
 
 @dataclasses.dataclass
 class TaskRun:
-    """A task in a run: its data, where its results go, and `save(classifier, folder)`, which writes a model of it.
-
-    evaluated: what is evaluated after each epoch, the test set or held-out training data (`evaluated_name` says which), or
-    None. sample: what is evaluated within an epoch (--eval_every), a part of it. tested: what the best model is tested on
-    in the end, or None.
-    """
+    """A task in a run: its data, and where its results go."""
     task: Task
     prefix: str  # of a line of the log: "NAME: " where there are several tasks
     folder: str
     train: Dataset
-    evaluated: Dataset | None
-    evaluated_name: str
-    sample: Dataset | None
-    tested: Dataset | None
-    save: object
+    evaluated: Dataset | None  # after each epoch: the test set or held-out training data
+    evaluated_name: str  # which of them
+    sample: Dataset | None  # within epochs (--eval_every): a part of it
+    tested: Dataset | None  # with the best model, in the end
+    save: Callable  # (classifier, folder): writes a model of the task
 
 
 @dataclasses.dataclass
 class Progress:
-    """Where a run stands: epoch (from 0) and update in it are the next ones. loss_sum: of num_summed updates of this epoch.
-    window: [loss, gradient norm, accuracy] of each update since the last line of the log. evaluations: a list for each
-    task's name, an entry for each epoch; points: the same within epochs, and since_point: [sum of losses, of accuracies,
-    updates] since the last one. diverged: the update whose loss was no number, or None."""
-    epoch: int = 0
-    update: int = 0
+    """Where a run stands."""
+    epoch: int = 0  # the next one, from 0
+    update: int = 0  # the next one of it
     global_step: int = 0
-    loss_sum: float = 0.0
+    loss_sum: float = 0.0  # of the updates of this epoch
     train_seconds: float = 0.0
     num_summed: int = 0
-    window: list = dataclasses.field(default_factory=list)
-    evaluations: dict = dataclasses.field(default_factory=dict)
-    points: dict = dataclasses.field(default_factory=dict)
-    since_point: list = dataclasses.field(default_factory=lambda: [0.0, 0.0, 0])
-    diverged: int | None = None
+    window: list = dataclasses.field(default_factory=list)  # [loss, norm, accuracy] of updates since the log's last line
+    since_point: list = dataclasses.field(default_factory=lambda: [0.0, 0.0, 0])  # [losses, accuracies, updates], summed
+    evaluations: dict = dataclasses.field(default_factory=dict)  # a list for each task's name, an entry for each epoch
+    points: dict = dataclasses.field(default_factory=dict)  # the same within epochs
+    diverged: int | None = None  # the first update whose loss or gradient was no number
 
-    def add(self, rows):
-        """Takes in the [loss, gradient norm, accuracy] of updates."""
-        self.window += map(list, rows)
-        for loss, _, accuracy in rows:
+    def take_in(self, pending, world):
+        """Takes in the (loss, gradient norm, accuracy) of the last updates, on the device, and empties `pending`. Returns the
+        words for the first that is no number, from which on nothing is taken, or None."""
+        losses, norms, accuracies = (torch.stack(values) for values in zip(*pending))
+        losses, accuracies = world.sum(torch.stack([losses, accuracies])).tolist()
+        step = self.global_step - len(pending)
+        pending.clear()
+        for loss, norm, accuracy in zip(losses, norms.tolist(), accuracies):
+            step += 1
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                self.diverged = step
+                return f"update {step}: the loss is {loss}, the gradient's norm {norm}"
             self.loss_sum, self.num_summed = self.loss_sum + loss, self.num_summed + 1
+            self.window.append([loss, norm, accuracy])
             self.since_point = [total + more for total, more in zip(self.since_point, (loss, accuracy, 1))]
 
 
-PROGRESS_SCHEMA = {"epoch": int, "update": int, "global_step": int, "loss_sum": float, "num_summed": int,
-                   "train_seconds": float, "window": [[float]],
-                   "evaluations": {str: [{"epoch": int, "global_step": int, str: float}]}, "points": {str: [{str: float}]},
-                   "since_point": [float], "diverged": (int, type(None))}
-CHECKPOINT_SCHEMA = {"model": dict, "optimizer": dict, "scheduler": dict, "progress": PROGRESS_SCHEMA,
-                     "random_states": [[object]]}
+CHECKPOINT_SCHEMA = {
+    "model": dict, "optimizer": dict, "scheduler": dict, "random_states": [[object]],
+    "progress": {"epoch": int, "update": int, "global_step": int, "loss_sum": float, "num_summed": int,
+                 "train_seconds": float, "window": [[float]], "since_point": [float],
+                 "evaluations": {str: [{"epoch": int, "global_step": int, str: float}]}, "points": {str: [{str: float}]},
+                 "diverged": (int, type(None))}}
 
 
 def train(model, runs, recipe, execution, world, folder, state=None, resumed=None):
     """Fine-tunes a MultiTaskModel into `folder`, or goes on with a stopped run.
 
-    runs: a TaskRun for each of the model's classifiers. state: what `read_checkpoint` gives of a stopped run; resumed()
-    is called once it is taken over. Returns the figures of results.json. Raises UserError where the loss or the model is no
+    runs: a TaskRun for each of the model's classifiers. state: what `read_checkpoint` gives of a stopped run; resumed() is
+    called once it is taken over. Returns the figures of results.json. Raises UserError where the loss or the model is no
     longer finite, unless the run may diverge; ends the process, after saving, on SIGTERM or Ctrl-C.
     """
     checkpoint = os.path.join(folder, "checkpoint.pt")
@@ -149,28 +149,21 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
                 f"{execution.gradient_accumulation_steps} micro-batch(es) on {world.device.type}, from update "
                 f"{progress.global_step:,} on; the rate rises for {round(t_total * recipe.warmup_proportion):,} updates, then "
                 f"the schedule is {recipe.schedule}")
-    parallel = model
-    if world.size > 1:
-        # find_unused: an update sees one task, and the others' classifiers get no gradient.
-        parallel = DistributedDataParallel(model, device_ids=[world.device.index] if world.device.type == "cuda" else None,
-                                           gradient_as_bucket_view=True, find_unused_parameters=len(runs) > 1)
+    # find_unused: an update sees one task, and the others' classifiers get no gradient.
+    parallel = model if world.size == 1 else DistributedDataParallel(
+        model, device_ids=[world.device.index] if world.device.type == "cuda" else None, gradient_as_bucket_view=True,
+        find_unused_parameters=len(runs) > 1)
 
     def is_done(line):  # a line of metrics.jsonl that lies before the point where the run stands
         return line["global_step"] <= progress.global_step and (not line["kind"].startswith("eval")
                                                                 or line.get("epoch", 0) <= progress.epoch)
-
-    def diverge(step, words):
-        if not execution.allow_divergence:
-            raise UserError(f"{words}; {DIVERGED}")
-        world.print(f"\n{words}; the run ends here")
-        progress.diverged = step
 
     with MetricsLog(folder, is_done, progress.global_step) if world.main else contextlib.nullcontext() as log:
         # An epoch under way (progress.update) is also finished where the run stopped after its very last update.
         while (progress.global_step < t_total or progress.update) and not (
                 progress.diverged or out_of_patience(progress, recipe)):
             updates = plan(progress.epoch)[:t_total - progress.epoch * updates_per_epoch]  # the last need not be whole
-            # (loss, accuracy, gradient norm), on the device, of updates not looked at yet
+            # (loss, gradient norm, accuracy), on the device, of updates not looked at yet
             pending, started = [], time.monotonic()
             bar = tqdm(total=len(updates), initial=progress.update, unit="update", desc=f"epoch {progress.epoch + 1}",
                        disable=not world.main, mininterval=1)
@@ -200,67 +193,57 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
                     optimizer.zero_grad()
                     progress.update += 1
                     progress.global_step += 1
-                    pending.append((update_loss, accuracy, optimizer.grad_norm))
+                    pending.append((update_loss, optimizer.grad_norm, accuracy))
                     bar.update()
                     # Log and save. Until then nothing waits for the device.
                     stopping = world.max(stop.received)
-                    # the epoch's last update is saved before its evaluation, which may take long
-                    saving = (stopping or progress.update == len(updates)
+                    saving = (stopping or progress.update == len(updates)  # an evaluation comes, and may take long
                               or progress.global_step % execution.save_checkpoints_steps == 0)
                     logging = progress.global_step % execution.log_steps == 0 or progress.global_step == t_total
                     at_point = execution.eval_every and passes_point(progress.update, execution.eval_every * updates_per_epoch)
                     if saving or logging or at_point:
-                        losses, accuracies, norms = (torch.stack(values) for values in zip(*pending))
-                        losses, accuracies = world.sum(torch.stack([losses, accuracies])).tolist()
-                        window = list(zip(losses, norms.tolist(), accuracies))
-                        pending.clear()
-                        finite = next((i for i, row in enumerate(window) if not np.isfinite(row).all()), len(window))
-                        if finite < len(window):
-                            step, (loss, norm, _) = progress.global_step - len(window) + finite + 1, window[finite]
-                            diverge(step, f"update {step}: the loss is {loss}, the gradient's norm {norm}")
-                        progress.add(window[:finite])
+                        fault = progress.take_in(pending, world)
                         progress.train_seconds += time.monotonic() - started
-                        bar.set_postfix(loss=f"{window[-1][0]:.4f}", refresh=False)
-                    if logging and not progress.diverged:
+                        if saving and not fault:
+                            fault = fault_of_output(model, task, runs[task].train, indices, progress, execution, world)
+                        if fault and not execution.allow_divergence:
+                            raise UserError(f"{fault}; {DIVERGED}")
+                        if fault:
+                            world.print(f"\n{fault}; the run ends here")
+                            break
                         loss, norm, accuracy = np.mean(progress.window, axis=0).tolist()
-                        progress.window.clear()
-                        if log:
+                        bar.set_postfix(loss=f"{progress.window[-1][0]:.4f}", refresh=False)
+                        if logging:
+                            progress.window.clear()
+                        if logging and log:
                             log.write("train", progress.global_step, {
                                 "epoch": progress.epoch + 1, "loss": loss, "gradient_norm": norm, "accuracy": accuracy,
                                 "learning_rate": recipe.learning_rate * factor(progress.global_step - 1)})
-                    if saving and not progress.diverged and not output_is_finite(
-                            model, task, runs[task].train, indices, execution, world):
-                        # its loss told only of the model before it
-                        diverge(progress.global_step + 1, f"update {progress.global_step} left a model whose output is not "
-                                                          "finite")
-                    if (at_point or progress.diverged and execution.eval_every) and progress.since_point[2]:
-                        evaluate_point(model, runs, progress, updates_per_epoch, execution, world, log)
-                    if progress.diverged:
-                        break
-                    if saving:
-                        save_checkpoint(checkpoint, model, optimizer, scheduler, progress, world)
-                    if saving or logging or at_point:
+                        if at_point:
+                            evaluate_point(model, runs, progress, updates_per_epoch, execution, world, log)
+                        if saving:
+                            save_checkpoint(checkpoint, model, optimizer, scheduler, progress, world)
                         started = time.monotonic()
                     if stopping:
                         stop.received = 0
                         world.print(f"\nstopped by {signal.Signals(stopping).name} after update {progress.global_step}; the "
                                     "same command goes on from there")
                         sys.exit(128 + stopping)
+            if progress.diverged and execution.eval_every and progress.since_point[2]:
+                evaluate_point(model, runs, progress, updates_per_epoch, execution, world, log)
             # Evaluate each task, and keep its model: always as the last one, and, if it is, as the best one.
             loss = {"loss": progress.loss_sum / progress.num_summed} if progress.num_summed else {}
             progress.epoch, progress.update, progress.loss_sum, progress.num_summed = progress.epoch + 1, 0, 0.0, 0
             for run, classifier in zip(runs, model.classifiers):
                 evaluation = {"epoch": progress.epoch, "global_step": progress.global_step} | loss
-                earlier = progress.evaluations.setdefault(run.task.name, [])
-                best = False
                 if run.evaluated:
                     evaluation |= evaluate_epoch(run, classifier, evaluation, execution, world, log)
-                    best = not earlier or is_better(evaluation, best_of(earlier, recipe.best_metric), recipe.best_metric)
-                earlier.append(evaluation)
-                if world.main and not progress.diverged:
-                    for name, is_new in (("last", True), ("best", best)):
-                        if is_new and execution.save_models in (name, "both"):
-                            run.save(classifier, os.path.join(run.folder, name))
+                evaluations = progress.evaluations.setdefault(run.task.name, [])
+                evaluations.append(evaluation)
+                is_best = run.evaluated and best_of(evaluations, recipe.best_metric) is evaluation
+                for name, is_new in (("last", True), ("best", is_best)):
+                    if world.main and is_new and execution.save_models in (name, "both") and not progress.diverged:
+                        run.save(classifier, os.path.join(run.folder, name))
             save_checkpoint(checkpoint, model, optimizer, scheduler, progress, world)
     return summarize(model, runs, recipe, progress, execution, world)
 
@@ -318,13 +301,16 @@ DIVERGED = ("stopped, what was saved before is kept; start again with a lower --
             "--output_dir")
 
 
-def output_is_finite(model, task, dataset, indices, execution, world):
-    """Whether the model's logits for examples of the last update are finite."""
+def fault_of_output(model, task, dataset, indices, progress, execution, world):
+    """The words for a model whose logits for examples of the last update are not finite, or None. That update's loss told only
+    of the model before it."""
     model.eval()
     with torch.no_grad(), torch.autocast(world.device.type, torch.bfloat16, enabled=execution.bf16):
         logits = model(dataset.batch(indices[:execution.eval_batch_size]).to(world.device), task)
     model.train()
-    return bool(logits.isfinite().all())
+    if not logits.isfinite().all():
+        progress.diverged = progress.global_step + 1
+        return f"update {progress.global_step} left a model whose output is not finite"
 
 
 # The checkpoint of a run under way
@@ -390,11 +376,8 @@ def has_form_of(value, example):
 # Its figures
 
 def summarize(model, runs, recipe, progress, execution, world):
-    """The figures of a finished run; with a `tested` set, the best model's on it, measured now and once.
-
-    {seed, train_seconds, peak_memory_mib, and epochs, best, last, test of the task}; of several tasks, these four stand
-    in `tasks` under the task's name.
-    """
+    """The figures of a finished run, {seed, train_seconds, peak_memory_mib, and epochs, best, last, test of the task}; of
+    several tasks, these four stand in `tasks` under the task's name. The best model is tested now, once."""
     figures = {}
     for run, classifier in zip(runs, model.classifiers):
         evaluations = progress.evaluations[run.task.name]

@@ -4,6 +4,7 @@
 
 tests/test_readme.py holds the file to this output.
 """
+import contextlib
 import importlib
 import os
 import re
@@ -12,78 +13,67 @@ import unittest.mock
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "data"), os.path.join(ROOT, "scripts")]
-from common import command_line  # noqa: E402
+from common.command_line import ArgumentParser  # noqa: E402
 
 SINGLE, DISCRIMINATIVE, MULTITASK = ("run_classifier_single_layer.py", "run_classifier_discriminative.py",
                                      "run_classifier_multitask.py")
 SCRIPTS = ("data/download.py", "generate_corpus_agnews.py", "generate_corpus.py", "create_pretraining_data.py",
            "run_pretraining.py", "convert_tf_checkpoint_to_pytorch.py", SINGLE, DISCRIMINATIVE, MULTITASK,
-           "scripts/collect_results.py", "data/make_sample.py", "data/make_task_samples.py", "data/make_tiny_bert.py")
+           "scripts/collect_results.py", "scripts/table1.py", "data/make_sample.py", "data/make_task_samples.py",
+           "data/make_tiny_bert.py")
 
 # The section, table or figure of the paper that a flag is about. By script: --learning_rate of pre-training is another
 # question than that of fine-tuning.
-CORPUS = {"spacy_model": "5.1", "language": "5.1", "task_name": "5.4.2, Table 5", "leave_out_test_of": "5.4.2"}
 FINE_TUNING = {
-    "init_checkpoint": "5.4", "num_datas": "5.6, Figure 4",
-    "max_seq_length": "5.3.1", "trunc_medium": "5.3.1, Table 2",
-    "hierarchical": "5.3.1, Table 2", "max_fractions": "5.3.1",
-    "layers": "5.3.2, Table 3", "layer_pooling": "5.3.2, Table 3",
-    "classifier": "5.4.3, Table 6", "frozen_bert": "5.4.3, Table 6",
-    "train_batch_size": "5.2", "num_train_epochs": "5.2", "warmup_proportion": "5.2", "schedule": "5.2",
-    "learning_rate": "5.2; 5.3.3, Figure 2", "discr": "5.3.4", "layer_learning_rate": "5.3.4, Table 4",
-    "layer_learning_rate_decay": "5.3.4, Table 4", "embeddings_learning_rate": "5.3.4"}
+    "init_checkpoint": "5.4", "num_datas": "5.6, Figure 4", "max_seq_length": "5.3.1", "trunc_medium": "5.3.1, Table 2",
+    "hierarchical": "5.3.1, Table 2", "max_fractions": "5.3.1", "layers": "5.3.2, Table 3", "layer_pooling": "5.3.2, Table 3",
+    "classifier": "5.4.3, Table 6", "frozen_bert": "5.4.3, Table 6", "train_batch_size": "5.2", "num_train_epochs": "5.2",
+    "warmup_proportion": "5.2", "schedule": "5.2", "learning_rate": "5.2; 5.3.3, Figure 2", "discr": "5.3.4",
+    "layer_learning_rate": "5.3.4, Table 4", "layer_learning_rate_decay": "5.3.4, Table 4", "embeddings_learning_rate": "5.3.4"}
 PAPER = {
     "generate_corpus_agnews.py": {"spacy_model": "5.1"},
-    "generate_corpus.py": CORPUS,
+    "generate_corpus.py": {"spacy_model": "5.1", "language": "5.1", "task_name": "5.4.2, Table 5",
+                           "leave_out_test_of": "5.4.2"},
     "create_pretraining_data.py": {"max_seq_length": "5.2"},
     "run_pretraining.py": {"train_batch_size": "5.2", "max_seq_length": "5.2", "learning_rate": "5.2",
                            "num_train_steps": "5.2; 5.4.1, Figure 3", "num_warmup_steps": "5.2"},
     SINGLE: FINE_TUNING, DISCRIMINATIVE: FINE_TUNING, MULTITASK: FINE_TUNING | {"task_name": "5.5, Table 7"}}
 
 
-class Captured(Exception):
-    """Carries a script's parser out of its main(), before any work."""
-
-
 def parser_of(script):
-    """The ArgumentParser of `script` (a path below the project's root)."""
-    def capture(parser, *arguments, **options):
-        raise Captured(parser)
-    with unittest.mock.patch.object(command_line.ArgumentParser, "parse_args", capture):
-        try:
-            importlib.import_module(os.path.basename(script).removesuffix(".py")).main()
-        except Captured as captured:
-            return captured.args[0]
-    raise AssertionError(f"{script} parses no flags")
+    """The ArgumentParser of `script` (a path below the project's root), whose main() ends where it would parse its flags."""
+    main = importlib.import_module(os.path.basename(script).removesuffix(".py")).main
+    with unittest.mock.patch.object(ArgumentParser, "parse_args", autospec=True, side_effect=SystemExit) as parse_args:
+        with contextlib.suppress(SystemExit):
+            main()
+    return parse_args.call_args.args[0]  # the method's `self`
 
 
 def rows(script):
     """(flags, help, place in the paper) of each flag of a script, in order."""
-    paper = PAPER.get(script, {})
-    return [(", ".join(f"`{flag}`" for flag in action.option_strings or [action.metavar]),
-             re.sub(r"\s+", " ", action.help + choices_of(action)).replace("|", "\\|"), paper.get(action.dest, ""))
-            for action in parser_of(script)._actions if action.dest != "help"]
-
-
-def choices_of(action):
-    return f" Choices: {', '.join(action.choices)}." if action.choices else ""
+    found = []
+    for action in parser_of(script)._actions[1:]:  # the first is --help
+        flags = ", ".join(f"`{flag}`" for flag in action.option_strings or [action.metavar])
+        meaning = action.help + (f" Choices: {', '.join(action.choices)}." if action.choices else "")
+        found.append((flags, re.sub(r"\s+", " ", meaning).replace("|", "\\|"), PAPER.get(script, {}).get(action.dest, "")))
+    return found
 
 
 def table(heading, entries):
     lines = [f"## {heading}", "", "| flag | meaning | paper |", "|---|---|---|"]
-    return "\n".join(lines + [f"| {flags} | {meaning} | {paper} |" for flags, meaning, paper in entries]) + "\n"
+    return "\n".join(lines + [f"| {' | '.join(entry)} |" for entry in entries]) + "\n"
 
 
 def document():
     """The text of docs/flags.md. What a fine-tuning script shares with an earlier one is listed once."""
     entries = {script: rows(script) for script in SCRIPTS}
-    names = {script: [flags for flags, _, _ in entries[script]] for script in SCRIPTS}
     headings = {SINGLE: f"{SINGLE}, {DISCRIMINATIVE}, {MULTITASK}", DISCRIMINATIVE: f"{DISCRIMINATIVE}, in addition",
                 MULTITASK: f"{MULTITASK}, in addition or instead"}
     shared = {DISCRIMINATIVE: entries[SINGLE], MULTITASK: entries[SINGLE] + entries[DISCRIMINATIVE]}
     tables = [table(headings.get(script, script), [row for row in entries[script] if row not in shared.get(script, [])])
               for script in SCRIPTS]
-    absent = ", ".join(flags for flags in names[SINGLE] if flags not in names[MULTITASK])
+    kept = [flags for flags, _, _ in entries[MULTITASK]]
+    absent = ", ".join(flags for flags, _, _ in entries[SINGLE] if flags not in kept)
     return ("# Flags\n\nGenerated by `python scripts/flags_table.py > docs/flags.md`. Booleans are written `--flag`, "
             "`--flag=True` or\n`--flag False`. The last column names the section, table or figure of the paper. "
             f"`{MULTITASK}`\nlacks {absent}.\n\n" + "\n".join(tables))

@@ -13,10 +13,8 @@ RESULTS = dict.fromkeys(("best", "last"), {"eval_accuracy": float})
 
 
 def accuracies(folder):
-    """[test accuracies of the best epoch, of the last epoch], one for each seed, of a fine-tuning folder with one seed
-    or several."""
-    files = [file for where in ("", "seed_*")
-             for file in sorted(glob.glob(os.path.join(folder, where, "results.json")))]
+    """[test accuracies of the best epoch, of the last epoch], one for each seed, of a fine-tuning folder."""
+    files = [file for where in ("", "seed_*") for file in sorted(glob.glob(os.path.join(folder, where, "results.json")))]
     if not files:
         raise UserError(f"there is no results.json in {folder}; run scripts/quickstart.sh first")
     results = [read_json(file, RESULTS) for file in files]
@@ -47,10 +45,9 @@ def main():
         total += seconds
         print(f"{os.path.basename(file).removesuffix('.seconds'):<34}{seconds:>12}")
     print(f"{'all':<34}{total:>12}")
-    predictions = [line for _, line in decode_lines(require_file(
-        os.path.join(folder, "predictions", "predictions.tsv"), "predictions"))]
-    print(f"\n{predictions[0]}   text")
-    for prediction, (_, text) in zip(predictions[1:], decode_lines(NEW_TEXTS)):
+    predictions = decode_lines(require_file(os.path.join(folder, "predictions", "predictions.tsv"), "predictions"))
+    print(f"\n{next(predictions)[1]}   text")
+    for (_, prediction), (_, text) in zip(predictions, decode_lines(NEW_TEXTS)):
         print(f"{prediction}   {text[:70]}")
 
 

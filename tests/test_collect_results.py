@@ -31,15 +31,16 @@ def collect(tmp_path, monkeypatch, capsys):
     return call
 
 
-def make_run(folder, accuracies, seed=1, recipe=None, **metrics):
-    """A finished run in folder/seed_N: the test accuracy of each epoch, further metrics, and its run.json."""
+def make_run(folder, accuracies, seed=1, recipe=None, more=None, **metrics):
+    """A finished run in folder/seed_N: the test accuracy of each epoch, further metrics, `more` of results.json, and its
+    run.json."""
     epochs = [{"epoch": number, "global_step": 8 * number, "loss": 0.5, "eval_accuracy": value, "eval_loss": 1 - value,
                "seconds": 0.1} | metrics for number, value in enumerate(accuracies, 1)]
     folder = folder / f"seed_{seed}"
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps(
         {"seed": seed, "epochs": epochs, "best": max(epochs, key=lambda epoch: epoch["eval_accuracy"]),
-         "last": epochs[-1]}))
+         "last": epochs[-1]} | (more or {})))
     if recipe is not None:
         (folder / "run.json").write_text(json.dumps({"kind": "fine-tuning", "flags": {}, "recipe": recipe}))
     return folder
@@ -77,7 +78,7 @@ def test_tables_are_means_and_deviations_of_best_and_last(collect):
 def test_a_table_without_runs_has_the_paper_s_columns_only(collect):
     collect("table2")
     assert tuple(rows_of(collect.out / "table2.csv")[0]) == collect_results.COLUMNS
-    assert (collect.out / "table2.md").read_text().startswith(
+    assert (collect.out / "table2.md").read_text().split("\n\n")[-1].startswith(
         "| row | data set | best epoch | last epoch | seeds | paper | difference |\n|---|---|---|---|---|---|---|\n")
 
 
@@ -102,7 +103,8 @@ def test_every_metric_that_runs_hold_is_in_the_tables(collect):
         ("0.6000", "0.1414", "6.0000")
     tail = rows[2]
     assert tail["row"] == "tail-only" and (tail["macro_f1_mean"], tail["of_tomorrow_mean"]) == ("0.2500", "")
-    lines = (collect.out / "table2.md").read_text().splitlines()
+    assert tail["seeds"] == "1"  # of the two, that which the mean is of
+    lines = (collect.out / "table2.md").read_text().split("\n\n")[-1].splitlines()
     assert lines[2].endswith("| loss 0.1000 (0.0000), macro_f1 0.6000 (0.1414), of_tomorrow 6.0000 (1.4142) |")
     assert {line.count("|") for line in lines} == {9}
 
@@ -120,6 +122,78 @@ def test_with_held_out_data_the_test_is_shown(collect):
     collect("table2")
     row = rows_of(collect.out / "table2.csv")[0]
     assert (row["best_mean"], row["last_mean"], row["loss_mean"]) == ("30.0000", "", "2.0000")
+
+
+def test_a_table_with_several_data_sets_stands_in_the_paper_s_form_too(collect):
+    for seed, accuracy in ((1, 0.95), (2, 0.93)):
+        make_run(collect.runs / HEAD_ONLY, [accuracy], seed)
+    make_run(collect.runs / "long_text/head_only/subj", [0.75])
+    collect("table2", "table3")
+    form, long = (collect.out / "table2.md").read_text().split("\n\n")[1:]
+    assert form.splitlines()[0] == "|  | imdb | sogou | subj |" and long.startswith("| row | data set |")
+    assert form.splitlines()[2] == "| head-only | 6.00 (1.41) / 5.63 | – / 2.58 |  |"
+    assert form.splitlines()[-1] == "| head_only |  |  | 25.00 / – |" and len(form.splitlines()) == 2 + 6 + 1
+    assert (collect.out / "table3.md").read_text().startswith("| row | data set |")  # one data set: no other form
+
+
+def test_the_paper_s_figures_are_those_of_the_paper(shared):
+    """All of them, in the paper's order within each table and data set; and two tables of ours."""
+    def by_place(lines, table, data_set, error):
+        found = {}
+        for line in lines:
+            found.setdefault((line[table].removeprefix("table"), line[data_set]), []).append(float(line[error]))
+        return {place: sorted(errors) for place, errors in found.items()}
+    ours = by_place(rows_of(collect_results.PAPER), "table", "data_set", "paper_test_error_percent")
+    assert ours.pop(("released", "imdb")) == [4.37] and ours.pop(("corpus", "imdb")) == [4.37] * 8
+    ours["fig4", "imdb"] = ours.pop(("figure4", "imdb"))
+    assert ours == by_place(rows_of(shared / "paper" / "results.csv"), "table", "dataset", "test_error_percent")
+
+
+def test_error_reduction_against_bert_feat_from_the_paper_s_figures(collect):
+    """The paper gives 9.22, 16.07, 18.57 and 14.38."""
+    collect("table6")
+    form = [line.split(" | ")[-1].strip("| ") for line in (collect.out / "table6.md").read_text().split("\n\n")[1].splitlines()]
+    assert form[0] == "mean reduction of the error, %"
+    assert form[-5:] == ["", "– / 9.22", "– / 16.08", "– / 18.57", "– / 14.38"]
+    assert set(form[2:-5]) == {""}  # the paper gives none of the earlier models
+
+
+def test_error_reduction_is_over_the_data_sets_of_both_rows(collect):
+    for row, task, accuracy in (("feat", "imdb", 0.9), ("feat", "trec", 0.8), ("feat", "ag", 1.0), ("none", "imdb", 0.95),
+                                ("none", "trec", 0.82), ("none", "ag", 0.9), ("none", "yahoo", 0.7), ("all", "imdb", 0.88)):
+        make_run(collect.runs / row / task, [accuracy])
+    collect("table6")
+    rows = {(row["row"], row["data_set"]): row for row in rows_of(collect.out / "table6.csv")}
+    assert [rows["BERT-FiT", name]["reduction"] for name in ("imdb", "trec", "ag", "yahoo")] == ["50.0000", "10.0000", "", ""]
+    assert rows["BERT-CDPT-FiT", "imdb"]["reduction"] == "-20.0000" and rows["ULMFiT", "imdb"]["paper_reduction"] == ""
+    text = (collect.out / "table6.md").read_text()
+    assert "| 30.00 (of 2) / 9.22 |\n" in text and "| -20.00 (of 1) / 14.38 |\n" in text
+
+
+def test_earlier_models_are_rows_without_a_run(collect):
+    make_run(collect.runs / "imdb/imdb", [0.96])
+    printed = collect("table6", "table8")
+    assert "table6.csv and .md: 1 of 38 rows have a run" in printed and "table8.csv and .md: 1 of 20 rows" in printed
+    rows = rows_of(collect.out / "table6.csv")
+    earlier = list(dict.fromkeys(row["row"] for row in rows if not row["row"].startswith("BERT")))
+    assert len(earlier) == 10 and earlier[-1] == "ULMFiT"
+    text = (collect.out / "table8.md").read_text()
+    assert "| ULMFiT | – / 4.60 | – / 2.16 | – / 29.98 | – / 5.01 | – / 0.80 |" in text
+    assert "| BERT-BASE + ITPT | 4.00 / 4.37 | – / 1.92 |" in text and "| ULMFiT | imdb |  |  | 0 | 4.60 |  |" in text
+
+
+def test_runs_that_two_tables_share_and_the_tables_of_our_own(collect):
+    for folder, accuracy in (("long_text/head+tail/imdb", 0.9), ("none/imdb", 0.8), ("released/imdb", 0.96),
+                             ("corpus/train_test_html_model/imdb", 0.7), ("layer_wise_lr/1e-4_0.95/imdb", 0.6)):
+        make_run(collect.runs / folder, [accuracy])
+    collect("table4", "released", "corpus")
+    errors = {name: {row["row"]: row["best_mean"] for row in rows_of(collect.out / f"{name}.csv") if row["best_mean"]}
+              for name in ("table4", "released", "corpus")}
+    assert errors == {
+        "table4": {"rate 2.0e-5, decay 1.00": "10.0000", "rate 2.0e-5, decay 0.95": "20.0000", "1e-4_0.95": "40.0000"},
+        "released": {"authors' IMDb checkpoint": "4.0000"},
+        "corpus": {"training and test texts, with HTML, sentences by spaCy": "30.0000"}}
+    assert len(rows_of(collect.out / "corpus.csv")) == 8
 
 
 # Whose runs are averaged
@@ -168,6 +242,9 @@ def test_a_run_is_not_counted_twice(collect):
     ({"best": {}}, "best has no eval_accuracy"),
     ({"last": []}, "last: .* where dict"), ({"test": 1}, "test: 1 where dict"),
     ({"best": {"eval_accuracy": 1.5}}, "eval_accuracy is 1.5, a number from 0 to 1"),
+    ({"points": 1}, "points: 1 where list"), ({"points": [{"epoch": 0.1}]}, r"points, \[0\] has no eval_accuracy"),
+    ({"points": [{"epoch": "x", "train_accuracy": 1, "eval_accuracy": 1}]}, "epoch: 'x' where float"),
+    ({"points": [{"epoch": 1, "train_accuracy": -1, "eval_accuracy": 1}]}, "train_accuracy is -1, a number from 0 to 1"),
     ({"best": {"eval_accuracy": float("nan")}}, "eval_accuracy is nan, a number from 0 to 1"),
     ({"best": {"eval_accuracy": 10 ** 400}}, "a number of more than 64 bits"),
     ({"best": {"eval_accuracy": 1, "eval_macro_f1": [1]}}, r"eval_macro_f1: \[1\] where float"),
@@ -231,6 +308,36 @@ def test_figures_are_drawn_of_what_is_there(collect):
                                  ("paper (Table 5)", "100000", "4.3700", "", "")]
     assert points["figure4"][:2] == [("BERT-FiT, ours", "0.004", "11.0000", "1.4142", "2"),
                                      ("BERT-FiT, paper", "0.004", "17.2600", "", "")]
+
+
+def test_figure2_has_test_and_training_error_inside_the_epochs(collect):
+    """Of a run that diverged too, whose curve ends early, and of the run at 2e-5, which is head+tail's."""
+    for folder, last in (("long_text/head+tail/imdb", 4), ("catastrophic_forgetting/4e-4/imdb", 2)):
+        for seed in (1, 2):
+            points = [{"epoch": number / 2, "global_step": 4 * number, "train_accuracy": 0.1 * number, "train_loss": 1.0,
+                       "eval_accuracy": 0.5 + 0.1 * seed, "eval_loss": 1.0} for number in range(1, last + seed - 1)]
+            more = {"points": points} | ({"diverged": {"global_step": 9}} if last == 2 else {})
+            make_run(collect.runs / folder, [0.8, 0.9], seed, more=more)
+    assert "figure2.csv and .png: 12 of our points" in collect("figure2")
+    points = [tuple(row.values()) for row in rows_of(collect.out / "figure2.csv")]
+    assert list(dict.fromkeys(point[0] for point in points)) == [
+        "rate 2e-5", "rate 2e-5, training error", "rate 4e-4", "rate 4e-4, training error"]
+    assert points[0] == ("rate 2e-5", "0.5", "35.0000", "7.0711", "2")
+    assert points[4:6] == [("rate 2e-5, training error", "0.5", "90.0000", "0.0000", "2"),
+                           ("rate 2e-5, training error", "1", "80.0000", "0.0000", "2")]
+    assert points[-1] == ("rate 4e-4, training error", "1", "80.0000", "", "1")  # one seed got so far
+
+
+@pytest.mark.parametrize("steps, last", [((), "100000"), ((4, 8, 16), "16")])
+def test_figure3_ends_with_the_run_after_all_steps(collect, steps, last):
+    for folder, accuracy in (("none/imdb", 0.8), ("steps/4/imdb", 0.85), ("imdb/imdb", 0.9)):
+        make_run(collect.runs / folder, [accuracy])
+    for name in [f"model.ckpt-{step}.index" for step in steps] + ["model.ckpt-x.index"]:
+        (collect.runs / "pretrained/imdb/checkpoints").mkdir(parents=True, exist_ok=True)
+        (collect.runs / "pretrained/imdb/checkpoints" / name).touch()
+    collect("figure3")
+    assert [(row["x"], row["mean"]) for row in rows_of(collect.out / "figure3.csv") if row["curve"] == "ours"] == [
+        ("0", "20.0000"), ("4", "15.0000"), (last, "10.0000")]
 
 
 def test_runs_without_an_evaluation_give_no_points(collect):

@@ -159,7 +159,7 @@ def test_unknown_names_are_errors_of_the_libraries(tmp_path):
     with pytest.raises(ValueError, match="clip_grad is one of tensor, global, not 'mlp'"):
         optimization.BertAdam([torch.nn.Parameter(torch.ones(1))], 1e-3, clip_grad="mlp")
     with pytest.raises(KeyError, match="mlp"):
-        evaluation.is_better({"eval_loss": 1.0}, {"eval_loss": 2.0}, "mlp")
+        evaluation.best_of([{"eval_loss": 1.0}, {"eval_loss": 2.0}], "mlp")
     with pytest.raises(KeyError, match="mlp"):
         modeling.attention(*[torch.ones(2, 1, 4)] * 3, pack([[2, 3]]), 0.0, "mlp")
     CONFIG.write(tmp_path / "config.json", hidden_act="mlp")

@@ -1,6 +1,8 @@
 """The fine-tuning scripts end to end on a tiny BERT: what they learn, write, go on with, share, refuse."""
 import csv
+import errno
 import importlib
+import io
 import json
 import math
 import os
@@ -12,12 +14,16 @@ import time
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 import optimization
 import tasks
-from common import command_line
-from finetuning import command, flags, training
+from common import command_line, files
+from common.configuration import BertConfig
+from finetuning import command, flags, model, training
+from finetuning.weights import read_weights, write_torch
+from modeling import BertForPreTraining
 from runs import (DISCRIMINATIVE, NUM_TEST, NUM_TRAIN, ROOT, SINGLE, assert_equal_weights, call, losses_of, make_bert,
                   predictions_of, read_evaluation, read_json, read_metrics, start_together, train_flags, wait, weights)
 
@@ -600,6 +606,33 @@ def test_no_space_left_keeps_the_last_checkpoint_and_says_so(with_dropout, tmp_p
     assert_equal_weights(tmp_path / "run" / "last", undisturbed / "last")
 
 
+@pytest.mark.parametrize("room", [0, 1000, 39_000, 40_500])  # at torch's first byte, its second record, in numbers, at the end
+def test_a_full_disk_is_the_system_s_words_and_not_torch_s(tmp_path, monkeypatch, capsys, room):
+    class Disk(io.FileIO):
+        def write(self, content):
+            if self.tell() + len(memoryview(content).cast("B")) > room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(content)
+    path = tmp_path / "checkpoint.pt"
+    path.write_text("what was there")
+    monkeypatch.setattr(files, "open", lambda name, mode: Disk(name, mode), raising=False)
+    with pytest.raises(SystemExit):
+        command_line.run(lambda: write_torch({"a": torch.zeros(10_000)}, str(path)))
+    line, = capsys.readouterr().err.splitlines()
+    for words in ("error: No space left on device", str(path), "free some space and run the same command again"):
+        assert words in line
+    assert "enforce fail" not in line
+    assert path.read_text() == "what was there" and os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+def test_another_reason_why_torch_cannot_write_keeps_its_words(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no such storage\nat line 7")
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(command_line.UserError, match=r"x.pt cannot be written \(no such storage\), what was there"):
+        write_torch({}, str(tmp_path / "x.pt"))
+
+
 # Several processes
 
 @pytest.fixture(scope="module")
@@ -794,6 +827,60 @@ def test_files_of_a_model_that_do_not_fit_are_refused(tiny, tmp_path, refused_he
     assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture
+def no_work(monkeypatch):
+    """Data are not read, and a model is not made."""
+    monkeypatch.setattr(command, "read_dataset", lambda *_: pytest.fail("data were read"))
+    monkeypatch.setattr(model, "BertForSequenceClassification", lambda *_, **__: pytest.fail("a model was made"))
+
+
+def write_tensorflow(tiny, folder):
+    call("convert_tf_checkpoint_to_pytorch", "--reverse", "--pytorch_dump_path", tiny / "pytorch_model.bin",
+         "--bert_config_file", tiny / "bert_config.json", "--tf_checkpoint_path", folder / "tf.ckpt")
+
+
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "model.safetensors", "tf.ckpt"])
+def test_a_configuration_of_other_sizes_is_refused_before_any_work(tiny, tmp_path, refused_here, no_work, file):
+    """Any of those that memory grows with: a slip of theirs would take gigabytes."""
+    if file == "tf.ckpt":
+        write_tensorflow(tiny, tmp_path)
+    elif file == "model.safetensors":
+        safetensors.torch.save_model(BertForPreTraining(BertConfig.from_json_file(tiny / "bert_config.json")), tmp_path / file)
+    else:
+        (tmp_path / file).write_bytes((tiny / file).read_bytes())
+    values = read_json(tiny / "bert_config.json")
+    for key, size, words in (("intermediate_size", 10 ** 6, "1000000"), ("num_hidden_layers", 900, "layer"),
+                             ("hidden_size", 2000, "2000"), ("max_position_embeddings", 10 ** 6, "1000000"),
+                             ("type_vocab_size", 10 ** 6, "1000000")):
+        (tmp_path / "config.json").write_text(json.dumps(values | {key: size}))
+        errors = refused_here(SINGLE, *train_flags(tiny, tmp_path / "run"), "--init_checkpoint", tmp_path / file,
+                              "--bert_config_file", tmp_path / "config.json", words="--bert_config_file")
+        assert str(tmp_path / file) in errors[-1] and words in errors[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_sizes_are_compared_without_the_values(tiny):
+    state = read_weights(str(tiny / "pytorch_model.bin"), BertConfig.from_json_file(tiny / "bert_config.json"), device="meta")
+    assert len(state) > 40 and all(value.is_meta for value in state.values())
+
+
+@pytest.mark.parametrize("job", [["--do_train", "--do_eval"], ["--do_train"], ["--do_eval"], []], ids=str)
+@pytest.mark.parametrize("name, content, words", [
+    ("absent.txt", None, "there is no file"), ("empty.csv", b"", "is empty"),
+    ("cut.csv", b'"1","a","b"\n"2","c"\n', "cut.csv:2: 2 columns"), ("binary.txt", b"a\n\0", "binary.txt:2: a zero byte")])
+def test_a_wrong_file_to_predict_is_refused_before_any_work(tiny, finished, tmp_path, refused_here, no_work, job, name,
+                                                            content, words):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    flags = [flag for flag in train_flags(tiny, tmp_path / "run") if flag not in ("--do_train", "--do_eval")]
+    start = finished / "best"
+    if "--do_train" not in job:  # what a saved model knows
+        flags = ["--data_dir", tiny, "--no_cuda", "--output_dir", tmp_path / "run"]
+    refused_here(SINGLE, *flags, *job, "--init_checkpoint", start, "--do_predict", "--predict_file", tmp_path / name,
+                 words=words)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("split, content, words", [
     ("train", b"", "train.csv is empty"), ("train", b'"1","a","b"\n"9","c","d"\n', "train.csv:2: label '9'"),
     ("train", b'"1","a","b"\n"2","c","\xff"\n', "train.csv:2: byte 10 is not UTF-8"),
@@ -972,6 +1059,8 @@ def test_a_damaged_model_folder_is_refused(tiny, finished, tmp_path, refused_her
 
 @pytest.mark.parametrize("change, words", [
     ({"layer_pooling": "consat"}, "classifier.json: layer_pooling consat: there is concat, mean, max"),
+    ({"max_seq_length": 65}, "classifier.json: --max_seq_length 65 is over the model's 64 positions"),
+    ({"layers": [2]}, "classifier.json: --layers 2: this model has"),
     ({"hierarchical": "median"}, "classifier.json: hierarchical median"), ({"layers": []}, "classifier.json: 0 layers"),
     ({"task": {"labels": ["1"]}}, "classifier.json: 1 labels")])
 def test_a_wrong_value_in_a_saved_model_s_record_names_the_file(tiny, finished, tmp_path, refused_here, change, words):

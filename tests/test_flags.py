@@ -68,7 +68,7 @@ OBSERVED = {  # flag -> file::test, a name alone being one of this file
     "bias_correction": "test_the_first_update_is_as_long_as_bias_correction_makes_it",
     "best_metric": "test_the_best_epoch_is_the_metric_s",
     "patience": "test_fine_tuning.py::test_patience_stops_when_nothing_gets_better",
-    "seed": "test_fine_tuning.py::test_several_seeds_are_summed_up_and_each_is_the_run_alone",
+    "seed": "test_what_a_seed_draws",
     "task_sampling_alpha": "test_the_shares_of_tasks",
     "eval_batch_size": "test_so_many_sequences_are_evaluated_at_a_time",
     "gradient_accumulation_steps": "test_so_many_forward_passes_an_update",
@@ -356,6 +356,18 @@ def test_what_is_held_to_norm_1(train, monkeypatch, flags, together):
         assert max(math.hypot(*each) for each in norms) > 1.5 and max(map(max, norms)) > 1 - 1e-4
 
 
+def test_what_a_seed_draws(train, spy):
+    """The classifier's first weights, the sample, what is held out of it, and the order of its examples."""
+    heads = spy(command, "make_model", lambda made, *_: made[0].classifiers[0].classifier.weight.detach().clone())
+    orders = spy(training, "plan_epoch", lambda updates, *_: np.concatenate([indices for _, indices in updates]))
+    parts = spy(command, "task_run", lambda run, *_: (run.train.ids, run.evaluated.ids))
+    flags = ["--num_datas", 40, "--dev_fraction", 0.25, "--seed", 1]
+    train(*flags, 2)
+    train(*flags, name="again")
+    for one, two, again in (heads, orders, *zip(*parts)):
+        assert np.array_equal(one, again) and not np.array_equal(one, two)
+
+
 @pytest.mark.parametrize("metric, best", [("accuracy", 2), ("loss", 1), ("macro_f1", 3)])
 def test_the_best_epoch_is_the_metric_s(train, monkeypatch, metric, best):
     measured = iter([{"accuracy": 0.5, "loss": 0.1, "macro_f1": 0.2}, {"accuracy": 0.7, "loss": 0.3, "macro_f1": 0.2},
@@ -401,7 +413,7 @@ def test_bf16_computes_in_bfloat16(train, spy):
 
 
 def test_checkpointed_layers_are_computed_twice(train, spy):
-    computed = spy(modeling.BertAttention, "forward", lambda _, attention, *rest: attention.training)
+    computed = spy(modeling.BertSelfAttention, "forward", lambda _, attention, *rest: attention.training)
     train(name="plain")
     assert computed.count(True) == 2 * UPDATES
     computed.clear()

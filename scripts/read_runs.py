@@ -1,0 +1,79 @@
+"""The runs of the experiments: the results.json of each seed, checked, as one frame."""
+import pathlib
+
+import numpy as np
+import pandas as pd
+
+from common.command_line import UserError
+from common.files import check_schema, read_json
+
+EVALUATION = {"eval_accuracy": float}
+POINT = EVALUATION | {"epoch": float, "train_accuracy": float}  # inside an epoch (--eval_every)
+# The columns of a frame of runs, before those of further metrics. at: best, last or point.
+KEYS = ("run", "seed", "at", "epoch", "test_error", "training_error")
+# What the runs in one folder may differ in. A fine-tuning after a multi-task one starts from the multi-task run of its
+# own seed, so its weights differ too.
+OWN = {"seed"}
+OWN_AFTER_MULTI_TASK = OWN | {"weights"}
+
+
+def read_results(runs, folder):
+    """The results.json of each seed's run in `folder` of the folder `runs`, ordered by seed.
+
+    Raises UserError where one is damaged, and where the runs do not differ in the seed alone.
+    """
+    files = sorted(pathlib.Path(runs, folder).glob("seed_*/results.json")) if folder else []
+    results, recipes = [read_result(file) for file in files], {}
+    for file, result in zip(files, results):
+        if [other["seed"] for other in results].count(result["seed"]) > 1:
+            raise UserError(f"{file}: another run beside it has the seed {result['seed']} too; move one of them away")
+        if (record := file.with_name("run.json")).exists():
+            recipes[record] = read_json(record, {"recipe": dict})["recipe"]
+    own = OWN_AFTER_MULTI_TASK if folder.startswith("multitask") else OWN
+    for record, recipe in recipes.items():
+        first, known = next(iter(recipes.items()))
+        for key in sorted(recipe.keys() | known.keys()):
+            if recipe.get(key) != known.get(key) and key.partition(" (")[0] not in own:  # weights (--init_checkpoint)
+                raise UserError(f"{record}: {key} is {recipe.get(key)}, in {first} it is {known.get(key)}; the runs in "
+                                "one folder may differ in the seed alone, move those away that do not belong there")
+    return sorted(results, key=lambda result: result["seed"])
+
+
+def read_result(file):
+    """The value of a results.json. Raises UserError where it is not what a fine-tuning run writes."""
+    result = read_json(file, {"seed": int, "epochs": [dict]})
+    named = [name for name in ("best", "last", "test") if name in result]
+    if named:  # else the run was not evaluated
+        schema = {"epochs": [EVALUATION], "best": EVALUATION, "last": EVALUATION, "test": EVALUATION, "points": [POINT]}
+        check_schema(result, {key: schema[key] for key in schema if key in result or key in ("best", "last")}, file)
+    for evaluation in [result[name] for name in named] + result["epochs"] + result.get("points", []) * bool(named):
+        check_schema({key: value for key, value in evaluation.items() if key.startswith("eval_")}, {str: float}, file)
+        for key in ("eval_accuracy", "train_accuracy"):
+            if not 0 <= evaluation.get(key, 0) <= 1:
+                raise UserError(f"{file}: {key} is {evaluation[key]}, a number from 0 to 1 is needed")
+    return result
+
+
+def evaluations_of(result):
+    """(best, last or point; epoch; evaluation) of each evaluation of a run on the test set. Points lie inside the epochs
+    (--eval_every) or else at their ends."""
+    if "test" in result:  # with --dev_fraction the others are of held-out training data
+        return [("best", None, result["test"])]
+    points = [(point["epoch"], point) for point in result.get("points", ())] or enumerate(result["epochs"], 1)
+    return [(at, None, result[at]) for at in ("best", "last") if at in result] \
+        + [("point", epoch, point) for epoch, point in points if "best" in result]
+
+
+def read_runs(runs, folders):
+    """The evaluations of the runs in `folders` as a frame: KEYS (errors in percent), then every further metric."""
+    rows = []
+    for folder in dict.fromkeys(folders):
+        for result in read_results(runs, folder):
+            for at, epoch, evaluation in evaluations_of(result):
+                accuracies = evaluation["eval_accuracy"], evaluation.get("train_accuracy", np.nan)
+                errors = [100 * (1 - accuracy) for accuracy in accuracies]
+                rows.append(dict(zip(KEYS, (folder, result["seed"], at, epoch, *errors))) | {
+                    key.removeprefix("eval_"): value for key, value in evaluation.items()
+                    if key.startswith("eval_") and key not in EVALUATION})
+    frame = pd.DataFrame(rows, columns=None if rows else KEYS)
+    return frame.astype({name: float for name in frame.columns[KEYS.index("at") + 1:]})
