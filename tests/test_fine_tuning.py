@@ -472,7 +472,8 @@ def two_forms(tiny, tmp_path_factory):
     for split in ("train", "test"):
         rows = [row for _, row in zip(range(20), tasks.read_documents(tasks.TASKS["ag"], tiny, split))]
         with open(folder / "yahoo" / f"{split}.csv", "w", encoding="utf-8", newline="") as file:
-            csv.writer(file, quoting=csv.QUOTE_ALL).writerows([line % 10 + 1, title, "", text] for line, _, (title, text) in rows)
+            csv.writer(file, quoting=csv.QUOTE_ALL).writerows(
+                [line % 10 + 1, title, "", text] for line, _, (title, text) in rows)
         (folder / "imdb" / f"{split}.csv").write_text(
             "".join(f"{label % 2}\t{title}<br /><br />{text}\n" for _, label, (title, text) in rows), encoding="utf-8")
     return folder
