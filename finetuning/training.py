@@ -204,6 +204,14 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
                     if saving or logging or at_point:
                         fault = progress.take_in(pending, world)
                         progress.train_seconds += time.monotonic() - started
+                        if logging and progress.window:
+                            loss, norm, accuracy = np.mean(progress.window, axis=0).tolist()
+                            progress.window.clear()
+                            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                            if log:
+                                log.write("train", progress.global_step, {
+                                    "epoch": progress.epoch + 1, "loss": loss, "gradient_norm": norm, "accuracy": accuracy,
+                                    "learning_rate": recipe.learning_rate * factor(progress.global_step - 1)})
                         if saving and not fault:
                             fault = fault_of_output(model, task, runs[task].train, indices, progress, execution, world)
                         if fault and not execution.allow_divergence:
@@ -211,14 +219,6 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
                         if fault:
                             world.print(f"\n{fault}; the run ends here")
                             break
-                        loss, norm, accuracy = np.mean(progress.window, axis=0).tolist()
-                        bar.set_postfix(loss=f"{progress.window[-1][0]:.4f}", refresh=False)
-                        if logging:
-                            progress.window.clear()
-                        if logging and log:
-                            log.write("train", progress.global_step, {
-                                "epoch": progress.epoch + 1, "loss": loss, "gradient_norm": norm, "accuracy": accuracy,
-                                "learning_rate": recipe.learning_rate * factor(progress.global_step - 1)})
                         if at_point:
                             evaluate_point(model, runs, progress, updates_per_epoch, execution, world, log)
                         if saving:

@@ -381,7 +381,7 @@ def test_what_a_seed_draws(train, spy):
     flags = ["--num_datas", 40, "--dev_fraction", 0.25, "--seed", 1]
     train(*flags, 2)
     train(*flags, name="again")
-    for one, two, again in (heads, orders, *zip(*parts)):
+    for one, two, again in (heads, orders[::2], *zip(*parts)):  # a plan is made to count its updates, and again for the epoch
         assert np.array_equal(one, again) and not np.array_equal(one, two)
 
 
