@@ -14,20 +14,19 @@ Several corpora and several files of records:
     python create_pretraining_data.py --input_file='corpora/*_train.txt,extra.txt' \\
       --output_file=tmp/part0.tfrecord,tmp/part1.tfrecord --vocab_file=./uncased_L-12_H-768_A-12/vocab.txt
 
-With the same flags and the same seed the records are those of google-research/bert's create_pretraining_data.py, in
-the same order and equal in every feature, because one random generator is asked for the same numbers in the same
-order. A record is a tf.train.Example with, L being max_seq_length and P max_predictions_per_seq,
+With the same flags and the same seed the records are those of google-research/bert's create_pretraining_data.py, in the same
+order and equal in every feature, because one random generator is asked for the same numbers in the same order. A record is a
+tf.train.Example with, L being max_seq_length and P max_predictions_per_seq,
 
     input_ids, input_mask, segment_ids      int64 [L]   [CLS] A [SEP] B [SEP], padded with 0
     masked_lm_positions, masked_lm_ids      int64 [P]   where tokens were masked and what they were, padded with 0
     masked_lm_weights                       float [P]   1 for a masked token, 0 for padding
     next_sentence_labels                    int64 [1]   0: B follows A in the corpus; 1: B is from another place
 """
-import dataclasses
 import os
 import random
 
-from common.command_line import ArgumentParser, UserError, add_boolean, command, number, path, run
+from common.command_line import ArgumentParser, UserError, add_boolean, command, fields_of, number, path, run
 from common.configuration import BertConfig
 from common.files import check_output_file, expand_files
 from pretraining.instances import Recipe, create_training_instances, read_corpus, write_instances
@@ -39,42 +38,39 @@ EXAMPLES_SHOWN = 3
 def parse_arguments():
     parser = ArgumentParser(__doc__)
     data = parser.add_argument_group("data")
-    data.add_argument("--input_file", required=True, help="Corpus files: names and globs separated by commas; one "
-                      "sentence a line, an empty line between documents.")
-    data.add_argument("--vocab_file", required=True, type=path, help="WordPiece vocabulary of the BERT model, one "
-                      "token a line.")
-    add_boolean(data, "--do_lower_case", True, "Lower-case the text and strip accents; default: True, for uncased "
-                "models; False for cased ones.")
+    data.add_argument("--input_file", required=True, help="Corpus files: names and globs separated by commas; one sentence a "
+                      "line, an empty line between documents.")
+    data.add_argument("--vocab_file", required=True, type=path,
+                      help="WordPiece vocabulary of the BERT model, one token a line.")
+    add_boolean(data, "--do_lower_case", True, "Lower-case the text and strip accents; default: True, for uncased models; "
+                "False for cased ones.")
     recipe = parser.add_argument_group("recipe (changes the records; the defaults are Google's)")
-    recipe.add_argument("--max_seq_length", type=number(int, minimum=5), default=128, metavar="TOKENS",
-                        help="Length of a record in tokens, [CLS] and two [SEP] included, the same as for "
-                        "run_pretraining.py; default: 128, at least 5.")
-    recipe.add_argument("--max_predictions_per_seq", type=number(int, minimum=1), default=20, metavar="TOKENS",
-                        help="Maximum number of masked tokens in a record, about max_seq_length * masked_lm_prob and "
-                        "the same as for run_pretraining.py; default: 20.")
+    recipe.add_argument("--max_seq_length", type=number(int, minimum=5), default=128, metavar="TOKENS", help="Length of a "
+                        "record in tokens, [CLS] and two [SEP] included, the same as for run_pretraining.py; default: 128, at "
+                        "least 5.")
+    recipe.add_argument("--max_predictions_per_seq", type=number(int, minimum=1), default=20, metavar="TOKENS", help="Maximum "
+                        "number of masked tokens in a record, about max_seq_length * masked_lm_prob and the same as for "
+                        "run_pretraining.py; default: 20.")
     recipe.add_argument("--masked_lm_prob", type=number(float, above=0, maximum=1), default=0.15, metavar="SHARE",
                         help="Fraction of a record's tokens that is masked; default: 0.15.")
     recipe.add_argument("--short_seq_prob", type=number(float, minimum=0, maximum=1), default=0.1, metavar="SHARE",
-                        help="Probability that a document's records are cut to a random length below max_seq_length; "
-                        "default: 0.1; 0 switches it off.")
-    add_boolean(recipe, "--do_whole_word_mask", False, "Mask all WordPieces of a word together; default: False, each "
-                "WordPiece on its own.")
-    recipe.add_argument("--dupe_factor", type=number(int, minimum=1), default=10, metavar="TIMES",
-                        help="Number of times each document is used, each time masked anew; default: 10 (the paper's "
-                        "command: 5).")
+                        help="Probability that a document's records are cut to a random length below max_seq_length; default: "
+                        "0.1; 0 switches it off.")
+    add_boolean(recipe, "--do_whole_word_mask", False,
+                "Mask all WordPieces of a word together; default: False, each WordPiece on its own.")
+    recipe.add_argument("--dupe_factor", type=number(int, minimum=1), default=10, metavar="TIMES", help="Number of times each "
+                        "document is used, each time masked anew; default: 10 (the paper's command: 5).")
     recipe.add_argument("--random_seed", type=int, default=12345, metavar="SEED",
                         help="Seed of all random numbers: the same seed gives the same records; default: 12345.")
     output = parser.add_argument_group("output")
-    output.add_argument("--output_file", required=True, help="TFRecord file to write, its folder created if it does "
-                        "not exist; several files, separated by commas, get the records in turn.")
+    output.add_argument("--output_file", required=True, help="TFRecord file to write, its folder created if it does not exist; "
+                        "several files, separated by commas, get the records in turn.")
     return parser.parse_args()
 
 
 def expand_output_files(names, input_files):
-    """The files of `--output_file`, separated by commas.
-
-    Raises UserError for a name that cannot be written to, is given twice, or is an input file.
-    """
+    """The files of `--output_file`, separated by commas. Raises UserError for a name that cannot be written to, is given twice,
+    or is an input file."""
     files = [path(name) for name in names.split(",")]
     inputs = {os.path.realpath(file) for file in input_files}
     if len({os.path.realpath(file) for file in files}) < len(files):
@@ -107,33 +103,32 @@ def show_examples(instances, order, recipe, tokenizer):
 def report(args, corpus, instances, recipe, output_files):
     """Prints what was made, how full it is, and the next command of the pipeline."""
     records, tokens, predictions = len(instances), len(instances.ids), len(instances.masked_ids)
+    length, num_predictions = recipe.max_seq_length, recipe.max_predictions_per_seq
     print(f"corpus: {corpus.num_documents} documents, {corpus.num_sentences} sentences, {len(corpus.ids)} tokens")
     print(f"instances: {records}, {sum(instances.is_random_next) / records:.1%} with a random next sentence, "
-          f"{predictions / records:.1f} masked tokens each, "
-          f"{1 - tokens / (records * recipe.max_seq_length):.1%} of the {recipe.max_seq_length} positions are padding")
+          f"{predictions / records:.1f} masked tokens each, {1 - tokens / (records * length):.1%} of the {length} positions "
+          "are padding")
     for number_of_file, file in enumerate(output_files):
         print(f"wrote {file}: {len(range(number_of_file, records, len(output_files)))} records")
     model_dir = os.path.dirname(args.vocab_file) or "."
     print("next:", command(
-        "run_pretraining.py", f"--input_file={','.join(output_files)}", f"--output_dir={model_dir}_pretrain",
-        "--do_train=True", "--do_eval=True", f"--bert_config_file={os.path.join(model_dir, 'bert_config.json')}",
+        "run_pretraining.py", f"--input_file={','.join(output_files)}", f"--output_dir={model_dir}_pretrain", "--do_train=True",
+        "--do_eval=True", f"--bert_config_file={os.path.join(model_dir, 'bert_config.json')}",
         f"--init_checkpoint={os.path.join(model_dir, 'bert_model.ckpt')}", "--train_batch_size=32",
-        f"--max_seq_length={recipe.max_seq_length}", f"--max_predictions_per_seq={recipe.max_predictions_per_seq}",
-        "--num_train_steps=100000", "--num_warmup_steps=10000", "--save_checkpoints_steps=10000",
-        "--learning_rate=5e-5"))
+        f"--max_seq_length={length}", f"--max_predictions_per_seq={num_predictions}", "--num_train_steps=100000",
+        "--num_warmup_steps=10000", "--save_checkpoints_steps=10000", "--learning_rate=5e-5"))
 
 
 def main():
     args = parse_arguments()
-    recipe = Recipe(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Recipe)})
+    recipe = fields_of(Recipe, args)
     input_files = expand_files(args.input_file, "--input_file")
     output_files = expand_output_files(args.output_file, input_files)
     check_positions(args.vocab_file, args.max_seq_length)
     tokenizer = FullTokenizer(args.vocab_file, args.do_lower_case)
     print("reading", *input_files, sep="\n  ")
     corpus = read_corpus(input_files, tokenizer)
-    instances, order = create_training_instances(corpus, tokenizer, recipe, args.dupe_factor,
-                                                 random.Random(args.random_seed))
+    instances, order = create_training_instances(corpus, tokenizer, recipe, args.dupe_factor, random.Random(args.random_seed))
     write_instances(instances, order, recipe, output_files)
     show_examples(instances, order, recipe, tokenizer)
     report(args, corpus, instances, recipe, output_files)

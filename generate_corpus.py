@@ -1,19 +1,19 @@
-"""Step 1 for any task, or several: their texts -> the corpus for further pre-training, one sentence a line, an empty
-line between documents (paper, section 5.4).
+"""Step 1 for any task, or several: their texts -> the corpus for further pre-training, one sentence a line, an empty line
+between documents (paper, section 5.4).
 
     python generate_corpus.py --task_name imdb --data_dir ./imdb                              # within-task
     python generate_corpus.py --task_name sentiment --data_dir ./data_sets                    # in-domain
     python generate_corpus.py --task_name all --data_dir ./data_sets                          # cross-domain
     python generate_corpus.py --task_name csv --text_columns title body --data_dir ./my_data  # your own
 
-Domains stand for their tasks: sentiment (imdb yelp_p yelp_f), question (trec yahoo), topic (ag dbpedia), all (these
-seven; sogou is Chinese and stands alone). --data_dir is one folder for each task, in their order, or one that holds a
-folder by the name of each.
+Domains stand for their tasks: sentiment (imdb yelp_p yelp_f), question (trec yahoo), topic (ag dbpedia), all (these seven;
+sogou is Chinese and stands alone). --data_dir is one folder for each task, in their order, or one that holds a folder by the
+name of each.
 
-A title is a document's first sentence. English sentences end where spaCy's rules for punctuation say, or a trained
-model (--spacy_model en_core_web_md, the authors'); Chinese ones at 。 ？ ！. Where several tasks are joined, a training
-text of one that is a test text of another is left out and counted: the reviews of Yelp P. and Yelp F. overlap. So it is
-for the test texts of tasks that are not in the corpus but will be tested after it: --leave_out_test_of.
+A title is a document's first sentence. English sentences end where spaCy's rules for punctuation say, or a trained model
+(--spacy_model en_core_web_md, the authors'); Chinese ones at 。 ？ ！. Where several tasks are joined, a training text of one
+that is a test text of another is left out and counted: the reviews of Yelp P. and Yelp F. overlap. So it is for the test texts
+of tasks that are not in the corpus but will be tested after it: --leave_out_test_of.
 """
 import collections
 import os
@@ -33,14 +33,12 @@ def parse_arguments():
     data = parser.add_argument_group("data")
     data.add_argument("--task_name", nargs="+", required=True, type=str.lower, choices=[*tasks.TASKS, *DOMAINS, "csv"],
                       help="Tasks or domains whose texts are joined; csv means files of your own.")
-    data.add_argument("--data_dir", nargs="+", required=True, type=path, metavar="FOLDER",
-                      help="Folder of each task's train and test files, in the order of the tasks, or one folder with "
-                      "a subfolder named after each task.")
+    data.add_argument("--data_dir", nargs="+", required=True, type=path, metavar="FOLDER", help="Folder of each task's train "
+                      "and test files, in the order of the tasks, or one folder with a subfolder named after each task.")
     data.add_argument("--splits", nargs="+", choices=["train", "test"], default=["train"],
                       help="Splits whose texts are written; default: train.")
-    data.add_argument("--text_columns", nargs="+",
-                      help="For csv: names of the text columns, or their numbers from 0 if there is no header; "
-                      "default: text.")
+    data.add_argument("--text_columns", nargs="+", help="For csv: names of the text columns, or their numbers from 0 if there "
+                      "is no header; default: text.")
     data.add_argument("--sep", help="For csv: the column separator, one character or tab; default: a comma.")
     recipe = parser.add_argument_group("recipe (changes the corpus)")
     recipe.add_argument("--leave_out_test_of", nargs="+", type=str.lower, choices=tasks.TASKS, default=[],
@@ -54,9 +52,8 @@ def parse_arguments():
     speed = parser.add_argument_group("speed (does not change the corpus)")
     sentences.add_flags(recipe, speed, "one for each CPU core")
     output = parser.add_argument_group("output")
-    output.add_argument("--output_file", type=path, metavar="FILE",
-                        help="Corpus file to write, its folder created if it does not exist; default: TASK_corpus.txt "
-                        "in the current folder.")
+    output.add_argument("--output_file", type=path, metavar="FILE", help="Corpus file to write, its folder created if it does "
+                        "not exist; default: TASK_corpus.txt in the current folder.")
     args = parser.parse_args()
     args.output_file = args.output_file or "_".join(args.task_name) + "_corpus.txt"
     args.num_processes = args.num_processes or sentences.cores()
@@ -99,8 +96,7 @@ def main():
                      for document in sentences.documents_of(task, folder, split, reserved, left_out))
         tallies = sentences.write_corpus(documents, collections.defaultdict(lambda: [file]), selected[0].language,
                                          args.spacy_model, args.batch_size, args.num_processes)
-        num_documents, num_lines = (sum(getattr(tally, name) for tally in tallies.values())
-                                    for name in ("documents", "lines"))
+        num_documents, num_lines = (sum(getattr(tally, name) for tally in tallies.values()) for name in ("documents", "lines"))
         if not num_documents:
             raise UserError(f"--data_dir: none of the texts in {' '.join(folders[:len(selected)])} has a sentence")
     for task in selected:

@@ -30,17 +30,15 @@ from tasks import TASKS
 def parse_arguments():
     parser = ArgumentParser(__doc__)
     data = parser.add_argument_group("data")
-    data.add_argument("--data_dir", type=path, default=".", metavar="FOLDER",
-                      help="Folder of train.csv and test.csv (label 1 to 4, title, description; no header); default: "
-                      "the current folder.")
+    data.add_argument("--data_dir", type=path, default=".", metavar="FOLDER", help="Folder of train.csv and test.csv (label 1 "
+                      "to 4, title, description; no header); default: the current folder.")
     recipe = parser.add_argument_group("recipe (changes the corpus)")
     speed = parser.add_argument_group("speed (does not change the corpus)")
-    sentences.add_flags(recipe, speed, "one for each CPU core with --spacy_model, else 1, because a process takes as "
-                        "long to start as the rules take to split 30,000 documents")
+    sentences.add_flags(recipe, speed, "one for each CPU core with --spacy_model, else 1, because a process takes as long to "
+                        "start as the rules take to split 30,000 documents")
     output = parser.add_argument_group("output")
     output.add_argument("--output_dir", type=path, default=".", metavar="FOLDER",
-                        help="Folder for the three corpus files, created if it does not exist; default: the current "
-                        "folder.")
+                        help="Folder for the three corpus files, created if it does not exist; default: the current folder.")
     args = parser.parse_args()
     if args.num_processes is None:
         args.num_processes = sentences.cores() if args.spacy_model else 1
@@ -57,15 +55,13 @@ def main():
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(atomic_write(corpus)) for name, corpus in paths.items()}
         files_of = {split: [files[""], files[f"_{split}"]] for split in ("test", "train")}
-        tallies = sentences.write_corpus(documents, files_of, "en", args.spacy_model, args.batch_size,
-                                         args.num_processes)
+        tallies = sentences.write_corpus(documents, files_of, "en", args.spacy_model, args.batch_size, args.num_processes)
     for split, tally in tallies.items():
         print(f"{split}_max= {max(tally.lengths)}")
         print(f"{split}_avg= {sum(count * number for count, number in tally.lengths.items()) / tally.lengths.total()}")
     written = {f"_{split}": tally.documents for split, tally in tallies.items()}
-    written[""] = sum(written.values())
     for name, corpus in paths.items():
-        print(f"wrote {corpus}: {written[name]} documents")
+        print(f"wrote {corpus}: {written.get(name, sum(written.values()))} documents")
     sentences.print_next(paths[""], "tmp/tf_AGnews.tfrecord")
 
 

@@ -24,16 +24,16 @@ import torch
 
 import tasks
 from common.command_line import UserError, command, fields_of, warn_of_an_idle_gpu
-from common.files import atomic_write, check_output_folder, check_schema, read_json, remove, write_json
+from common.files import atomic_write, check_output_folder, check_schema, digest_of_file, read_json, remove, write_json
 from common.run_folder import RunFolder, versions
 from finetuning.data import make_dataset, make_pair_dataset
 from finetuning.evaluation import (METRICS, describe, describe_result, figures_by_task, measure, predict, summarize_seeds,
                                    write_evaluation)
 from finetuning.flags import NOT_RECIPE, WATCHED, parse
-from finetuning.model import describe_classifier, identity, make_model, read_inputs
+from finetuning.model import describe_classifier, make_model, read_inputs
 from finetuning.processes import connect, launch
 from finetuning.training import Execution, Recipe, TaskRun, read_checkpoint, train
-from finetuning.weights import save_classifier
+from finetuning.weights import digest_of_weights, save_classifier
 
 KIND = "fine-tuning"  # of a run, in its run.json
 OWNED = re.compile(r"run\.json|metrics\.jsonl|results\.json|checkpoint\.pt|(eval_results|results|classification_report)"
@@ -136,8 +136,7 @@ def show_examples(inputs, run, world):
         label = run.train.labels[index]
         world.print(f"{run.prefix}training example {index}: label {run.task.labels[label]} (class {label})")
         for sequence in run.train.sequences(index):
-            world.print(f"  tokens: {' '.join(inverse[i] for i in sequence)}\n"
-                        f"  input_ids: {' '.join(map(str, sequence))}")
+            world.print(f"  tokens: {' '.join(inverse[i] for i in sequence)}\n  input_ids: {' '.join(map(str, sequence))}")
         for segment in run.train.segments(index) or ():
             world.print(f"  segment_ids: {' '.join(map(str, segment.astype(int)))}")
 
@@ -145,8 +144,7 @@ def show_examples(inputs, run, world):
 # Training
 
 def fine_tune(args, inputs, rates, world):
-    """The runs of all seeds, one after the other. Returns the folder of the model to go on with: the best of the first
-    seed (and, of several tasks, of the first)."""
+    """The runs of all seeds, one after the other. Returns the folder of the first one's (and first task's) best model."""
     check_start(args)
     indices = range(len(inputs.tasks))
     train_sets = [world.together(read_dataset, args, inputs, index, "train", world) for index in indices]
@@ -200,9 +198,7 @@ def run_seed(args, inputs, rates, recipe, folder, found, train_sets, test_sets, 
     def resumed():
         step = state["progress"]["global_step"]
         note = world.on_main(folder.resume, found, step, flags, WATCHED)
-        world.print(f"going on after update {step} from {checkpoint}")
-        if note:
-            world.print(note)
+        world.print(f"going on after update {step} from {checkpoint}" + (f"\n{note}" if note else ""))
 
     if state is None:
         world.print(*lines, sep="\n")
@@ -228,8 +224,9 @@ def recipe_of(args, inputs, train_sets, test_sets):
             for name, datasets in (("training", train_sets), ("test", test_sets))
             for index, dataset in enumerate(datasets) if dataset}
     labels = {f"{prefix_of(inputs, index)}labels": list(task.labels) for index, task in enumerate(inputs.tasks)}
-    return ({key: value for key, value in vars(args).items() if key not in NOT_RECIPE}
-            | identity(args, inputs.config) | labels | data)
+    model = {"weights (--init_checkpoint)": digest_of_weights(args.init_checkpoint),
+             "vocabulary (--vocab_file)": "sha256 " + digest_of_file(args.vocab_file)} | inputs.config.identity()
+    return {key: value for key, value in vars(args).items() if key not in NOT_RECIPE} | model | labels | data
 
 
 def seed_folder(args, seed):
@@ -347,9 +344,9 @@ def evaluate_saved(args, inputs, world):
     suffix = "_saved_model" if of_a_run else ""  # the results of a run, or of one of its tasks, keep their names
     if world.main:
         write_evaluation(args.output_dir, suffix, measured, test_set.labels, logits, inputs.tasks[0].labels)
-    world.print(f"{args.init_checkpoint}: {describe(measured)} on {len(test_set):,} test examples\nwrote "
-                f"{os.path.join(args.output_dir, f'eval_results{suffix}.txt')}, results{suffix}.txt and "
-                f"classification_report{suffix}.txt")
+    path = os.path.join(args.output_dir, f"eval_results{suffix}.txt")
+    world.print(f"{args.init_checkpoint}: {describe(measured)} on {len(test_set):,} test examples\nwrote {path}, "
+                f"results{suffix}.txt and classification_report{suffix}.txt")
 
 
 def write_predictions(args, inputs, texts, model_folder, world):

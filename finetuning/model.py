@@ -5,10 +5,10 @@ import os
 import tasks
 from common.command_line import UserError
 from common.configuration import BertConfig
-from common.files import digest_of_file, read_json
+from common.files import read_json
 from finetuning.data import head_and_tail
 from finetuning.flags import FEATURE_FLAGS, MODEL_FLAGS, READING_FLAGS
-from finetuning.weights import digest_of_weights, find_weights, load_weights, read_weights
+from finetuning.weights import find_weights, load_weights, read_weights
 from modeling import BertForSequenceClassification, MultiTaskModel, check_choices, check_features
 from tokenization import FullTokenizer
 
@@ -147,10 +147,9 @@ def make_model(args, inputs, device):
         lines.append(f"{task.name}: {len(matched)} weights from {args.init_checkpoint}; {listed('not used', ignored)}; "
                      f"{listed('new and random', missing)}")
     if args.frozen_bert:
-        bert.freeze(inputs.config.num_hidden_layers)
         bert.pooler.requires_grad_(False)
-    elif args.frozen_layers:
-        bert.freeze(args.frozen_layers)
+    if args.frozen_bert or args.frozen_layers:
+        bert.freeze(args.frozen_layers or inputs.config.num_hidden_layers)
     bert.encoder.gradient_checkpointing = args.gradient_checkpointing
     for classifier in classifiers:
         classifier.sequences_at_once = args.fractions_at_once if args.hierarchical else None
@@ -162,9 +161,3 @@ def make_model(args, inputs, device):
 def listed(words, names):
     """`words` with how many names there are, and which."""
     return f"{len(names)} {words}" + (f" ({', '.join(names)})" if names else "")
-
-
-def identity(args, config):
-    """What tells the model that a run starts from: weights, vocabulary and configuration, whatever their paths are."""
-    return {"weights (--init_checkpoint)": digest_of_weights(args.init_checkpoint),
-            "vocabulary (--vocab_file)": "sha256 " + digest_of_file(args.vocab_file)} | config.identity()

@@ -140,10 +140,11 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
     optimizer = BertAdam(groups, recipe.learning_rate, clip_grad=recipe.clip_grad, bias_correction=recipe.bias_correction)
     scheduler = LambdaLR(optimizer, factor)
     torch.manual_seed(recipe.seed + world.rank)  # dropout differs between processes
-    progress = resume(state, model, optimizer, scheduler, recipe.seed, world, checkpoint) if state else Progress()
     if state:
+        progress = resume(state, model, optimizer, scheduler, recipe.seed, world, checkpoint)
         resumed()
     else:
+        progress = Progress()
         world.print(describe_groups(optimizer.param_groups))
     world.print(f"{t_total:,} updates of {recipe.train_batch_size} examples, over {world.size} process(es) x "
                 f"{execution.gradient_accumulation_steps} micro-batch(es) on {world.device.type}, from update "
@@ -154,9 +155,9 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
         model, device_ids=[world.device.index] if world.device.type == "cuda" else None, gradient_as_bucket_view=True,
         find_unused_parameters=len(runs) > 1)
 
-    def is_done(line):  # a line of metrics.jsonl that lies before the point where the run stands
-        return line["global_step"] <= progress.global_step and (not line["kind"].startswith("eval")
-                                                                or line.get("epoch", 0) <= progress.epoch)
+    def is_done(line):  # of metrics.jsonl: it lies before the point where the run stands
+        return (line["global_step"] <= progress.global_step
+                and (not line["kind"].startswith("eval") or line.get("epoch", 0) <= progress.epoch))
 
     with MetricsLog(folder, is_done, progress.global_step) if world.main else contextlib.nullcontext() as log:
         # An epoch under way (progress.update) is also finished where the run stopped after its very last update.
@@ -297,8 +298,7 @@ def out_of_patience(progress, recipe):
     return progress.epoch - max(best) >= recipe.patience
 
 
-DIVERGED = ("stopped, what was saved before is kept; start again with a lower --learning_rate, or without --bf16, in another "
-            "--output_dir")
+DIVERGED = "what was saved before is kept; start again with a lower --learning_rate, or without --bf16, in another --output_dir"
 
 
 def fault_of_output(model, task, dataset, indices, progress, execution, world):

@@ -7,6 +7,7 @@ TensorFlow is imported here alone, and only for a TensorFlow checkpoint.
 """
 import dataclasses
 import os
+import re
 import warnings
 import zipfile
 
@@ -81,7 +82,7 @@ def read_torch(path, where, device="cpu"):
 
 
 def read_weights(path, config, flag="--init_checkpoint", device="cpu"):
-    """Reads a checkpoint as a state dict with the names of modeling.py; on the device `meta` its values may be left unread.
+    """Reads a checkpoint as a state dict with the names of modeling.py; on the device `meta` values are left unread.
 
     path: a folder with model.safetensors or pytorch_model.bin, one such file (also the authors' released files: gamma
     and beta, no `bert.` prefix), or the prefix of a TensorFlow checkpoint (which imports TensorFlow). Raises UserError
@@ -90,7 +91,7 @@ def read_weights(path, config, flag="--init_checkpoint", device="cpu"):
     path = find_weights(path, flag)
     where = f"{flag}: {path}"
     if os.path.exists(path + ".index"):
-        return tf_to_pytorch(read_tf_checkpoint(path, flag), config, where=where)[0]
+        return tf_to_pytorch(read_tf_checkpoint(path, flag, device), config, where=where)[0]
     if path.endswith(".safetensors"):
         try:
             state = safetensors.torch.load_file(path)  # maps the file: what is not used is not read
@@ -108,13 +109,20 @@ def read_weights(path, config, flag="--init_checkpoint", device="cpu"):
 def check_sizes(state, config, where):
     """Raises UserError, its text starting with `where`, where an encoder's weights have not the sizes of the configuration:
     before a model of these takes memory. Whether every weight is there, and fits, is looked at by `load_weights`."""
-    hidden, top = config.hidden_size, f"bert.encoder.layer.{config.num_hidden_layers - 1}."
-    if not any(name.startswith(top) for name in state):
-        raise UserError(f"{where} lacks the encoder's weights {top}*; {OTHER_CONFIG}")
-    for name, shape in {"bert.embeddings.word_embeddings.weight": (config.vocab_size, hidden),
-                        "bert.embeddings.position_embeddings.weight": (config.max_position_embeddings, hidden),
-                        "bert.embeddings.token_type_embeddings.weight": (config.type_vocab_size, hidden),
-                        f"{top}intermediate.dense.weight": (config.intermediate_size, hidden)}.items():
+    layers = 1 + max((int(name.split(".")[3]) for name in state if re.match(r"bert\.encoder\.layer\.\d+\.", name)), default=-1)
+    if layers != config.num_hidden_layers:
+        raise UserError(f"{where} {'lacks' if layers < config.num_hidden_layers else 'has more'} layers ({layers}, by the "
+                        f"configuration {config.num_hidden_layers}); {OTHER_CONFIG}")
+    hidden = config.hidden_size
+    check_shapes(state, {"bert.embeddings.word_embeddings.weight": (config.vocab_size, hidden),
+                         "bert.embeddings.position_embeddings.weight": (config.max_position_embeddings, hidden),
+                         "bert.embeddings.token_type_embeddings.weight": (config.type_vocab_size, hidden),
+                         "bert.encoder.layer.0.intermediate.dense.weight": (config.intermediate_size, hidden)}, where)
+
+
+def check_shapes(state, shapes, where):
+    """Raises UserError at the first weight of `state` that has another shape than it has by name in `shapes`."""
+    for name, shape in shapes.items():
         if name in state and state[name].shape != shape:
             raise UserError(f"{where}: {name} is {list(state[name].shape)} there, the model's is {list(shape)}; {OTHER_CONFIG}")
 
@@ -148,13 +156,7 @@ def load_weights(model, state, where):
               and (model.get_parameter(name).requires_grad or "pooler" not in name)]
     if needed:
         raise UserError(f"{where} lacks {len(needed)} of the encoder's weights, first {needed[0]}; {OTHER_CONFIG}")
-    for name in matched:
-        if own[name].shape != state[name].shape:
-            raise UserError(f"{where}: {name} is {list(state[name].shape)} there, the model's is {list(own[name].shape)}; "
-                            f"{OTHER_CONFIG}")
-    extra_layers = [name for name in ignored if name.startswith("bert.encoder.layer.")]
-    if extra_layers:
-        raise UserError(f"{where} has more layers than --bert_config_file says, first {extra_layers[0]}")
+    check_shapes(state, {name: own[name].shape for name in matched}, where)
     model.load_state_dict({name: state[name] for name in matched}, strict=False)
     return matched, ignored, missing
 
@@ -191,9 +193,9 @@ def save_classifier(classifier, folder, config, description, vocab_file):
                  id2label={str(index): label for index, label in enumerate(labels)},
                  label2id={label: index for index, label in enumerate(labels)})
     write_json(os.path.join(folder, "classifier.json"), description)
-    write_json(os.path.join(folder, "tokenizer_config.json"),
-               {"tokenizer_class": "BertTokenizer", "do_lower_case": description["do_lower_case"],
-                "model_max_length": description["max_seq_length"]})
+    write_json(os.path.join(folder, "tokenizer_config.json"), {
+        "tokenizer_class": "BertTokenizer", "do_lower_case": description["do_lower_case"],
+        "model_max_length": description["max_seq_length"]})
     copy_file(vocab_file, os.path.join(folder, "vocab.txt"))
     write_safetensors(classifier.state_dict(), os.path.join(folder, WEIGHT_FILES[0]))
 
@@ -208,13 +210,11 @@ class Report:
     absent_heads: tuple
 
     def print(self):
-        for source, target, shape, transposed in self.converted:
-            print(f"  {source} {list(shape)} -> {target}{' (transposed)' if transposed else ''}")
-        for name in self.left_out:
-            print(f"  {name}: left out")
-        for head in self.absent_heads:
-            print(f"  the {head} head: absent, so it is not written")
-        print(f"{len(self.converted)} tensors converted, {len(self.left_out)} left out")
+        print(*(f"  {source} {list(shape)} -> {target}{' (transposed)' if transposed else ''}"
+                for source, target, shape, transposed in self.converted),
+              *(f"  {name}: left out" for name in self.left_out),
+              *(f"  the {head} head: absent, so it is not written" for head in self.absent_heads),
+              f"{len(self.converted)} tensors converted, {len(self.left_out)} left out", sep="\n")
 
 
 def pytorch_name(name):
@@ -235,12 +235,18 @@ def names_and_shapes(config):
     return {name: (*pytorch_name(name), shape) for name, shape in variable_shapes(config).items()}
 
 
-def read_tf_checkpoint(prefix, flag="--tf_checkpoint_path"):
-    """{variable name: array} of a name-based TensorFlow checkpoint, read without session or graph. Raises UserError, its
-    text starting with `flag`, where there is none or it is damaged."""
+def read_tf_checkpoint(prefix, flag="--tf_checkpoint_path", device="cpu"):
+    """{variable name: array} of a name-based TensorFlow checkpoint, read without session or graph; on the device `meta`
+    zeros, of the shapes in its index. Raises UserError, its text starting with `flag`, where there is none or it is damaged."""
     with tensorflow_start_up():
+        import tensorflow as tf
         from pretraining.checkpoints import read_checkpoint
-    return read_checkpoint(prefix, flag)
+    if device == "cpu":
+        return read_checkpoint(prefix, flag)
+    try:
+        return {name: np.broadcast_to(np.float32(0), shape) for name, shape in tf.train.list_variables(prefix)}
+    except Exception:  # a damaged index, in any way: read_checkpoint says in which
+        return read_checkpoint(prefix, flag)
 
 
 def is_training_state(name):
@@ -326,8 +332,8 @@ def verification_batch(config, num_sequences=4, max_length=64):
 
 
 def run_tensorflow(variables, config, sequences, segments):
-    """TensorFlow's outputs for the batch, padded: hidden states [layers + 1, T, hidden] and masked-LM logits
-    [T, vocabulary] of the real tokens, pooled output [sequences, hidden], next-sentence logits [sequences, 2]."""
+    """TensorFlow's outputs for the batch, padded: hidden states [layers + 1, T, hidden] and masked-LM logits [T, vocabulary]
+    of the real tokens, pooled output [sequences, hidden], next-sentence logits [sequences, 2]."""
     import tensorflow as tf
     from pretraining import modeling_tf
     absent = {name: np.zeros(shape, np.float32) for name, shape in modeling_tf.variable_shapes(config).items()
@@ -357,10 +363,8 @@ def run_pytorch(state, config, sequences, segments):
 
 
 def verify(variables, state, config, absent_heads):
-    """Runs both frameworks in float32 on one batch and prints the largest difference of each output.
-
-    Raises UserError where one is over 1e-5, or over 1e-5 of the output's largest value where that is above 1.
-    """
+    """Runs both frameworks in float32 on one batch and prints the largest difference of each output. Raises UserError where
+    one is over TOLERANCE."""
     batch = verification_batch(config)
     theirs, ours = run_tensorflow(variables, config, *batch), run_pytorch(state, config, *batch)
     wrong = []

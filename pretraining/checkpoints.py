@@ -1,7 +1,7 @@
 """TensorFlow checkpoints: read, written whole, found, pruned and repaired.
 
-A checkpoint is name-based, as `tf.compat.v1.train.Saver` writes it (it works in eager mode), so google-research/bert
-reads ours and we read Google's:
+A checkpoint is name-based, as `tf.compat.v1.train.Saver` writes it (it works in eager mode), so google-research/bert reads ours
+and we read Google's:
 
     values = read_checkpoint("uncased_L-12_H-768_A-12/bert_model.ckpt")
     write_checkpoint("folder/model.ckpt-0", model.variables)
@@ -14,7 +14,7 @@ The files of a run's checkpoint after update N are
 """
 import collections
 import contextlib
-import json
+import logging
 import math
 import os
 import pathlib
@@ -25,6 +25,7 @@ import tensorflow as tf
 
 from common.command_line import UserError
 from common.files import atomic_write, checkpoint_prefix, locked, read_json, remove, write_json
+from pretraining.devices import cannot_write
 from pretraining.modeling_tf import initial_values, variable_shapes
 from pretraining.optimization_tf import SLOTS
 
@@ -35,10 +36,8 @@ PART = re.compile(r"(model\.ckpt-\d+)\..+")  # a file of a checkpoint
 # Reading
 
 def read_checkpoint(prefix, flag="--init_checkpoint"):
-    """Name -> numpy array of everything in the name-based checkpoint `prefix` (as model.ckpt-1000; no .index).
-
-    Raises UserError, its text starting with `flag`, where there is no such checkpoint, or it is damaged or cut.
-    """
+    """Name -> numpy array of everything in the name-based checkpoint `prefix` (as model.ckpt-1000; no .index). Raises
+    UserError, its text starting with `flag`, where there is no such checkpoint, or it is damaged or cut."""
     if not os.path.isfile(f"{prefix}.index"):
         stem = checkpoint_prefix(prefix)
         if stem != prefix and os.path.isfile(f"{stem}.index"):
@@ -59,60 +58,45 @@ def read_checkpoint(prefix, flag="--init_checkpoint"):
 def fitting_values(config, values, where):
     """Those of a checkpoint's `values` that are the model's: name -> float32 array, pre-training heads if it has them.
 
-    Optimizer slots, global_step and heads of other tasks are left out. Raises UserError, its text starting with
-    `where`, where the checkpoint is of another model: no BERT, an encoder variable missing, other shapes, another
-    depth.
+    Optimizer slots, global_step and heads of other tasks are left out. Raises UserError, its text starting with `where`, where
+    the checkpoint is of another model: no BERT, an encoder variable missing, other shapes, another depth.
     """
     shapes = variable_shapes(config)
-    missing = [name for name in shapes if name.startswith("bert/") and name not in values]
     if not any(name.startswith("bert/") for name in values):
         raise UserError(f"{where} holds no BERT: none of its variables is named bert/...")
-    layers = {int(name.split("/")[2].removeprefix("layer_")) for name in values
-              if name.startswith("bert/encoder/layer_")}
+    remedy = "take the bert_config.json that came with the checkpoint"
+    layers = {int(name.split("/")[2].removeprefix("layer_")) for name in values if name.startswith("bert/encoder/layer_")}
     if layers and max(layers) + 1 != config.num_hidden_layers:
-        raise UserError(f"{where} has {max(layers) + 1} layers, the config {config.num_hidden_layers}; "
-                        "take the bert_config.json that came with the checkpoint")
-    if missing:
+        raise UserError(f"{where} has {max(layers) + 1} layers, the config {config.num_hidden_layers}; {remedy}")
+    if missing := [name for name in shapes if name.startswith("bert/") and name not in values]:  # heads may be new
         raise UserError(f"{where} lacks {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""))
     for name, shape in shapes.items():
         if name in values and np.shape(values[name]) != shape:
-            raise UserError(f"{where} does not fit the config: {name} has the shape {list(np.shape(values[name]))}, "
-                            f"by the config {list(shape)}; take the bert_config.json that came with the checkpoint")
+            raise UserError(f"{where} does not fit the config: {name} has the shape {list(np.shape(values[name]))}, by the "
+                            f"config {list(shape)}; {remedy}")
     return {name: np.asarray(values[name], np.float32) for name in shapes if name in values}
 
 
 # Writing
 
-@contextlib.contextmanager
-def quiet_logger():
-    """Keeps TensorFlow's Python warnings back: at every Saver it advises to leave name-based checkpoints."""
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel("ERROR")
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def write_checkpoint(prefix, variables):
     """Writes `variables` (name -> tf.Variable, tensor or numpy array) as the name-based checkpoint `prefix`.
 
-    The files are written in a folder of their own, flushed to disk and then renamed, the index last. The folder has the
-    same name each time, so what a killed process leaves is removed by the next. Raises UserError where the checkpoint
-    cannot be written, or another command is writing it.
+    The files are written in a folder of their own, flushed to disk and then renamed, the index last. The folder has the same
+    name each time, so what a killed process leaves is removed by the next. Raises UserError where the checkpoint cannot be
+    written, or another command is writing it.
     """
     folder, name = os.path.split(os.path.abspath(prefix))
     temporary = os.path.join(folder, f".{name}.tmp")
-    variables = {key: value if isinstance(value, tf.Variable) else tf.Variable(value)
-                 for key, value in variables.items()}
+    variables = {key: value if isinstance(value, tf.Variable) else tf.Variable(value) for key, value in variables.items()}
     os.makedirs(temporary, exist_ok=True)
     with locked(temporary, f"{prefix} is being written by another command; wait for it, or name another file"):
         try:
             for file in os.listdir(temporary):
                 os.unlink(os.path.join(temporary, file))
-            with quiet_logger():
-                saver = tf.compat.v1.train.Saver(variables)
+            logging.disable(logging.WARNING)  # each Saver advises in the log to leave name-based checkpoints
+            saver = tf.compat.v1.train.Saver(variables)
+            logging.disable(logging.NOTSET)
             saver.save(None, os.path.join(temporary, name), write_meta_graph=False, write_state=False)
             files = sorted(os.listdir(temporary), key=lambda file: file.endswith(".index"))
             for file in files:
@@ -126,10 +110,7 @@ def write_checkpoint(prefix, variables):
             error.filename = prefix  # what is shown is the name that the user knows
             raise
         except tf.errors.OpError as error:
-            full = "No space left" in str(error)
-            reason = "no space left; free some" if full else f"{str(error).strip().splitlines()[0]}; mend that"
-            raise UserError(f"{prefix} cannot be written: {reason} and run the same command again, checkpoints written "
-                            "before are untouched") from None
+            raise cannot_write(prefix, error) from None
         finally:
             remove(temporary)
 
@@ -144,10 +125,8 @@ def checkpoint_prefixes(folder):
 
 
 def newest_checkpoint(folder):
-    """(prefix, its values by name) of the newest undamaged checkpoint of the folder, (None, None) where it has none.
-
-    Raises UserError where there are checkpoints but all are damaged.
-    """
+    """(prefix, its values by name) of the newest undamaged checkpoint of the folder, (None, None) where it has none. Raises
+    UserError where there are checkpoints but all are damaged."""
     prefixes = checkpoint_prefixes(folder)
     for prefix in reversed(prefixes):
         try:
@@ -160,10 +139,10 @@ def newest_checkpoint(folder):
 
 
 def save_checkpoint(folder, step, variables, window, keep):
-    """Writes model.ckpt-<step>, then the file `checkpoint`, then removes all but the newest `keep` (0: keeps all).
+    """Writes model.ckpt-<step> (its prefix is returned), has the file `checkpoint` name it, and removes all but the newest
+    `keep` (0: keeps all). Killed between any two of these steps, the folder holds a whole checkpoint.
 
-    window: rows of metrics since the last line of metrics.jsonl. Killed between any two of these steps, the folder
-    holds a whole checkpoint. Returns the prefix.
+    window: rows of metrics since the last line of metrics.jsonl.
     """
     prefix = os.path.join(folder, f"model.ckpt-{step}")
     if window:
@@ -173,32 +152,27 @@ def save_checkpoint(folder, step, variables, window, keep):
     return prefix
 
 
-def keep_newest(folder, keep):
-    """Has the file `checkpoint`, by which TensorFlow finds the newest, name the newest `keep` checkpoints of the folder
-    (0: all), and removes the others."""
-    prefixes = checkpoint_prefixes(folder)
-    kept = [os.path.basename(prefix) for prefix in prefixes[-keep:]]  # [-0:] is all of them
-    lines = [f"{key}: {json.dumps(name)}\n" for key, name in
-             [("model_checkpoint_path", kept[-1]), *(("all_model_checkpoint_paths", name) for name in kept)]]
-    path = os.path.join(folder, "checkpoint")
-    if not os.path.exists(path) or pathlib.Path(path).read_bytes() != "".join(lines).encode():
-        with atomic_write(path) as file:
-            file.writelines(lines)
-    remove_parts(folder, {os.path.basename(prefix) for prefix in prefixes[:-len(kept)]}.__contains__)
-
-
-def remove_parts(folder, chosen):
-    """Removes the files of those checkpoints whose names (`model.ckpt-N`) are chosen, each index first: a checkpoint
-    without its data must not look whole."""
-    for file in sorted(os.listdir(folder), key=lambda file: not file.endswith(".index")):
+def keep_newest(folder, keep, last_step=math.inf):
+    """Has the file `checkpoint`, by which TensorFlow finds the newest, name the newest `keep` (0: all) of the whole checkpoints
+    up to `last_step`, and removes all files of others: of older ones, of damaged later ones (which would crowd out whole ones),
+    and those without an index, which a killed process left."""
+    names = [os.path.basename(prefix) for prefix in checkpoint_prefixes(folder)]
+    kept = [name for name in names if int(name.removeprefix("model.ckpt-")) <= last_step][-keep:]  # [-0:] is all of them
+    if kept:
+        lines = [f'model_checkpoint_path: "{kept[-1]}"\n', *(f'all_model_checkpoint_paths: "{name}"\n' for name in kept)]
+        path = pathlib.Path(folder, "checkpoint")
+        if not path.exists() or path.read_bytes() != "".join(lines).encode():
+            with atomic_write(path) as file:
+                file.writelines(lines)
+    for file in sorted(os.listdir(folder), key=lambda file: not file.endswith(".index")):  # without data none may look whole
         match = PART.fullmatch(file)
-        if match and chosen(match[1]):
+        if match and match[1] not in kept:
             os.unlink(os.path.join(folder, file))
 
 
 def read_window(folder, step, width):
-    """The rows of `width` metrics that `save_checkpoint` wrote beside model.ckpt-<step>; none, with a word, where they
-    are damaged: they make a line of the log, no weight."""
+    """The rows of `width` metrics that `save_checkpoint` wrote beside model.ckpt-<step>; none, with a word, where they are
+    damaged: they make a line of the log, no weight."""
     path = os.path.join(folder, f"model.ckpt-{step}.window.json")
     if not os.path.exists(path):
         return []
@@ -212,18 +186,6 @@ def read_window(folder, step, width):
         return []
 
 
-def repair_checkpoints(folder, step, keep):
-    """Brings the folder of a run that goes on after update `step` to what an undisturbed run would have left there.
-
-    Removed are files without their index, which a killed process left, and checkpoints of later updates, which are
-    damaged: else a run that keeps one checkpoint would keep the damaged one.
-    """
-    whole = {os.path.basename(prefix): int(prefix.rpartition("-")[2]) for prefix in checkpoint_prefixes(folder)}
-    remove_parts(folder, lambda name: whole.get(name, math.inf) > step)
-    if min(whole.values(), default=math.inf) <= step:
-        keep_newest(folder, keep)
-
-
 # Where a run starts
 
 Start = collections.namedtuple("Start", "prefix step values state new")
@@ -232,12 +194,9 @@ the model's variables and of the optimizer's (empty: new ones); the names of the
 
 
 def start_of_run(config, seed, folder, init_checkpoint, to_train):
-    """The Start of a run: the newest checkpoint of its `folder` (None: not to be looked at), else `init_checkpoint`,
-    else new weights, as are the pre-training heads that a checkpoint lacks.
-
-    Raises UserError where the checkpoint does not fit, one to go on from has no optimizer slots, or there is neither
-    training nor a checkpoint.
-    """
+    """The Start of a run: the newest checkpoint of its `folder` (None: not to be looked at), else `init_checkpoint`, else new
+    weights, as are the pre-training heads that a checkpoint lacks. Raises UserError where the checkpoint does not fit, one to
+    go on from has no optimizer slots, or there is neither training nor a checkpoint."""
     new = initial_values(config, seed)
     prefix, values = newest_checkpoint(folder) if folder else (None, None)
     resumed = prefix is not None
@@ -251,10 +210,9 @@ def start_of_run(config, seed, folder, init_checkpoint, to_train):
     state = {}
     if resumed and to_train:
         slots = ["global_step", *(f"{name}/{slot}" for name in new for slot in SLOTS)]
-        lacking = [name for name in [*new, *slots] if name not in values]
-        if lacking:
-            raise UserError(f"--output_dir: {prefix} lacks {lacking[0]} and cannot be gone on from; "
-                            "--overwrite_output_dir starts anew")
+        if lacking := [name for name in [*new, *slots] if name not in values]:
+            raise UserError(f"--output_dir: {prefix} lacks {lacking[0]} and cannot be gone on from; --overwrite_output_dir "
+                            "starts anew")
         state = {name: values[name] for name in slots}
     step = int(values.get("global_step", 0)) if resumed else 0
     return Start(prefix, step, new | chosen, state, [name for name in new if name not in chosen])

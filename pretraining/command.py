@@ -1,14 +1,14 @@
 """What run_pretraining.py does with its flags: what a run is made of, the run itself, the record of its evaluation.
 
-A run is known by its recipe: the flags that decide its result, and digests of the weights, the vocabulary and the
-records it reads. Beside the files of every run (common/run_folder.py), the checkpoints, and copies of the configuration
-and the vocabulary, its folder holds
+A run is known by its recipe: the flags that decide its result, and digests of the weights, the vocabulary and the records it
+reads. Beside the files of every run (common/run_folder.py), the checkpoints, and copies of the configuration and the
+vocabulary, its folder holds
 
     eval_results.txt    the newest evaluation as `key = value` lines, as google-research/bert writes them
     evaluation.json     the same with what it was made of; a finished command that is run again prints it
 """
+import collections
 import contextlib
-import dataclasses
 import json
 import os
 import pathlib
@@ -22,8 +22,8 @@ from common.run_folder import MetricsLog, RunFolder, versions, write_key_values
 from pretraining.devices import Tpu, cluster_role, make_strategy, one_line_errors
 
 KIND = "further pre-training"  # of a run, in its run.json
-OWNED = re.compile(r"model\.ckpt-\d+(\..+)?|checkpoint|run\.json|metrics\.jsonl|eval_results\.txt|evaluation\.json|"
-                   r"tensorboard|bert_config\.json|vocab\.txt")
+OWNED = re.compile(r"model\.ckpt-\d+(\..+)?|checkpoint|run\.json|metrics\.jsonl|eval_results\.txt|evaluation\.json|tensorboard|"
+                   r"bert_config\.json|vocab\.txt")
 LEFTOVER = re.compile(rf"\.({OWNED.pattern})\.tmp")  # what a killed process was writing
 GELUS = {"erf": "gelu", "tanh": "gelu_new"}  # --gelu -> hidden_act
 RECIPE_FLAGS = ("max_seq_length", "max_predictions_per_seq", "train_batch_size", "learning_rate", "num_train_steps",
@@ -35,14 +35,8 @@ EVALUATION_SCHEMA = {"settings": dict, "global_step": int, "results": {str: floa
 
 # What a run is made of
 
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-    """What a run reads, found and checked. recipe: what it is made of, without its records, which are read last."""
-    config: BertConfig
-    files: list
-    eval_files: list
-    vocab_file: str | None
-    recipe: dict
+Inputs = collections.namedtuple("Inputs", "config files eval_files vocab_file recipe")
+Inputs.__doc__ = "What a run reads, found and checked. recipe: what it is made of, without its records, which are read last."
 
 
 def find_inputs(args):
@@ -54,10 +48,9 @@ def find_inputs(args):
     eval_files = expand_files(args.eval_file, "--eval_file") if args.eval_file else []
     beside = [os.path.dirname(path) for path in (args.bert_config_file, args.init_checkpoint) if path]
     vocab_file = find_vocab(args.vocab_file, beside, config)
-    recipe = {f"--{name}": getattr(args, name) for name in RECIPE_FLAGS}
-    recipe["--init_checkpoint"] = digest_of_checkpoint(args.init_checkpoint)
-    recipe["--vocab_file"] = vocab_file and digest_of_file(vocab_file)
-    recipe |= config.identity()
+    recipe = {f"--{name}": getattr(args, name) for name in RECIPE_FLAGS} | config.identity()
+    recipe |= {"--init_checkpoint": digest_of_checkpoint(args.init_checkpoint),
+               "--vocab_file": vocab_file and digest_of_file(vocab_file)}
     return Inputs(config, files, eval_files, vocab_file, recipe)
 
 
@@ -69,8 +62,8 @@ def digest_of_checkpoint(prefix):
 # A run from its flags to its results
 
 def pretrain(args):
-    """Trains and evaluates as the checked flags say, in one process or as one of several (TF_CONFIG). Returns whether
-    this is the one that prints and writes."""
+    """Trains and evaluates as the checked flags say, in one process or as one of several (TF_CONFIG). Returns whether this is
+    the one that prints and writes."""
     inputs, role = find_inputs(args), cluster_role()
     folder = RunFolder(args.output_dir, KIND, OWNED) if role.is_first else None
     with folder.lock() if folder else contextlib.nullcontext():
@@ -91,7 +84,7 @@ def run(args, inputs, role, folder):
     """The part of `pretrain` that computes. folder: a RunFolder, None in a process that neither prints nor writes."""
     import tensorflow as tf
 
-    from pretraining.checkpoints import describe_variables, repair_checkpoints, start_of_run
+    from pretraining.checkpoints import describe_variables, keep_newest, start_of_run
     from pretraining.modeling_tf import BertForPreTraining
     from pretraining.optimization_tf import AdamWeightDecay
     from pretraining.records import Records
@@ -110,7 +103,8 @@ def run(args, inputs, role, folder):
     # Where it starts (the other processes get the first one's values as the variables are made), what is evaluated
     start = start_of_run(config, args.random_seed, folder and not args.overwrite_output_dir and folder.path,
                          folder and args.init_checkpoint, args.do_train)
-    final = os.path.join(args.output_dir, f"model.ckpt-{args.num_train_steps}") if args.do_train else start.prefix
+    final_step = args.num_train_steps if args.do_train else start.step
+    final = os.path.join(args.output_dir, f"model.ckpt-{final_step}") if args.do_train else start.prefix
 
     def read(paths, flag):
         begun = time.perf_counter()
@@ -125,14 +119,15 @@ def run(args, inputs, role, folder):
         say("note: no --eval_file, so --do_eval evaluates on the records of --input_file, which are trained on")
 
     # Whose folder it is, and what is left to do
-    to_train = args.do_train and not (alone and start.step == args.num_train_steps)
+    to_train = args.do_train and not (alone and start.step == final_step)
     if folder and args.do_train:
         recipe = inputs.recipe | {"--input_file": records.identity}
         found = folder.check(recipe, args.overwrite_output_dir)
-        remove_leftovers(folder.path)
+        for file in filter(LEFTOVER.fullmatch, os.listdir(folder.path)):
+            remove(os.path.join(folder.path, file))
         if found:
-            repair_checkpoints(folder.path, start.step, args.keep_checkpoint_max)
-        if start.step == args.num_train_steps:
+            keep_newest(folder.path, args.keep_checkpoint_max, start.step)
+        if start.step == final_step:
             print(f"the run is complete, all {start.step} steps are in {folder.path}: nothing to train")
         else:
             flags = vars(args) | {"strategy": f"{name} with {replicas} replicas"}
@@ -152,22 +147,14 @@ def run(args, inputs, role, folder):
             model = BertForPreTraining(config, start.values, "bfloat16" if args.bf16 else "float32")
         if to_train:
             with strategy.scope():
-                optimizer = AdamWeightDecay(model.variables, args.learning_rate, args.num_train_steps,
-                                            args.num_warmup_steps, start.state)
-            train(strategy, model, optimizer, records, fields_of(Recipe, args), fields_of(Pace, args),
-                  folder and folder.path)
+                optimizer = AdamWeightDecay(model.variables, args.learning_rate, args.num_train_steps, args.num_warmup_steps,
+                                            start.state)
+            train(strategy, model, optimizer, records, fields_of(Recipe, args), fields_of(Pace, args), folder and folder.path)
         if args.do_eval:
             evaluated = evaluate(strategy, model, eval_records, args.eval_batch_size, args.max_eval_steps, bool(folder))
             results = results or evaluated
     if folder and args.do_eval:
-        step = args.num_train_steps if args.do_train else start.step
-        keep_evaluation(folder.path, settings | {"weights": digest_of_checkpoint(final)}, step, results)
-
-
-def remove_leftovers(output_dir):
-    """Removes what a killed process was writing into its folder."""
-    for file in filter(LEFTOVER.fullmatch, os.listdir(output_dir)):
-        remove(os.path.join(output_dir, file))
+        keep_evaluation(folder.path, settings | {"weights": digest_of_checkpoint(final)}, final_step, results)
 
 
 def prepare_folder(folder, inputs, recipe, found, step, flags, devices):
@@ -185,12 +172,12 @@ def prepare_folder(folder, inputs, recipe, found, step, flags, devices):
 
 def describe_run(args, config, num_records, start, replicas):
     """Prints what follows from the flags: batch, steps, epochs, parameters."""
-    micro_batch = args.train_batch_size // (replicas * args.gradient_accumulation_steps)
+    accumulation = args.gradient_accumulation_steps
     epochs = args.num_train_steps * args.train_batch_size / num_records
-    print(f"model: hidden_act {config.hidden_act}, "
-          f"{'bfloat16 with float32 weights' if args.bf16 else 'float32'}{', XLA' if args.xla else ''}\n"
-          f"batch: {args.train_batch_size} sequences an update = {replicas} replicas x "
-          f"{args.gradient_accumulation_steps} micro-batches x {micro_batch}\n"
+    print(f"model: hidden_act {config.hidden_act}, {'bfloat16 with float32 weights' if args.bf16 else 'float32'}"
+          f"{', XLA' if args.xla else ''}\n"
+          f"batch: {args.train_batch_size} sequences an update = {replicas} replicas x {accumulation} micro-batches x "
+          f"{args.train_batch_size // (replicas * accumulation)}\n"
           f"steps: {start} to {args.num_train_steps}, {epochs:.2f} epochs over {num_records} records; "
           f"warm-up {args.num_warmup_steps}, peak learning rate {args.learning_rate:g}")
     if args.num_warmup_steps >= args.num_train_steps:
@@ -226,8 +213,7 @@ def keep_evaluation(output_dir, settings, step, results):
         write_key_values(path, values)
     if not read_evaluation(output_dir, settings):
         write_json(os.path.join(output_dir, "evaluation.json"),
-                   {"settings": settings, "global_step": step, "results": results,
-                    "digest": digest_of_results(results)})
+                   {"settings": settings, "global_step": step, "results": results, "digest": digest_of_results(results)})
     lines = []
     with MetricsLog(output_dir, lambda line: not lines.append(line)) as log:  # it keeps all, and shows them here
         if {"kind": "eval", "global_step": step} | results not in lines:

@@ -14,8 +14,8 @@ import time
 from common.command_line import UserError, rendezvous, warn_of_an_idle_gpu
 
 Role = collections.namedtuple("Role", "addresses own is_first")
-Role.__doc__ = """A process's part in a run: the addresses HOST:PORT of all its processes and its own (none: it is
-alone), and whether it is the one that prints and writes."""
+Role.__doc__ = """A process's part in a run: the addresses HOST:PORT of all its processes and its own (none: it is alone), and
+whether it is the one that prints and writes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +55,11 @@ def can_be_reached(address, timeout=1):
 
 
 def wait_for_all(role, timeout):
-    """Waits until every process of the run listens at its address. Raises UserError where this one cannot; ends it,
-    with a line, after `timeout` seconds.
+    """Waits until every process of the run listens at its address. Raises UserError where this one cannot; ends it, with a
+    line, after `timeout` seconds.
 
-    TensorFlow itself waits for ever, and in code that holds Python's lock: no thread and no signal would get a word in.
-    So each process listens until it can reach all others, and then makes way for TensorFlow's server at the same port.
+    TensorFlow itself waits for ever, and in code that holds Python's lock: no thread and no signal would get a word in. So each
+    process listens until it can reach all others, and then makes way for TensorFlow's server at the same port.
     """
     def missing():
         absent = [address for address in role.addresses if address != role.own and not can_be_reached(address)]
@@ -117,11 +117,8 @@ STRATEGIES = {"one": one_device, "mirrored": all_gpus, "multi_worker": all_worke
 
 
 def make_strategy(name, role, tpu, rendezvous_timeout):
-    """(tf.distribute.Strategy, its name, the words for why it is this one) by `name`, a key of STRATEGIES, or with None
-    by what the machine has.
-
-    The first thing that a process does with TensorFlow: multi_worker is refused once a device has been touched.
-    """
+    """(tf.distribute.Strategy, its name, the words for why it is this one) by `name`, a key of STRATEGIES, or with None by what
+    the machine has. The first thing that a process does with TensorFlow: multi_worker is refused once a device was touched."""
     import tensorflow as tf
     reason = "--strategy"
     if name is None and len(role.addresses) > 1:
@@ -153,5 +150,13 @@ def one_line_errors(num_workers):
             raise
         lost = sorted({" ".join(found) for found in re.findall(r"/job:(\w+)(?:/replica:\d+)?/task:(\d+)", str(error))})
         named = f" ({', '.join(lost)})" if lost else ""
-        raise UserError(f"another worker{named} stopped or cannot be reached; run the same "
-                        "command on all workers again, it goes on from the last checkpoint") from None
+        raise UserError(f"another worker{named} stopped or cannot be reached; run the same command on all workers again, it "
+                        "goes on from the last checkpoint") from None
+
+
+def cannot_write(path, error):
+    """The UserError about a file that TensorFlow failed to write: a tf.errors.OpError, whose words end with the system's."""
+    reason = re.sub(r" \[Op:.*", "", error.message, flags=re.DOTALL).rpartition("; ")[2]
+    remedy = "free some space" if re.search("space|quota", reason) else "mend that"
+    return UserError(f"{path} cannot be written: {reason}; {remedy} and run the same command again, what was written before is "
+                     "untouched")

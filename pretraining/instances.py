@@ -1,9 +1,8 @@
 """A corpus -> instances of masked language modelling and next sentence prediction -> TFRecords.
 
-With the same settings and seed the records are those of google-research/bert's create_pretraining_data.py, in the same
-order and equal in every feature, because one random generator is asked for the same numbers in the same order: a line
-that draws a number may not move. The corpus and the instances are flat arrays of integers, about 4 bytes a token, where
-Google's script keeps Python lists of strings.
+With the same settings and seed the records are google-research/bert's, feature by feature, because one random generator is
+asked for the same numbers in the same order: a line that draws a number may not move. The corpus and the instances are flat
+arrays of integers, about 4 bytes a token, where Google's script keeps Python lists of strings.
 
     corpus = read_corpus(["AGnews_corpus.txt"], tokenizer)
     instances, order = create_training_instances(corpus, tokenizer, Recipe(), dupe_factor=5, rng=random.Random(12345))
@@ -13,12 +12,14 @@ import array
 import bisect
 import contextlib
 import dataclasses
+import itertools
 
 import numpy as np
 from tqdm import tqdm
 
 from common.command_line import UserError, tensorflow_start_up
 from common.files import decode_lines, whole_file
+from pretraining.devices import cannot_write
 
 SPECIAL_TOKENS = 3  # [CLS], [SEP], [SEP]
 
@@ -40,8 +41,6 @@ class Corpus:
     ids                  int32 [tokens]
     sentence_offsets     memoryview of int64 [sentences + 1]: sentence s is ids[offsets[s]:offsets[s + 1]]
     document_offsets     memoryview of int64 [documents + 1]: d has the sentences offsets[d] to offsets[d + 1] - 1
-
-    Offsets are memoryviews because their single elements are read one by one, and are Python integers then.
     """
     ids: np.ndarray
     sentence_offsets: memoryview
@@ -89,48 +88,43 @@ class Instances:
         first = self.first_segment_lengths[index]
         padding = [0] * (recipe.max_seq_length - len(ids))
         no_prediction = [0] * (recipe.max_predictions_per_seq - len(labels))
-        return {
-            "input_ids": ids + padding,
-            "input_mask": [1] * len(ids) + padding,
-            "segment_ids": [0] * first + [1] * (len(ids) - first) + padding,
-            "masked_lm_positions": positions + no_prediction,
-            "masked_lm_ids": labels + no_prediction,
-            "masked_lm_weights": [1.0] * len(labels) + [0.0] * len(no_prediction),
-            "next_sentence_labels": [self.is_random_next[index]],
-        }
+        return {"input_ids": ids + padding,
+                "input_mask": [1] * len(ids) + padding,
+                "segment_ids": [0] * first + [1] * (len(ids) - first) + padding,
+                "masked_lm_positions": positions + no_prediction,
+                "masked_lm_ids": labels + no_prediction,
+                "masked_lm_weights": [1.0] * len(labels) + [0.0] * len(no_prediction),
+                "next_sentence_labels": [self.is_random_next[index]]}
 
 
 # The corpus
 
 def read_corpus(input_files, tokenizer):
-    """Reads and tokenises text files into a Corpus; lines without tokens are left out, as are empty documents.
-
-    A document goes on from one file to the next where no empty line stands between, as in Google's script.
-    Raises UserError, with file and line, for what is not UTF-8 text, and for a corpus of fewer than two documents.
-    """
+    """Reads and tokenises text files into a Corpus; lines without tokens are left out, as are empty documents. A document goes
+    on from one file to the next where no empty line stands between, as in Google's script. Raises UserError, with file and
+    line, for what is not UTF-8 text, and for a corpus of fewer than two documents."""
     document_of_line = array.array("q")
 
     def lines():
         document = 0
         with tqdm(desc="tokenize", unit=" lines", disable=None) as bar:
-            for path in input_files:
-                for _, line in decode_lines(path):
-                    bar.update()
-                    line = line.strip()
-                    if line:
-                        document_of_line.append(document)
-                        yield line
-                    else:
-                        document += 1
+            for _, line in itertools.chain.from_iterable(map(decode_lines, input_files)):
+                bar.update()
+                if line.strip():
+                    document_of_line.append(document)
+                    yield line.strip()
+                else:
+                    document += 1
 
     ids, offsets = tokenizer.encode_batch(lines())
     has_tokens = np.diff(offsets) > 0
-    documents = np.frombuffer(document_of_line, np.int64)[has_tokens] if document_of_line else np.zeros(0, np.int64)
+    documents = np.asarray(document_of_line, np.int64)[has_tokens]
     starts = np.flatnonzero(np.diff(documents, prepend=-1))
     if len(starts) < 2:
         raise UserError(f"--input_file: {', '.join(input_files)}: "
-                        + ("one document only, so no next sentence can be drawn from another one; "
-                           "put an empty line between documents" if len(starts) else "no text in it"))
+                        + ("one document only, so no next sentence can be drawn from another one; put an empty line between "
+                           "documents" if len(starts) else "no text in it"))
+    # memoryviews, because offsets are read one by one, and are Python integers then
     return Corpus(ids, np.append(offsets[:-1][has_tokens], offsets[-1]).data, np.append(starts, len(documents)).data)
 
 
@@ -174,14 +168,11 @@ class Masking:
         return words
 
     def __call__(self, ids, first_segment_length, rng):
-        """Masks the list `ids` in place: 80% [MASK], 10% kept, 10% a random word of the vocabulary.
-
-        Returns (positions, labels): where predictions are made, ascending, and the ids that stood there.
-        """
+        """Masks the list `ids` in place: 80% [MASK], 10% kept, 10% a random word of the vocabulary. Returns (positions,
+        labels): where predictions are made, ascending, and the ids that stood there."""
         words = self.candidates(ids, first_segment_length)
         rng.shuffle(words)
-        num_to_predict = min(self.recipe.max_predictions_per_seq,
-                             max(1, int(round(len(ids) * self.recipe.masked_lm_prob))))
+        num_to_predict = min(self.recipe.max_predictions_per_seq, max(1, int(round(len(ids) * self.recipe.masked_lm_prob))))
         labels = {}
         for word in words:
             if len(labels) >= num_to_predict:
@@ -207,21 +198,18 @@ def random_next(corpus, order, document_index, target_length, rng):
     first, last = corpus.document_offsets[order[random_index]], corpus.document_offsets[order[random_index] + 1]
     sentence = first + rng.randint(0, last - first - 1)
     start = corpus.sentence_offsets[sentence]
-    return start, corpus.sentence_offsets[
-        bisect.bisect_left(corpus.sentence_offsets, start + target_length, sentence + 1, last)]
+    end = bisect.bisect_left(corpus.sentence_offsets, start + target_length, sentence + 1, last)
+    return start, corpus.sentence_offsets[end]
 
 
 def add_document(instances, corpus, order, document_index, tokenizer, masking, rng):
-    """Appends the instances of document order[document_index] of the corpus to `instances`.
-
-    Sentences are gathered until they fill an instance; A is a random number of the first ones. In half of the
-    instances B is the rest of them; otherwise it comes from another document, and the rest is used again.
-    """
+    """Appends the instances of document order[document_index] of the corpus to `instances`. Sentences are gathered until they
+    fill an instance; A is a random number of the first ones. In half of the instances B is the rest of them; otherwise it comes
+    from another document, and the rest is used again."""
     recipe, offsets, ids = masking.recipe, corpus.sentence_offsets, corpus.ids
     max_num_tokens = recipe.max_seq_length - SPECIAL_TOKENS
-    target_length = max_num_tokens
-    if rng.random() < recipe.short_seq_prob:
-        target_length = rng.randint(2, max_num_tokens)
+    is_short = rng.random() < recipe.short_seq_prob
+    target_length = rng.randint(2, max_num_tokens) if is_short else max_num_tokens
     first, last = corpus.document_offsets[order[document_index]], corpus.document_offsets[order[document_index] + 1]
     chunk, sentence = first, first
     while sentence < last:
@@ -229,13 +217,11 @@ def add_document(instances, corpus, order, document_index, tokenizer, masking, r
             chunk_length = sentence + 1 - chunk
             middle = chunk + (rng.randint(1, chunk_length - 1) if chunk_length >= 2 else 1)
             # from here on rng is asked in Google's order: random or not, document, sentence, truncation, masks
-            a = offsets[chunk], offsets[middle]
+            a, b = (offsets[chunk], offsets[middle]), (offsets[middle], offsets[sentence + 1])
             is_random_next = chunk_length == 1 or rng.random() < 0.5
             if is_random_next:
                 b = random_next(corpus, order, document_index, target_length - (a[1] - a[0]), rng)
                 sentence = middle - 1  # the sentences that would have followed A are used again
-            else:
-                b = offsets[middle], offsets[sentence + 1]
             (a_start, a_end), (b_start, b_end) = truncate_seq_pair(a, b, max_num_tokens, rng)
             instance = [tokenizer.cls_id, *ids[a_start:a_end].tolist(), tokenizer.sep_id,
                         *ids[b_start:b_end].tolist(), tokenizer.sep_id]
@@ -247,10 +233,8 @@ def add_document(instances, corpus, order, document_index, tokenizer, masking, r
 
 
 def create_training_instances(corpus, tokenizer, recipe, dupe_factor, rng):
-    """All instances of a corpus, each document used dupe_factor times with other masks.
-
-    Returns (Instances, order): the instances as they were made, and the shuffled order in which they are written.
-    """
+    """All instances of a corpus, each document used dupe_factor times with other masks. Returns (Instances, order): the
+    instances as they were made, and the shuffled order in which they are written."""
     # Google shuffles the documents first and the instances at the end; both shuffles draw from rng
     order = array.array("q", range(corpus.num_documents))
     rng.shuffle(order)
@@ -268,10 +252,8 @@ def create_training_instances(corpus, tokenizer, recipe, dupe_factor, rng):
 # Records
 
 def write_instances(instances, order, recipe, output_files):
-    """Writes the instances in the given order as tf.train.Examples, to the files in turn.
-
-    Raises UserError, naming the file, where one cannot be written; none has its name then.
-    """
+    """Writes the instances in the given order as tf.train.Examples, to the files in turn. Raises UserError, naming the file,
+    where one cannot be written; none has its name then."""
     with tensorflow_start_up():
         import tensorflow as tf  # seconds and hundreds of MiB, so only when there is something to write
 
@@ -281,18 +263,14 @@ def write_instances(instances, order, recipe, output_files):
         return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
 
     with contextlib.ExitStack() as whole:  # all are renamed after the last record: a killed command leaves none of them
-        temporaries = [whole.enter_context(whole_file(path)) for path in output_files]
-        writers = [tf.io.TFRecordWriter(path) for path in temporaries]
-        path = None
+        writers = [tf.io.TFRecordWriter(whole.enter_context(whole_file(path))) for path in output_files]
+        path, files = None, list(zip(output_files, writers))
         try:
-            for number, index in enumerate(tqdm(order, desc="write", unit=" records", disable=None)):
-                path = output_files[number % len(writers)]
+            for (path, writer), index in zip(itertools.cycle(files), tqdm(order, desc="write", unit=" records", disable=None)):
                 features = {name: feature(name, values) for name, values in instances.features(index, recipe).items()}
                 example = tf.train.Example(features=tf.train.Features(feature=features))
-                # deterministic: the same flags give the same bytes, not only the same records
-                writers[number % len(writers)].write(example.SerializeToString(deterministic=True))
-            for path, writer in zip(output_files, writers):
+                writer.write(example.SerializeToString(deterministic=True))  # the same flags give the same bytes
+            for path, writer in files:
                 writer.close()
         except tf.errors.OpError as error:
-            reason = error.message.rpartition("; ")[2]
-            raise UserError(f"--output_file: {path} cannot be written: {reason}") from None
+            raise cannot_write(f"--output_file: {path}", error) from None

@@ -7,6 +7,7 @@ The weights are plain float32 `tf.Variable`s, kept by name (pretraining/checkpoi
     model = BertForPreTraining(config, initial_values(config, seed=0) | fitting_values(config, values, "my checkpoint"))
     hidden_states, pooled_output = model.encode(input_ids, input_mask, segment_ids)
 """
+import functools
 import math
 import zlib
 
@@ -27,8 +28,7 @@ def variable_shapes(config):
 
     shapes = {"bert/embeddings/word_embeddings": (config.vocab_size, hidden),
               "bert/embeddings/token_type_embeddings": (config.type_vocab_size, hidden),
-              "bert/embeddings/position_embeddings": (config.max_position_embeddings, hidden),
-              **layer_norm("bert/embeddings")}
+              "bert/embeddings/position_embeddings": (config.max_position_embeddings, hidden), **layer_norm("bert/embeddings")}
     for i in range(config.num_hidden_layers):
         layer = f"bert/encoder/layer_{i}"
         for part in ("query", "key", "value"):
@@ -43,8 +43,8 @@ def variable_shapes(config):
 
 
 def initial_values(config, seed):
-    """Name -> tensor of a new model: matrices from a normal distribution of deviation initializer_range, cut at two
-    deviations; LayerNorm gammas 1; all else 0. Each depends on `seed` and its own name only."""
+    """Name -> tensor of a new model: matrices from a normal distribution of deviation initializer_range, cut at two deviations;
+    LayerNorm gammas 1; all else 0. Each depends on `seed` and its own name only."""
     def value(name, shape):
         if name.endswith("/gamma"):
             return tf.ones(shape)
@@ -55,27 +55,18 @@ def initial_values(config, seed):
     return {name: value(name, shape) for name, shape in variable_shapes(config).items()}
 
 
-def gelu_by_tanh(x):
-    """The tanh approximation of gelu of google-research/bert's latest code."""
-    return tf.nn.gelu(x, approximate=True)
-
-
-def gelu_by_erf(x):
-    """x * Phi(x) by the error function: gelu of the authors' code."""
-    return tf.nn.gelu(x, approximate=False)
-
-
-ACTIVATIONS = {"gelu": gelu_by_erf, "gelu_new": gelu_by_tanh, "gelu_pytorch_tanh": gelu_by_tanh,
-               "relu": tf.nn.relu, "tanh": tf.tanh}
+gelu_by_tanh = functools.partial(tf.nn.gelu, approximate=True)  # google-research/bert's latest; the authors' is by erf
+ACTIVATIONS = {"gelu": tf.nn.gelu, "gelu_new": gelu_by_tanh, "gelu_pytorch_tanh": gelu_by_tanh, "relu": tf.nn.relu,
+               "tanh": tf.tanh}
 
 
 class BertForPreTraining:
-    """BERT and the heads of masked LM and next sentence prediction (google-research/bert, modeling.py and
-    run_pretraining.py), as functions of `variables`, a dict name -> float32 tf.Variable.
+    """BERT and the heads of masked LM and next sentence prediction (google-research/bert, modeling.py and run_pretraining.py),
+    as functions of `variables`, a dict name -> float32 tf.Variable.
 
     values: name -> initial value of every variable (see `initial_values`, `read_checkpoint`).
-    compute_dtype: "float32", or "bfloat16": matrix products and activations in bfloat16; LayerNorm, softmax and the
-    losses stay in float32.
+    compute_dtype: "float32", or "bfloat16": matrix products and activations in bfloat16; LayerNorm, softmax and the losses stay
+    in float32.
     """
 
     def __init__(self, config, values, compute_dtype="float32"):
@@ -86,8 +77,8 @@ class BertForPreTraining:
                           for name, shape in variable_shapes(config).items()}
 
     def weight(self, name):
-        """The variable `name` in the type that is computed in. It is cast at each use, and stays float32 itself: most
-        updates are smaller than the distance of two bfloat16 numbers."""
+        """The variable `name` in the type that is computed in. It is cast at each use, and stays float32 itself: most updates
+        are smaller than the distance of two bfloat16 numbers."""
         return tf.cast(self.variables[name], self.compute_dtype)
 
     def dense(self, x, name):
@@ -103,17 +94,14 @@ class BertForPreTraining:
         return tf.cast(normal, self.compute_dtype)
 
     def encode(self, input_ids, input_mask, segment_ids, training=False, seed=None):
-        """Runs the encoder.
+        """The hidden states, a list of num_hidden_layers + 1 tensors [batch, length, hidden], the embeddings' output first, and
+        the pooled output [batch, hidden].
 
         input_ids, input_mask (1 token, 0 padding), segment_ids: int32 [batch, length].
         training: dropout with the config's probabilities, its random numbers a function of `seed` (int32 [2]) alone.
-        Returns the hidden states, a list of num_hidden_layers + 1 tensors [batch, length, hidden], the embeddings'
-        output first, and the pooled output [batch, hidden].
         """
-        config = self.config
-        batch, length = tf.shape(input_ids)[0], tf.shape(input_ids)[1]
-        heads = config.num_attention_heads
-        head_size = config.hidden_size // heads
+        config, heads = self.config, self.config.num_attention_heads
+        batch, length, head_size = tf.shape(input_ids)[0], tf.shape(input_ids)[1], config.hidden_size // heads
         sites = iter(range(3 * config.num_hidden_layers + 1))
 
         def dropout(x, rate):
@@ -127,8 +115,7 @@ class BertForPreTraining:
             return tf.transpose(tf.reshape(x, [batch, length, heads, head_size]), [0, 2, 1, 3])
 
         def attention(x, layer, mask_scores):
-            query, key, value = (by_head(self.dense(x, f"{layer}/attention/self/{part}"))
-                                 for part in ("query", "key", "value"))
+            query, key, value = (by_head(self.dense(x, f"{layer}/attention/self/{part}")) for part in ("query", "key", "value"))
             scores = tf.matmul(query, key, transpose_b=True) * (1.0 / math.sqrt(head_size))  # scaled last, as Google's
             probabilities = tf.cast(tf.nn.softmax(tf.cast(scores, tf.float32) + mask_scores), x.dtype)
             probabilities = dropout(probabilities, config.attention_probs_dropout_prob)
@@ -157,8 +144,8 @@ class BertForPreTraining:
         return hidden_states, tf.tanh(self.dense(hidden_states[-1][:, 0], "bert/pooler/dense"))
 
     def masked_lm_logits(self, sequence_output, positions):
-        """Float32 logits [batch, predictions, vocabulary] at `positions` (int32 [batch, predictions]) of the last
-        hidden states [batch, length, hidden]; no other position is computed."""
+        """Float32 logits [batch, predictions, vocabulary] at `positions` (int32 [batch, predictions]) of the last hidden states
+        [batch, length, hidden]; no other position is computed."""
         batch, predictions = tf.shape(positions)[0], tf.shape(positions)[1]
         chosen = tf.reshape(tf.gather(sequence_output, positions, batch_dims=1), [-1, self.config.hidden_size])
         x = self.activation(self.dense(chosen, "cls/predictions/transform/dense"))
@@ -174,20 +161,19 @@ class BertForPreTraining:
 
     def pretraining_sums(self, features, training=False, seed=None):
         """The two tasks' sums over the examples of a batch, each a float32 scalar, by name: masked_lm_loss and
-        masked_lm_correct, weighted with masked_lm_weights; next_sentence_loss and next_sentence_correct, weighted
-        with example_weights. Sums, so that any split of a batch over devices adds up to the same.
+        masked_lm_correct, weighted with masked_lm_weights; next_sentence_loss and next_sentence_correct, weighted with
+        example_weights. Sums, so that any split of a batch over devices adds up to the same.
 
         features: the seven of a TFRecord's example, ids as int32 [batch, ...], next_sentence_labels [batch, 1], and
         example_weights (float32 [batch], 0 for an example that only fills the batch).
         """
-        hidden_states, pooled_output = self.encode(features["input_ids"], features["input_mask"],
-                                                   features["segment_ids"], training, seed)
+        hidden_states, pooled_output = self.encode(features["input_ids"], features["input_mask"], features["segment_ids"],
+                                                   training, seed)
 
         def weighted(task, logits, labels, weights):
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
             correct = tf.cast(tf.argmax(logits, -1, output_type=tf.int32) == labels, tf.float32)
-            return {f"{task}_loss": tf.reduce_sum(weights * losses),
-                    f"{task}_correct": tf.reduce_sum(weights * correct)}
+            return {f"{task}_loss": tf.reduce_sum(weights * losses), f"{task}_correct": tf.reduce_sum(weights * correct)}
 
         logits = self.masked_lm_logits(hidden_states[-1], features["masked_lm_positions"])
         sums = weighted("masked_lm", logits, features["masked_lm_ids"],

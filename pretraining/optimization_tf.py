@@ -3,27 +3,25 @@
     optimizer = AdamWeightDecay(model.variables, learning_rate=5e-5, num_train_steps=100000, num_warmup_steps=10000)
     gradient_norm = optimizer.apply(gradients)
 
-Adam without bias correction; the weight decay is added to the update, not to the gradient, and spares LayerNorm and
-biases; the gradient is clipped to norm 1 over all variables together.
+Adam without bias correction; the weight decay is added to the update, not to the gradient, and spares LayerNorm and biases; the
+gradient is clipped to norm 1 over all variables together.
 """
 import tensorflow as tf
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-6
-WEIGHT_DECAY = 0.01
+WEIGHT_DECAY, CLIP_NORM = 0.01, 1.0
 NOT_DECAYED = ("LayerNorm", "layer_norm", "bias")  # a variable with one of these in its name
-CLIP_NORM = 1.0
 SLOTS = ("adam_m", "adam_v")  # the running means of gradient and squared gradient
 
 
 def learning_rate_at(step, learning_rate, num_train_steps, num_warmup_steps):
     """The rate (float32 scalar) of update `step`, from 0: learning_rate * step / num_warmup_steps while step is below
     num_warmup_steps, then learning_rate * (1 - step / num_train_steps), so 0 from num_train_steps on."""
-    done = tf.minimum(tf.cast(step, tf.float32), float(num_train_steps)) / float(num_train_steps)
-    decayed = learning_rate * (1.0 - done)
+    step = tf.cast(step, tf.float32)
+    decayed = learning_rate * (1.0 - tf.minimum(step, float(num_train_steps)) / float(num_train_steps))
     if not num_warmup_steps:
         return decayed
-    warming = learning_rate * (tf.cast(step, tf.float32) / float(num_warmup_steps))
-    return tf.where(step < num_warmup_steps, warming, decayed)
+    return tf.where(step < num_warmup_steps, learning_rate * (step / float(num_warmup_steps)), decayed)
 
 
 def is_decayed(name):
@@ -39,9 +37,8 @@ class AdamWeightDecay:
     """
 
     def __init__(self, variables, learning_rate, num_train_steps, num_warmup_steps, state=None):
+        self.variables, self.schedule = variables, (learning_rate, num_train_steps, num_warmup_steps)
         state = state or {}
-        self.variables = variables
-        self.schedule = (learning_rate, num_train_steps, num_warmup_steps)
         self.slots = {f"{name}/{slot}": tf.Variable(state.get(f"{name}/{slot}", tf.zeros(variable.shape)),
                                                     name=f"{name}/{slot}", dtype=tf.float32, trainable=False)
                       for name, variable in variables.items() for slot in SLOTS}
@@ -56,8 +53,8 @@ class AdamWeightDecay:
         return learning_rate_at(self.global_step, *self.schedule)
 
     def apply(self, gradients):
-        """Makes one update with `gradients` (dense tensors, one for each variable, in order), then counts it in
-        global_step. Returns the gradient's norm before clipping."""
+        """Makes one update with `gradients` (dense tensors, one for each variable, in order), then counts it in global_step.
+        Returns the gradient's norm before clipping."""
         norm = tf.linalg.global_norm(gradients)
         gradients, _ = tf.clip_by_global_norm(gradients, CLIP_NORM, use_norm=norm)
         rate = self.learning_rate()

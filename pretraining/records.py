@@ -1,8 +1,6 @@
 """Pre-training records: TFRecord files checked once, then read by number, in an order that is a function of the seed.
 
-A record is a tf.train.Example of seven features, padded (google-research/bert, create_pretraining_data.py):
-input_ids, input_mask, segment_ids (int64, max_seq_length each), masked_lm_positions, masked_lm_ids (int64) and
-masked_lm_weights (float32; max_predictions_per_seq each), next_sentence_labels (int64, 1).
+A record is a padded tf.train.Example of seven features, as create_pretraining_data.py describes it.
 
     records = Records(["tmp/tf_AGnews.tfrecord"], config, max_seq_length=128, max_predictions_per_seq=20)
     batch_of_step = functools.partial(training_batch, len(records), 32, seed=12345)
@@ -23,25 +21,24 @@ from common.command_line import UserError
 
 HEADER, FOOTER = 12, 4  # bytes of a TFRecord before (length, its checksum) and after (checksum) the data
 EXAMINED_TOGETHER = 1024  # records of one parallel call of the check
+AGAIN = "copy the file again or make it again with create_pretraining_data.py"
 DENOMINATOR_EPSILON = 1e-5  # google-research/bert's: a batch without masked tokens has loss 0, not NaN
 
 
 class Records:
-    """The records of `files`, all read and checked when made. `len()` is their number; a record's number is from 0.
-
-    Raises UserError with the file and record where one is cut, corrupted, no Example of the seven features, of
-    another length than `max_seq_length` and `max_predictions_per_seq`, or with ids that `config` has no rows for.
-    """
+    """The records of `files`, all read and checked when made. `len()` is their number; a record's number is from 0. Raises
+    UserError with the file and record where one is cut, corrupted, no Example of the seven features, of another length than
+    `max_seq_length` and `max_predictions_per_seq`, or with ids that `config` has no rows for."""
 
     def __init__(self, files, config, max_seq_length, max_predictions_per_seq):
-        self.lengths = {"input_ids": max_seq_length, "input_mask": max_seq_length, "segment_ids": max_seq_length,
-                        "masked_lm_positions": max_predictions_per_seq, "masked_lm_ids": max_predictions_per_seq,
-                        "masked_lm_weights": max_predictions_per_seq, "next_sentence_labels": 1}
-        self.limits = {"input_ids": config.vocab_size, "input_mask": 2, "segment_ids": config.type_vocab_size,
-                       "masked_lm_positions": max_seq_length, "masked_lm_ids": config.vocab_size,
-                       "next_sentence_labels": 2}
-        self.schema = {name: tf.io.FixedLenFeature([length], tf.int64 if name in self.limits else tf.float32)
-                       for name, length in self.lengths.items()}
+        self.features = {  # name -> (number of values, what each is below); the one without a bound is of floats
+            "input_ids": (max_seq_length, config.vocab_size), "input_mask": (max_seq_length, 2),
+            "segment_ids": (max_seq_length, config.type_vocab_size),
+            "masked_lm_positions": (max_predictions_per_seq, max_seq_length),
+            "masked_lm_ids": (max_predictions_per_seq, config.vocab_size),
+            "masked_lm_weights": (max_predictions_per_seq, math.inf), "next_sentence_labels": (1, 2)}
+        self.schema = {name: tf.io.FixedLenFeature([length], tf.float32 if limit == math.inf else tf.int64)
+                       for name, (length, limit) in self.features.items()}
         self.maps, starts, checksums = [], [], hashlib.sha256()
         for path in files:
             with open(path, "rb") as file:
@@ -65,9 +62,7 @@ class Records:
         def examine(serialized):
             features = tf.io.parse_example(serialized, self.schema)
             good = [tf.reduce_all((features[name] >= 0) & (features[name] < limit))
-                    for name, limit in self.limits.items()]
-            weights = features["masked_lm_weights"]
-            good.append(tf.reduce_all((weights >= 0) & (weights < np.inf)))
+                    for name, (_, limit) in self.features.items()]
             return tf.strings.length(serialized), tf.reduce_all(good)
 
         examined = tf.data.TFRecordDataset(path, buffer_size=2 ** 23).batch(EXAMINED_TOGETHER)
@@ -91,17 +86,16 @@ class Records:
 
     def _first_wrong(self, path, num_good):
         """The UserError about the first wrong record of a file after `num_good` good ones, which are not read again."""
-        number, reason = num_good + 1, None
-        serialized = tf.data.TFRecordDataset(path).skip(num_good).as_numpy_iterator()
+        number = num_good
         try:
-            while reason is None:
-                reason = self._what_is_wrong(next(serialized))
-                number += reason is None
+            for serialized in tf.data.TFRecordDataset(path).skip(num_good).as_numpy_iterator():
+                number += 1
+                if reason := self._what_is_wrong(serialized):
+                    return UserError(f"{path}, record {number}: {reason}")
         except tf.errors.DataLossError as error:
             if "truncated" in str(error):
-                return cut_off(path, number)
-            reason = "corrupted; copy the file again or make it again with create_pretraining_data.py"
-        return UserError(f"{path}, record {number}: {reason}")
+                return cut_off(path, number + 1)
+        return UserError(f"{path}, record {number + 1}: corrupted; {AGAIN}")
 
     def _what_is_wrong(self, serialized):
         """The words for what is wrong with one record, None for a right one."""
@@ -109,21 +103,21 @@ class Records:
             features = tf.train.Example.FromString(serialized).features.feature
         except DecodeError:
             return "no tf.train.Example; make the file with create_pretraining_data.py"
-        for name, length in self.lengths.items():
-            kind = "int64_list" if name in self.limits else "float_list"
+        for name, (length, limit) in self.features.items():
+            kind = "float_list" if limit == math.inf else "int64_list"
             if name not in features or features[name].WhichOneof("kind") != kind:
                 return f"it has no feature {name} ({kind}); make the file with create_pretraining_data.py"
             values = getattr(features[name], kind).value
             if len(values) != length:
                 flag = "--max_predictions_per_seq" if name.startswith("masked_lm") else "--max_seq_length"
-                return (f"{name} has {len(values)} values, not {length}; pass {flag}={len(values)}, or make the file "
-                        f"again with create_pretraining_data.py {flag}={length}")
-            wrong = [value for value in values if not 0 <= value < self.limits.get(name, math.inf)]
-            if wrong and name.endswith("_ids") and name != "segment_ids":
-                return (f"{name} holds {wrong[0]}, the model's vocab_size is {self.limits[name]}; make the file again "
-                        "with the vocabulary that came with the checkpoint")
-            if wrong:
-                return f"{name} holds {wrong[0]}, which is not from 0 to below {self.limits.get(name, math.inf)}"
+                return (f"{name} has {len(values)} values, not {length}; pass {flag}={len(values)}, or make the file again "
+                        f"with create_pretraining_data.py {flag}={length}")
+            wrong = next((value for value in values if not 0 <= value < limit), None)
+            if wrong is not None and name in ("input_ids", "masked_lm_ids"):
+                return (f"{name} holds {wrong}, the model's vocab_size is {limit}; make the file again with the vocabulary "
+                        "that came with the checkpoint")
+            if wrong is not None:
+                return f"{name} holds {wrong}, which is not from 0 to below {limit}"
         return None
 
     def read(self, numbers):
@@ -131,8 +125,7 @@ class Records:
         files = np.searchsorted(self.first_of_file, numbers, side="right") - 1
         serialized = []
         for file, start in zip(files.tolist(), self.starts[numbers].tolist()):
-            content = self.maps[file]
-            begin = start + HEADER
+            content, begin = self.maps[file], start + HEADER
             serialized.append(content[begin:begin + int.from_bytes(content[start:start + 8], "little")])
         return serialized
 
@@ -141,9 +134,9 @@ class Records:
 
         batch_of_step: step -> (record numbers [batch_size], example weights float32 [batch_size]).
         parts: devices that share a batch; this process yields the parts `own_parts`, one after the other.
-        accumulation: micro-batches of a part. Each element has the seven features, ids int32, and example_weights,
-        with leading dimensions [accumulation, batch_size / parts / accumulation], and, each [accumulation],
-        masked_lm_denominator and num_examples: those of the whole batch, so that the parts' losses add up to its.
+        accumulation: micro-batches of a part. Each element has the seven features, ids int32, and example_weights, with leading
+        dimensions [accumulation, batch_size / parts / accumulation], and, each [accumulation], masked_lm_denominator and
+        num_examples: those of the whole batch, so that the parts' losses add up to its.
         """
         def read(step):
             numbers, weights = batch_of_step(int(step))
@@ -158,22 +151,21 @@ class Records:
                         for name, tensor in tf.io.parse_example(serialized, self.schema).items()}
             return split(features | {"example_weights": weights}, parts, accumulation, own_parts)
 
-        dataset = tf.data.Dataset.range(steps.start, steps.stop).map(parse)
-        return dataset.unbatch().prefetch(tf.data.AUTOTUNE)
+        return tf.data.Dataset.range(steps.start, steps.stop).map(parse).unbatch().prefetch(tf.data.AUTOTUNE)
 
 
 def cut_off(path, number):
     """The UserError about a file that ends within the record of that number, from 1."""
-    return UserError(f"{path}, record {number}: cut off, the file ends within it; copy the file again or make it again "
-                     "with create_pretraining_data.py" + (", if it is a TFRecord file at all" if number == 1 else ""))
+    return UserError(f"{path}, record {number}: cut off, the file ends within it; {AGAIN}"
+                     + (", if it is a TFRecord file at all" if number == 1 else ""))
 
 
 def split(features, parts, accumulation, own_parts=slice(None)):
-    """Splits a batch's features [batch, ...] into [parts, accumulation, micro-batch, ...], adds masked_lm_denominator
-    and num_examples [parts, accumulation] of the whole batch, and takes the parts `own_parts` (see Records.batches)."""
+    """Splits a batch's features [batch, ...] into [parts, accumulation, micro-batch, ...], adds masked_lm_denominator and
+    num_examples [parts, accumulation] of the whole batch, and takes the parts `own_parts` (see Records.batches)."""
     weights = features["example_weights"]
-    totals = {"masked_lm_denominator": tf.reduce_sum(features["masked_lm_weights"] * weights[:, tf.newaxis])
-              + DENOMINATOR_EPSILON, "num_examples": tf.reduce_sum(weights)}
+    masked = tf.reduce_sum(features["masked_lm_weights"] * weights[:, tf.newaxis])
+    totals = {"masked_lm_denominator": masked + DENOMINATOR_EPSILON, "num_examples": tf.reduce_sum(weights)}
     micro_batch = weights.shape[0] // (parts * accumulation)
     pieces = {name: tf.reshape(tensor, [parts, accumulation, micro_batch, *tensor.shape[1:]])
               for name, tensor in features.items()}
@@ -188,9 +180,9 @@ def epoch_order(num_records, seed, epoch):
 
 
 def training_batch(num_records, batch_size, step, seed):
-    """(record numbers, weights 1) of the batch of `step`, from 0. Epoch follows epoch without a gap, each in an order
-    of its own over the whole corpus; a batch is a function of the arguments alone, so a run that goes on at a later
-    step meets the same records."""
+    """(record numbers, weights 1) of the batch of `step`, from 0. Epoch follows epoch without a gap, each in an order of its
+    own over the whole corpus; a batch is a function of the arguments alone, so a run that goes on at a later step meets the
+    same records."""
     epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_records)
     numbers = [epoch_order(num_records, seed, epoch)[places[epochs == epoch]] for epoch in np.unique(epochs).tolist()]
     return np.concatenate(numbers), np.ones(batch_size, np.float32)

@@ -23,18 +23,14 @@ LINE_ENDS = str.maketrans("\r\n", "  ")  # the two that would end a line of the 
 SPLITTING_PIPES = {"parser", "senter", "sentencizer"}
 NEEDED_PIPES = SPLITTING_PIPES | {"tok2vec", "transformer"}
 MAX_CHARACTERS = 1 << 24  # of a document; spaCy's own limit of a million protects parsers of models from long texts
-# Documents after which spaCy is loaded anew (0.1 s; a trained model 2 s): it keeps each new word, so memory would grow.
-RELOAD_AFTER = 100_000
 # With the quotes and brackets that close after the mark; ASCII ones are left alone, which open as often.
 CHINESE_SENTENCE = re.compile(r"[^。？！]*[。？！](?:\s*[。？！”’」』）》】〉〕])*|[^。？！]+")
 
 
 @functools.lru_cache(maxsize=1)
-def load_splitter(spacy_model, generation=0):
-    """A spaCy pipeline that sets sentence boundaries: the trained model of that name or folder, reduced to what that
-    takes, or with None the rule-based sentencizer for English. Another `generation` loads it anew, without the words
-    it has seen. Raises UserError where it cannot be loaded.
-    """
+def load_splitter(spacy_model):
+    """A spaCy pipeline that sets sentence boundaries: the trained model of that name or folder, reduced to what that takes, or
+    with None the rule-based sentencizer for English. Raises UserError where it cannot be loaded."""
     import spacy  # takes seconds (it imports torch where that is installed), so only in a process that splits
 
     if spacy_model is None:
@@ -44,8 +40,8 @@ def load_splitter(spacy_model, generation=0):
         try:
             nlp = spacy.load(spacy_model)
         except (OSError, ImportError, ValueError) as error:
-            remedy = (f"it does not load: {error}" if os.path.exists(spacy_model) else
-                      f"it is not installed; python -m spacy download {spacy_model}")
+            remedy = (f"it does not load: {error}" if os.path.exists(spacy_model)
+                      else f"it is not installed; python -m spacy download {spacy_model}")
             raise UserError(f"--spacy_model {spacy_model}: {remedy}") from None
         nlp.select_pipes(enable=[name for name in nlp.pipe_names if name in NEEDED_PIPES])
         if SPLITTING_PIPES.isdisjoint(nlp.pipe_names):
@@ -55,31 +51,27 @@ def load_splitter(spacy_model, generation=0):
     return nlp
 
 
-def split_english(texts, spacy_model, generation):
-    """The sentences of each text: yields lists of str."""
-    for document in load_splitter(spacy_model, generation).pipe(texts):
-        yield [sentence.text for sentence in document.sents]
+def split_english(texts, spacy_model):
+    """The sentences of each text: lists of str."""
+    nlp = load_splitter(spacy_model)
+    with nlp.memory_zone():  # spaCy keeps each new word until the zone ends: without one, memory would grow with the corpus
+        return [[sentence.text for sentence in document.sents] for document in nlp.pipe(texts)]
 
 
-def split_chinese(texts, spacy_model, generation):
+def split_chinese(texts, spacy_model):
     """The same, at 。 ？ ！ (paper, section 5.2), which stay with the sentence that they end, as do quotes and brackets that
     close after them. No spaCy model is used."""
-    for text in texts:
-        yield [sentence.strip() for sentence in CHINESE_SENTENCE.findall(text)]
+    return [[sentence.strip() for sentence in CHINESE_SENTENCE.findall(text)] for text in texts]
 
 
 SPLITTERS = {"en": split_english, "zh": split_chinese}  # by a task's language
 
 
 def split_batch(language, spacy_model, batch):
-    """Splits (tag, generation, list of (title, texts)) into (tag, list of (title, sentences of the texts)).
-
-    A line end inside a text becomes a space, because in the corpus it would end the sentence, or the document; for the
-    same reason blank sentences are left out.
-    """
-    tag, generation, documents = batch
-    texts = (text.translate(LINE_ENDS) for _, texts in documents for text in texts)
-    lists = SPLITTERS[language](texts, spacy_model, generation)
+    """Splits (tag, list of (title, texts)) into (tag, list of (title, sentences of the texts)). A line end inside a text is
+    made a space, and a blank sentence is left out: in the corpus they would end the sentence, or the document."""
+    tag, documents = batch
+    lists = iter(SPLITTERS[language]((text.translate(LINE_ENDS) for _, texts in documents for text in texts), spacy_model))
     return tag, [(title.translate(LINE_ENDS), [sentence for _ in texts for sentence in next(lists) if sentence.strip()])
                  for title, texts in documents]
 
@@ -92,14 +84,6 @@ def in_batches(documents, batch_size):
             yield tag, batch
 
 
-def with_generation(batches):
-    """Adds to each batch how often spaCy is to be loaded anew before it."""
-    seen = 0
-    for tag, documents in batches:
-        yield tag, seen // RELOAD_AFTER, documents
-        seen += len(documents)
-
-
 def become_worker():
     """Leaves Ctrl-C, which a terminal sends to all processes, to the one that started this one, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -107,12 +91,9 @@ def become_worker():
 
 
 def map_in_order(function, items, num_processes):
-    """Yields function(item) for each item in order, in processes of their own where num_processes is above 1.
-
-    Items are read as processes get free, so that memory does not grow with their number. (spaCy's own
-    `pipe(n_process=...)` sends whole documents between processes, slower than one process splits them, and hangs where
-    reading the items fails.)
-    """
+    """Yields function(item) for each item in order, in processes of their own where num_processes is above 1. Items are read as
+    processes get free, so that memory does not grow with their number. (spaCy's own `pipe(n_process=...)` sends whole documents
+    between processes, slower than one process splits them, and hangs where reading the items fails.)"""
     if num_processes == 1:
         yield from map(function, items)
         return
@@ -126,8 +107,8 @@ def map_in_order(function, items, num_processes):
             while pending:
                 yield pending.popleft().result()
         except BrokenProcessPool:
-            raise UserError(f"--num_processes {num_processes}: a process was killed, perhaps for want of memory; "
-                            "use fewer") from None
+            raise UserError(f"--num_processes {num_processes}: a process was killed, perhaps for want of memory; use "
+                            "fewer") from None
 
 
 def cores():
@@ -153,11 +134,9 @@ def test_texts_of(tested, folders):
 
 
 def documents_of(task, folder, split, reserved={}, left_out=None):
-    """Yields (title, texts) of a split of a task, in file order; the title is "" where the task has none.
-
-    A training text that `reserved` (see `test_texts_of`) has for another task is left out and counted in the Counter
-    `left_out` under this task's name.
-    """
+    """Yields (title, texts) of a split of a task, in file order; the title is "" where the task has none. A training text that
+    `reserved` (see `test_texts_of`) has for another task is left out and counted in the Counter `left_out` under this task's
+    name."""
     for fields in tasks.read_fields(task, folder, split):
         if split == "train" and reserved and reserved.get(digest(fields), set()) - {task.name}:
             left_out[task.name] += 1
@@ -169,20 +148,11 @@ def documents_of(task, folder, split, reserved={}, left_out=None):
 
 @dataclasses.dataclass
 class Tally:
-    """What was written of the documents of one tag: documents, lines, and how many documents had how many sentences,
-    the title not counted and documents without any text among them."""
+    """What was written of the documents of one tag: documents, lines, and how many documents had how many sentences, the title
+    not counted and documents without any text among them."""
     documents: int = 0
     lines: int = 0
     lengths: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-
-
-def write_document(files, title, sentences):
-    """Writes a document and an empty line to each file. Returns its lines: 0 of one without text, which is left out."""
-    lines = [title, *sentences] if title.strip() else sentences
-    if lines:
-        for file in files:
-            file.write("\n".join(lines) + "\n\n")
-    return len(lines)
 
 
 def write_corpus(documents, files, language, spacy_model, batch_size, num_processes):
@@ -193,14 +163,16 @@ def write_corpus(documents, files, language, spacy_model, batch_size, num_proces
     """
     tallies = collections.defaultdict(Tally)
     split = functools.partial(split_batch, language, spacy_model)
-    batches = with_generation(in_batches(documents, batch_size))
     with tqdm(desc="split", unit=" documents", disable=None) as bar:
-        for tag, batch in map_in_order(split, batches, num_processes):
+        for tag, batch in map_in_order(split, in_batches(documents, batch_size), num_processes):
             tally = tallies[tag]
             for title, sentences in batch:
-                lines = write_document(files[tag], title, sentences)
+                lines = [title, *sentences] if title.strip() else sentences
+                if lines:  # a document without text is left out
+                    for file in files[tag]:
+                        file.write("\n".join(lines) + "\n\n")
                 tally.documents += bool(lines)
-                tally.lines += lines
+                tally.lines += len(lines)
                 tally.lengths[len(sentences)] += 1
             bar.update(len(batch))
     return tallies
@@ -215,14 +187,11 @@ def print_next(corpus, record):
 
 
 def add_flags(recipe, speed, default_processes):
-    """Adds the flags of splitting to two argparse groups. default_processes: the default of --num_processes in
-    words."""
-    recipe.add_argument("--spacy_model", metavar="NAME",
-                        help="Name or folder of a trained spaCy model that splits English sentences, such as the "
-                        "authors' en_core_web_md; default: none, so sentences end at punctuation (spaCy's "
-                        "sentencizer).")
+    """Adds the flags of splitting to two argparse groups. default_processes: the default of --num_processes in words."""
+    recipe.add_argument("--spacy_model", metavar="NAME", help="Name or folder of a trained spaCy model that splits English "
+                        "sentences, such as the authors' en_core_web_md; default: none, so sentences end at punctuation "
+                        "(spaCy's sentencizer).")
     speed.add_argument("--batch_size", type=number(int, minimum=1), default=1000, metavar="DOCUMENTS",
                        help="Number of documents that a process splits at a time; default: 1000.")
-    speed.add_argument("--num_processes", type=number(int, minimum=1), metavar="PROCESSES",
-                       help=f"Number of processes that split sentences; default: {default_processes}; 1 splits without "
-                       "starting any.")
+    speed.add_argument("--num_processes", type=number(int, minimum=1), metavar="PROCESSES", help="Number of processes that "
+                       f"split sentences; default: {default_processes}; 1 splits without starting any.")

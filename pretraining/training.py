@@ -1,8 +1,8 @@
 """Further pre-training in TensorFlow 2: one update, the loop around it, evaluation.
 
-One update is made by `make_train_steps`; `train` calls it, logs, saves and watches for signals. All random numbers and
-the order of the records are functions of the seed and the step, so a run that goes on from a checkpoint ends at the
-weights of one that was never stopped.
+One update is made by `make_train_steps`; `train` calls it, logs, saves and watches for signals. All random numbers and the
+order of the records are functions of the seed and the step, so a run that goes on from a checkpoint ends at the weights of one
+that was never stopped.
 """
 import contextlib
 import dataclasses
@@ -38,8 +38,7 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """What a run's result depends on by rounding and dropout at most: how an update is computed, and when something is
-    written; the fields are the flags of the same names."""
+    """How an update is computed and when something is written, on which the result depends by rounding and dropout at most."""
     gradient_accumulation_steps: int = 1
     xla: bool = False
     iterations_per_loop: int = 1000
@@ -70,9 +69,9 @@ def distribute(strategy, records, batch_of_step, steps, batch_size, accumulation
 def make_train_steps(strategy, model, optimizer, accumulation=1, random_seed=0, xla=False):
     """A tf.function (iterator, count, stop) -> float32 [count, 6] that makes `count` updates.
 
-    A row holds TRAIN_METRICS, of the weights before the update, and the sum of `stop` over the replicas: 0 unless a
-    process asked to stop. The loss is google-research/bert's of the whole batch of an update, over all replicas and
-    micro-batches: the weighted mean of the masked-LM losses plus the mean of the next-sentence losses.
+    A row holds TRAIN_METRICS, of the weights before the update, and the sum of `stop` over the replicas: 0 unless a process
+    asked to stop. The loss is google-research/bert's of the whole batch of an update, over all replicas and micro-batches: the
+    weighted mean of the masked-LM losses plus the mean of the next-sentence losses.
     """
     variables = list(model.variables.values())
 
@@ -93,8 +92,8 @@ def make_train_steps(strategy, model, optimizer, accumulation=1, random_seed=0, 
 
     def update(features, stop):
         context = tf.distribute.get_replica_context()
-        # Dropout is a function of seed, update and part of the batch: the same after a resume, another one with another
-        # number of parts (command.WATCHED_FLAGS)
+        # Dropout is a function of seed, update and part of the batch: the same after a resume, another one with another number
+        # of parts (command.WATCHED_FLAGS)
         step_seed = tf.stack([random_seed, tf.cast(optimizer.global_step, tf.int32)])
 
         def micro_batch(i):
@@ -134,14 +133,12 @@ def make_train_steps(strategy, model, optimizer, accumulation=1, random_seed=0, 
 def train(strategy, model, optimizer, records, recipe, pace, output_dir):
     """Trains from the optimizer's global_step to num_train_steps; a signal saves and ends the process (SystemExit).
 
-    output_dir: the folder of the checkpoints and the log, None in a process that neither writes nor prints. Raises
-    UserError at a loss or gradient that is not finite; the checkpoints written before stay.
+    output_dir: the folder of the checkpoints and the log, None in a process that neither writes nor prints. Raises UserError at
+    a loss or gradient that is not finite; the checkpoints written before stay.
     """
     step, total = int(first_replica(strategy, optimizer.global_step).numpy()), recipe.num_train_steps
-    variables = {name: first_replica(strategy, variable)
-                 for name, variable in (model.variables | optimizer.state()).items()}
-    train_steps = make_train_steps(strategy, model, optimizer, pace.gradient_accumulation_steps, recipe.random_seed,
-                                   pace.xla)
+    variables = {name: first_replica(strategy, variable) for name, variable in (model.variables | optimizer.state()).items()}
+    train_steps = make_train_steps(strategy, model, optimizer, pace.gradient_accumulation_steps, recipe.random_seed, pace.xla)
     batch_of_step = functools.partial(training_batch, len(records), recipe.train_batch_size, seed=recipe.random_seed)
     batches = distribute(strategy, records, batch_of_step, range(step, total), recipe.train_batch_size,
                          pace.gradient_accumulation_steps)
@@ -165,8 +162,7 @@ def train(strategy, model, optimizer, records, recipe, pace, output_dir):
             if not one_step_calls:
                 seconds_a_step = (time.perf_counter() - started) / count
                 steps_a_call = max(1, min(pace.iterations_per_loop, int(SECONDS_A_CALL / seconds_a_step)))
-            broken = np.flatnonzero(~np.isfinite(rows).all(1))
-            if len(broken):
+            if len(broken := np.flatnonzero(~np.isfinite(rows).all(1))):
                 raise UserError(not_finite(output_dir, step + int(broken[0]) + 1, rows[broken[0]]))
             step += count
             bar.set_postfix(loss=f"{rows[-1, 0]:.4f}", refresh=False)
@@ -185,8 +181,8 @@ def train(strategy, model, optimizer, records, recipe, pace, output_dir):
             if stopping and step < total:
                 bar.close()
                 number = stop.received or signal.SIGTERM  # another process received it
-                print(f"stopped by {signal.Signals(number).name} after step {step} of {total}, all of it saved; run "
-                      "the same command again to go on from there", file=sys.stderr)
+                print(f"stopped by {signal.Signals(number).name} after step {step} of {total}, all of it saved; run the same "
+                      "command again to go on from there", file=sys.stderr)
                 sys.exit(128 + number)
 
 
@@ -201,18 +197,14 @@ def not_finite(output_dir, step, row):
 # Evaluation
 
 def evaluate(strategy, model, records, batch_size, max_batches, show_bar):
-    """Name -> float of google-research/bert's five metrics, over the first `max_batches` batches of the records.
-
-    The accuracies and the two tasks' losses are means over all masked tokens and all examples; `loss` is the mean of
-    the batches' losses, a last batch that is not full counted by its examples.
-    """
+    """Name -> float of google-research/bert's five metrics, over the first `max_batches` batches of the records. The accuracies
+    and the two tasks' losses are means over all masked tokens and all examples; `loss` is the mean of the batches' losses, a
+    last batch that is not full counted by its examples."""
     def sums_of_part(features):
         features = {name: tensor[0] for name, tensor in features.items()}
-        sums = model.pretraining_sums(features)
-        weights = features["masked_lm_weights"] * features["example_weights"][:, tf.newaxis]
-        row = tf.stack([sums["masked_lm_loss"], sums["masked_lm_correct"], tf.reduce_sum(weights),
-                        sums["next_sentence_loss"], sums["next_sentence_correct"],
-                        tf.reduce_sum(features["example_weights"])])
+        weights = features["example_weights"]
+        masked = tf.reduce_sum(features["masked_lm_weights"] * weights[:, tf.newaxis])
+        row = tf.stack([*model.pretraining_sums(features).values(), masked, tf.reduce_sum(weights)])
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, row)
 
     @functools.partial(tf.function, autograph=False)
@@ -224,10 +216,9 @@ def evaluate(strategy, model, records, batch_size, max_batches, show_bar):
     padded_size = math.ceil(batch_size / strategy.num_replicas_in_sync) * strategy.num_replicas_in_sync
     batch_of_step = functools.partial(evaluation_batch, len(records), batch_size, padded_size=padded_size)
     iterator = distribute(strategy, records, batch_of_step, steps, padded_size)
-    rows = np.array([evaluation_step(iterator).numpy()
-                     for _ in tqdm(steps, "evaluation", unit="batch", disable=not show_bar, mininterval=BAR_SECONDS)],
-                    np.float64)  # sums of many batches; float32 would lose the later ones' last digits
-    masked_lm_loss, masked_lm_correct, masked, next_sentence_loss, next_sentence_correct, examples = rows.T
+    bar = tqdm(steps, "evaluation", unit="batch", disable=not show_bar, mininterval=BAR_SECONDS)
+    rows = np.array([evaluation_step(iterator).numpy() for _ in bar], np.float64)  # float32 would lose a sum's last digits
+    masked_lm_loss, masked_lm_correct, next_sentence_loss, next_sentence_correct, masked, examples = rows.T
     losses = masked_lm_loss / (masked + DENOMINATOR_EPSILON) + next_sentence_loss / examples
     num_masked = masked.sum() or 1.0  # without a masked token both masked-LM figures are 0
     return {"loss": float(np.average(losses, weights=examples)),

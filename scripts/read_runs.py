@@ -47,7 +47,8 @@ def read_result(file):
         schema = {"epochs": [EVALUATION], "best": EVALUATION, "last": EVALUATION, "test": EVALUATION, "points": [POINT]}
         check_schema(result, {key: schema[key] for key in schema if key in result or key in ("best", "last")}, file)
     for evaluation in [result[name] for name in named] + result["epochs"] + result.get("points", []) * bool(named):
-        check_schema({key: value for key, value in evaluation.items() if key.startswith("eval_")}, {str: float}, file)
+        metrics = {key: value for key, value in evaluation.items() if key.startswith("eval_")}
+        check_schema(metrics, {str: (float, type(None))}, file)  # null: the loss of a run that diverged
         for key in ("eval_accuracy", "train_accuracy"):
             if not 0 <= evaluation.get(key, 0) <= 1:
                 raise UserError(f"{file}: {key} is {evaluation[key]}, a number from 0 to 1 is needed")

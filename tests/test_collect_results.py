@@ -116,6 +116,16 @@ def test_a_metric_that_one_seed_lacks_is_no_mean_of_the_others(collect):
     assert "macro_f1_mean" not in rows_of(collect.out / "table2.csv")[0]
 
 
+@pytest.mark.parametrize("loss", [None, float("nan")])
+def test_a_loss_that_is_no_number_is_no_mean(collect, loss):
+    """As of a run that diverged."""
+    make_run(collect.runs / HEAD_ONLY, [0.5], 1, eval_loss=loss)
+    make_run(collect.runs / HEAD_ONLY, [0.6], 2)
+    collect("table2")
+    row = rows_of(collect.out / "table2.csv")[0]
+    assert (row["best_mean"], row["seeds"]) == ("45.0000", "2") and "loss_mean" not in row
+
+
 def test_with_held_out_data_the_test_is_shown(collect):
     path = make_run(collect.runs / HEAD_ONLY, [0.9, 0.8]) / "results.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"test": {"eval_accuracy": 0.7, "eval_loss": 2.0}}))

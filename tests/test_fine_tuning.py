@@ -860,9 +860,14 @@ def test_a_configuration_of_other_sizes_is_refused_before_any_work(tiny, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_sizes_are_compared_without_the_values(tiny):
-    state = read_weights(str(tiny / "pytorch_model.bin"), BertConfig.from_json_file(tiny / "bert_config.json"), device="meta")
+def test_sizes_are_compared_without_the_values(tiny, tmp_path):
+    config = BertConfig.from_json_file(tiny / "bert_config.json")
+    state = read_weights(str(tiny / "pytorch_model.bin"), config, device="meta")
     assert len(state) > 40 and all(value.is_meta for value in state.values())
+    write_tensorflow(tiny, tmp_path)
+    (tmp_path / "tf.ckpt.data-00000-of-00001").unlink()
+    zeros = read_weights(str(tmp_path / "tf.ckpt"), config, device="meta")
+    assert {name: value.shape for name, value in zeros.items()} == {name: value.shape for name, value in state.items()}
 
 
 @pytest.mark.parametrize("job", [["--do_train", "--do_eval"], ["--do_train"], ["--do_eval"], []], ids=str)

@@ -226,7 +226,7 @@ def test_bad_files_are_refused_and_nothing_is_written(ag, tmp_path, monkeypatch,
         (ag / name).unlink()
     else:
         (ag / name).write_bytes(content)
-    monkeypatch.setattr(sentences, "load_splitter", lambda spacy_model, generation: FakeSplitter())
+    monkeypatch.setattr(sentences, "load_splitter", lambda spacy_model: FakeSplitter())
     with pytest.raises(UserError) as error:
         call(monkeypatch, "--data_dir", ag, "--output_dir", tmp_path / "out", "--num_processes", num_processes)
     assert words in str(error.value)
@@ -235,6 +235,7 @@ def test_bad_files_are_refused_and_nothing_is_written(ag, tmp_path, monkeypatch,
 
 class FakeSplitter:
     """Stands for spaCy where reading fails before or after a split: no sentences."""
+    memory_zone = contextlib.nullcontext
 
     def pipe(self, texts):
         for _ in texts:
@@ -353,19 +354,19 @@ def test_a_file_of_ones_own_may_be_chinese(tmp_path, monkeypatch):
                      tmp_path)[0] == "好。\n不好。\n\n"
 
 
-def test_processes_and_reloading_do_not_change_a_corpus(data_sets, tmp_path, monkeypatch, split_by):
+def test_processes_do_not_change_a_corpus(data_sets, tmp_path, monkeypatch, split_by):
     plain, _ = corpus_of(monkeypatch, tmp_path, "--task_name", "all", "--data_dir", data_sets)
-    monkeypatch.setattr(sentences, "RELOAD_AFTER", 2)
     call(monkeypatch, "--task_name", "all", "--data_dir", data_sets, "--num_processes", 3, "--batch_size", 1,
          "--output_file", tmp_path / "other.txt", script=generate_corpus)
     assert (tmp_path / "other.txt").read_bytes().decode() == plain
     assert split_by == [["no pool", 1000], [3, 1]]
 
 
-def test_spacy_is_loaded_anew_after_so_many_documents(monkeypatch):
-    monkeypatch.setattr(sentences, "RELOAD_AFTER", 3)
-    batches = list(sentences.with_generation([("a", [1, 2]), ("a", [3, 4]), ("b", [5, 6]), ("b", [7])]))
-    assert [generation for _, generation, _ in batches] == [0, 0, 1, 2]
+def test_spacy_forgets_the_words_of_a_batch():
+    strings, known = sentences.load_splitter(None).vocab.strings, len(sentences.load_splitter(None).vocab.strings)
+    texts = [f"Word{number} of its own. And word{number + 100}." for number in range(100)]
+    assert sentences.split_english(texts, None)[7] == ["Word7 of its own.", "And word107."]
+    assert len(strings) <= known + 10 and "Word7" not in strings
 
 
 @pytest.mark.parametrize("arguments, words", (
@@ -469,8 +470,8 @@ OBSERVED = {  # (script, flag) -> the test that fails where it does nothing; tes
     ("generate_corpus", "keep_html"): "test_html_that_is_kept_hides_the_end_of_a_sentence",
     ("generate_corpus", "language"): "test_a_file_of_ones_own_may_be_chinese",
     ("generate_corpus", "spacy_model"): "test_a_model_splits_by_its_own_rules",
-    ("generate_corpus", "batch_size"): "test_processes_and_reloading_do_not_change_a_corpus",
-    ("generate_corpus", "num_processes"): "test_processes_and_reloading_do_not_change_a_corpus",
+    ("generate_corpus", "batch_size"): "test_processes_do_not_change_a_corpus",
+    ("generate_corpus", "num_processes"): "test_processes_do_not_change_a_corpus",
 }
 
 

@@ -1,6 +1,7 @@
 """BERT in TensorFlow against a forward pass in numpy, its names against Google's, checkpoints that survive."""
 import math
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -184,12 +185,29 @@ def test_cut_down_while_files_get_their_names_the_index_is_absent(tmp_path, monk
     assert not os.path.exists(f"{prefix}.index")
 
 
-def test_no_space_left_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("words", ["No space left on device", "Disk quota exceeded"])
+def test_no_space_left_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, words):
+    """In the system's words, not in those that TensorFlow puts around them."""
     def no_space(*arguments, **options):
-        raise tf.errors.ResourceExhaustedError(None, None, "/x/model.ckpt-1.data; No space left on device")
+        place = "{{function_node __wrapped__SaveV2_dtypes_1_device_/job:localhost/replica:0/task:0/device:CPU:0}}"
+        raise tf.errors.ResourceExhaustedError(None, None, f"{place} /x/model.ckpt-1.data; {words} [Op:SaveV2]")
     monkeypatch.setattr(tf.compat.v1.train.Saver, "save", no_space)
-    with pytest.raises(UserError, match="model.ckpt-1 cannot be written: no space left; free some"):
+    with pytest.raises(UserError) as error:
         write_checkpoint(str(tmp_path / "model.ckpt-1"), {"a": np.ones(3, np.float32)})
+    assert str(error.value) == (f"{tmp_path}/model.ckpt-1 cannot be written: {words}; free some space and run the same command "
+                                "again, what was written before is untouched")
+    assert not os.listdir(tmp_path)
+
+
+def test_a_file_that_grows_too_large_is_one_line_and_leaves_nothing(tmp_path):
+    """TensorFlow's own failure, by a limit on the size of files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(UserError, match="/model.ckpt-1 cannot be written: File too large; mend that and run the same"):
+            write_checkpoint(str(tmp_path / "model.ckpt-1"), {"a": np.ones(100_000, np.float32)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not os.listdir(tmp_path)
 
 

@@ -1,6 +1,7 @@
 """run_pretraining.py on a tiny BERT: Google's 20 updates, resuming to the bit, whose run it is, replicas, records,
 flags."""
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -349,13 +350,18 @@ def test_what_a_killed_or_damaged_run_left_is_gone_after_the_next(data, undistur
 
 
 def test_checkpoint_is_repaired_and_old_ones_go_at_the_start_of_a_finished_run(data, undisturbed, tmp_path, pretrain):
-    """The moments between the last model.ckpt, the file `checkpoint` and the removal of old ones."""
+    """The moments between the last model.ckpt, the file `checkpoint` and the removal of old ones; and what any file of the run
+    was called while a killed process wrote it."""
     out = shutil.copytree(undisturbed, tmp_path / "out")
     (out / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-8"\n')
+    (out / ".model.ckpt-16.tmp").mkdir()
+    for name in (".run.json.tmp", ".metrics.jsonl.tmp", ".model.ckpt-16.window.json.tmp", ".mine.tmp"):
+        (out / name).write_text("half")
     pretrain(*flags_of(data, out, "--keep_checkpoint_max", 2))
     state = tf.train.get_checkpoint_state(str(out))
     assert [os.path.basename(path) for path in state.all_model_checkpoint_paths] == ["model.ckpt-8", "model.ckpt-12"]
     assert state.model_checkpoint_path.endswith("-12") and not list(out.glob("model.ckpt-4*"))
+    assert [path.name for path in out.glob(".*")] == [".mine.tmp"]
 
 
 @pytest.mark.parametrize("content", ["", "[1", "[[1, 2]]", '[["a", 1, 1, 1, 1]]', "[" * 5000, "9" * 5000])
@@ -528,6 +534,38 @@ def test_the_loop_gets_what_the_flags_say(data, tmp_path, pretrain, monkeypatch)
     pretrain(*flags_of(data, tmp_path / "out", "--random_seed", 7, "--gradient_accumulation_steps", 2, "--xla",
                        "--iterations_per_loop", 6, "--keep_checkpoint_max", 3))
     assert given == [training.Recipe(8, 1e-3, 12, 3, 7), training.Pace(2, True, 6, 1, 4, 3), str(tmp_path / "out")]
+
+
+RECIPE = {"input_file": "part-0", "init_checkpoint": "large", "gelu": "tanh", "train_batch_size": 5, "random_seed": 7}
+
+
+def test_the_recipe_s_flags_make_the_first_loss_and_each_rate(data, tmp_path, pretrain):
+    """The loss is that of the library's parts put together by hand; with any flag's other value it would be another one."""
+    bert = BertConfig(**TINY, **NO_DROPOUT)
+    large = initial_values(BertConfig(**TINY, initializer_range=0.3), 3)  # in small weights the two gelus are the same
+    write_checkpoint(str(tmp_path / "large"), large)
+
+    def loss_of(input_file, init_checkpoint, gelu, train_batch_size, random_seed):
+        config = dataclasses.replace(bert, hidden_act=command.GELUS[gelu])
+        values = read_checkpoint(str(tmp_path / init_checkpoint)) if init_checkpoint else initial_values(config, random_seed)
+        records = Records(sorted(map(str, data.glob(f"{input_file}.tfrecord"))), config, LENGTH, PREDICTIONS)
+        batch_of_step = functools.partial(training_batch, len(records), train_batch_size, seed=random_seed)
+        batch, = records.batches(batch_of_step, range(1), train_batch_size)
+        sums = BertForPreTraining(config, values).pretraining_sums({name: tensor[0] for name, tensor in batch.items()})
+        return float(sums["masked_lm_loss"] / batch["masked_lm_denominator"][0] + sums["next_sentence_loss"] / train_batch_size)
+
+    pretrain(*flags_of(data, tmp_path / "out", "--input_file", data / "part-0.tfrecord", "--init_checkpoint",
+                       tmp_path / "large", "--gelu", "tanh", "--train_batch_size", 5, "--random_seed", 7, "--vocab_file",
+                       data / "other/vocab.txt", "--learning_rate", "4e-3", "--num_warmup_steps", 2, steps=5,
+                       config="no_dropout"))
+    loss = logged(tmp_path / "out")[1]
+    assert loss == pytest.approx(loss_of(**RECIPE), rel=2e-6)
+    for change in ({"input_file": "part-*"}, {"init_checkpoint": None}, {"gelu": "erf"}, {"train_batch_size": 32},
+                   {"random_seed": 12345}):
+        assert abs(loss_of(**RECIPE | change) - loss) > 1e-5 * loss, change
+    rates = [0, 2e-3, *(4e-3 * (1 - step / 5) for step in (2, 3, 4))]
+    assert list(logged(tmp_path / "out", "learning_rate").values()) == pytest.approx(rates)
+    assert (tmp_path / "out/vocab.txt").read_text() == (data / "other/vocab.txt").read_text()
 
 
 TWO_CPUS = """
@@ -845,20 +883,18 @@ def test_errors_are_one_line_on_the_shell(refused, data, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-LEARNS, REFUSED = "test_a_run_learns_and_writes_what_the_next_steps_expect", "test_the_folder_of_another_run_is_refused"
+LEARNS, RECIPES = ("test_a_run_learns_and_writes_what_the_next_steps_expect",
+                   "test_the_recipe_s_flags_make_the_first_loss_and_each_rate")
 SPEED, TPU = "test_speed_flags_act_and_change_losses_by_rounding_only", "test_the_tpu_that_the_flags_name_is_asked_for"
 SETTING = "test_a_wrong_setting_is_refused_before_anything_is_written"
 OBSERVED = {  # flag -> the test that fails where it does nothing; tests/mutate_flags.py tries that
     **dict.fromkeys(("eval_file", "max_seq_length", "max_predictions_per_seq", "do_train", "do_eval", "output_dir",
                      "save_checkpoints_steps", "keep_checkpoint_max", "log_steps"), LEARNS),
-    **dict.fromkeys(("input_file", "gelu", "vocab_file", "learning_rate", "num_warmup_steps", "train_batch_size"),
-                    REFUSED),
-    "num_train_steps": "test_the_loop_gets_what_the_flags_say",
+    **dict.fromkeys(("input_file", "gelu", "vocab_file", "train_batch_size", "learning_rate", "num_train_steps",
+                     "num_warmup_steps", "init_checkpoint", "random_seed"), RECIPES),
     **dict.fromkeys(("gradient_accumulation_steps", "bf16", "xla", "deterministic"), SPEED),
     **dict.fromkeys(("tpu_name", "tpu_zone", "gcp_project", "num_tpu_cores"), TPU),
     **dict.fromkeys(("bert_config_file", "use_tpu", "master"), SETTING),
-    **dict.fromkeys(("init_checkpoint", "random_seed"),
-                    "test_weights_come_from_a_checkpoint_and_heads_it_lacks_are_new"),
     "max_eval_steps": "test_other_settings_evaluate_again_and_history_stays",
     "eval_batch_size": "test_evaluation_counts_every_record_once_whatever_the_batch",
     "strategy": "test_two_replicas_give_the_losses_of_one",
