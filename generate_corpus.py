@@ -19,7 +19,7 @@ import collections
 import os
 
 import tasks
-from common.command_line import ArgumentParser, UserError, path, run
+from common.command_line import ArgumentParser, UserError, add_boolean, path, run
 from common.files import atomic_write, check_output_file
 from pretraining import sentences
 
@@ -45,6 +45,8 @@ def parse_arguments():
                         metavar="TASK", help="Further tasks whose test texts are removed from the training texts, "
                         "for instance yelp_f for a corpus of yelp_p; name their folders after those of --task_name; "
                         "default: none.")
+    add_boolean(recipe, "--keep_html", False, "For imdb, keep the `<br />` of the published text, which hides the ends of "
+                "sentences; default: off, it becomes a space.")
     recipe.add_argument("--language", choices=sentences.SPLITTERS,
                         help="For csv: the language whose rules end a sentence; default: en.")
     speed = parser.add_argument_group("speed (does not change the corpus)")
@@ -61,8 +63,9 @@ def parse_arguments():
 def select_tasks(args):
     """The tasks (tasks.Task) that the flags name, each once. Raises UserError where they do not go together."""
     if args.task_name == ["csv"]:
-        if args.leave_out_test_of:
-            raise UserError("--leave_out_test_of belongs to the tasks by name, not to --task_name csv")
+        for flag in ("leave_out_test_of", "keep_html"):
+            if getattr(args, flag):
+                raise UserError(f"--{flag} belongs to the tasks by name, not to --task_name csv")
         return [tasks.own_task(None, args.text_columns or ["text"], args.sep or ",", args.language or "en")]
     for flag in ("text_columns", "sep", "language"):
         if getattr(args, flag) is not None:
@@ -70,7 +73,7 @@ def select_tasks(args):
     if "csv" in args.task_name:
         raise UserError("--task_name csv stands alone")
     names = [name for given in args.task_name for name in DOMAINS.get(given, [given])]
-    selected = [tasks.TASKS[name] for name in dict.fromkeys(names)]
+    selected = tasks.named_tasks(list(dict.fromkeys(names)), args.keep_html)
     if len({task.language for task in selected}) > 1:
         raise UserError(f"--task_name {' '.join(args.task_name)}: sogou is Chinese, the others are English; make a "
                         "corpus of each")
@@ -83,7 +86,8 @@ def main():
     args = parse_arguments()
     selected = select_tasks(args)
     check_output_file(args.output_file, "--output_file")
-    tested = selected + [tasks.TASKS[name] for name in args.leave_out_test_of if tasks.TASKS[name] not in selected]
+    known = [task.name for task in selected]
+    tested = selected + [tasks.TASKS[name] for name in args.leave_out_test_of if name not in known]
     folders = tasks.data_folders([task.name for task in tested], args.data_dir)
     left_out = collections.Counter()
     with atomic_write(args.output_file) as file:

@@ -274,6 +274,7 @@ class BertForSequenceClassification(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         width = self.pool_layers(torch.empty(1, len(self.layers), config.hidden_size)).shape[1]
         self.bilstm_attention = self.pool_fractions = None
+        self.sequences_at_once = None  # in training; None: all of a batch
         if classifier == "bilstm_attention":
             self.bilstm_attention = BiLSTMAttention(width, lstm_hidden_size, attention_size, attention_hops)
             width = 2 * lstm_hidden_size * attention_hops
@@ -292,7 +293,12 @@ class BertForSequenceClassification(nn.Module):
 
     def features(self, batch):
         """What the linear layer sees of each document: [documents, width]."""
-        sequences = self.sequence_features(batch)
+        if self.training and self.sequences_at_once and len(batch.lengths) > self.sequences_at_once:
+            # A part keeps its features alone and is computed again in the backward pass: a long document fits a GPU.
+            sequences = torch.cat([checkpoint(self.sequence_features, part, use_reentrant=False)
+                                   for part in batch.parts(self.sequences_at_once)])
+        else:
+            sequences = self.sequence_features(batch)
         if self.pool_fractions is None:
             return sequences
         return torch.stack([self.pool_fractions(fractions) for fractions in sequences.split(batch.fractions)])

@@ -7,12 +7,12 @@
         --train_batch_size 24 --learning_rate 2e-5 --num_train_epochs 4 --seed 42 --output_dir ./multitask
 
 --data_dir is one folder for each task, in their order, or one that holds a folder by the name of each. An update takes a
-batch of one task, drawn by the tasks' sizes. Each task is evaluated after each epoch, and its model (the shared encoder
-as it then is, and its classifier) kept in OUTPUT_DIR/TASK/best and last, from where fine-tuning on that task alone goes
-on, at a lower rate:
+batch of one task, drawn by the tasks' sizes; with --task_sampling fixed, an epoch is planned as the authors' is. Each task
+is evaluated after each epoch, and its model (the shared encoder as it then is, and its classifier) kept in
+OUTPUT_DIR/TASK/best and last. Fine-tuning on a task alone goes on from last, at a lower rate:
 
     python run_classifier_single_layer.py --task_name imdb --data_dir ./data_sets/imdb --init_checkpoint \\
-        ./multitask/imdb/best --learning_rate 1e-5 ...
+        ./multitask/imdb/last --learning_rate 1e-5 ...
 
 All else is as in run_classifier_single_layer.py and, with --discr, run_classifier_discriminative.py.
 """

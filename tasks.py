@@ -11,7 +11,8 @@ A data directory holds the files as their authors publish them (`python data/dow
                                              order; title; content; comma or tab, as the first row has it
     imdb             train.csv, test.csv     0 or 1, tab, text; or the folders of aclImdb (train/pos/*.txt, ...)
     trec             train.csv, test.csv     LOC NUM HUM ENTY ABBR DESC, tab, text; or train_5500.label, TREC_10.label
-    csv              train.csv, test.csv     your own: --label_column, --text_columns, --sep
+    csv              train.*, test.*         your own: --label_column, --text_columns, --sep; .csv, .tsv, .jsonl, .parquet
+                                             or .xlsx (common/tables.py)
 
 A file separated by commas (or `;`, `|`, ...) is csv: fields may be quoted, a quote inside is doubled, a quoted field
 may hold line ends. A file separated by tabs has one row a line and no quoting: a quote is part of the text, because
@@ -20,7 +21,6 @@ quotes away). A byte order mark before the first row and lines with nothing in t
 exactly as they are: backslashes, ` #39;`, U+0085, empty strings; but for imdb's `<br />`, see Task.strip_html.
 """
 import collections
-import csv
 import dataclasses
 import itertools
 import os
@@ -29,8 +29,7 @@ import numpy as np
 
 from common.command_line import UserError
 from common.files import decode_lines, require_file, require_folder
-
-MAX_FIELD = 1 << 24  # characters; the longest document of the paper has about 200,000: beyond, a quote was not closed
+from common.tables import HEADED, READERS, kind_of, read_rows, without_mark
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,9 +154,10 @@ def own_task(label_column, text_columns, sep=",", language="en", pair_columns=()
 
 
 def csv_task(data_dir, label_column, text_columns, sep=",", pair_columns=()):
-    """The Task of a file of your own: data_dir/train.csv and test.csv. Its labels are those of train.csv, sorted.
+    """The Task of a file of your own: data_dir/train.csv and test.csv, or of another kind. Its labels are those of the training
+    file, sorted.
 
-    The flags are those of `own_task`. Labels sort as numbers where all are whole numbers. Reads train.csv once; raises
+    The flags are those of `own_task`. Labels sort as numbers where all are whole numbers. Reads the file once; raises
     UserError where it cannot be read, lacks a column, has fewer than two labels or a header where columns are numbered.
     """
     task = own_task(label_column, text_columns, sep, pair_columns=pair_columns)
@@ -191,7 +191,7 @@ def read_documents(task, data_dir, split):
         if label not in index:
             hint = ""
             if task.name == "csv":
-                hint = "; they are the labels that occur in train.csv"
+                hint = "; they are the labels that occur in the training file"
             elif line_number == 1:
                 hint = "; if the row is a header, remove it"
             raise UserError(f"{path}:{line_number}: label {quoted(label)} is none of the labels of the task "
@@ -221,17 +221,15 @@ def read_examples(task, data_dir, split):
 def read_texts(task, path):
     """The texts (list of what `Task.text` gives) of a file to predict, the value of --predict_file.
 
-    Its name ends in .csv or .tsv: rows as `task` has them (.tsv: separated by tabs), with or without the label. Any
-    other name: a text a line, an empty line is an empty text. Raises UserError as `read_documents` does.
+    Its name ends as a table's (common.tables.READERS): rows as `task` has them, with or without the label. Any other name:
+    a text a line, an empty line is an empty text. Raises UserError as `read_documents` does.
     """
-    extension = os.path.splitext(path)[1].lower()
-    if extension in (".csv", ".tsv"):
-        sep = "\t" if extension == ".tsv" else task.sep
+    if kind_of(path) in READERS:
         return [task.text(task.clean(fields))
-                for _, fields in read_columns(task, path, "--predict_file", task.text_columns, sep)]
+                for _, fields in read_columns(task, path, "--predict_file", task.text_columns, task.sep)]
     if task.num_second:
-        raise UserError(f"--predict_file: the model classifies pairs of texts, and {path} holds one a line; give a .csv or "
-                        ".tsv file with the columns that the model was trained on")
+        raise UserError(f"--predict_file: the model classifies pairs of texts, and {path} holds one a line; give a table "
+                        f"({', '.join(READERS)}) with the columns that the model was trained on")
     require_file(path, "--predict_file")
     return task.clean([line for _, line in without_mark(decode_lines(path))])
 
@@ -239,12 +237,15 @@ def read_texts(task, path):
 # Finding and reading the files: each reader yields (line number, label as written, text fields)
 
 def find_source(task, data_dir, split):
-    """(path, reader) of a split: data_dir/SPLIT.csv, or else the task's original format.
+    """(path, reader) of a split: data_dir/SPLIT.csv (your own: of any kind of READERS), or else the task's original format.
 
-    Raises UserError, with the names looked for, where there is none.
+    Raises UserError, with the names looked for, where there is none, and where your own is there twice.
     """
     require_folder(data_dir, "--data_dir")
-    sources = [(f"{split}.csv", read_table)]
+    sources = [(f"{split}{kind}", read_table) for kind in (READERS if task.name == "csv" else (".csv",))]
+    there = [name for name, _ in sources if os.path.exists(os.path.join(data_dir, name))]
+    if len(there) > 1:
+        raise UserError(f"--data_dir: {data_dir} has {' and '.join(there)}; move all but one of them away")
     if task.original == "aclImdb":
         sources += [(os.path.join(split, "pos"), read_acl_imdb), (os.path.join("aclImdb", split, "pos"), read_acl_imdb)]
     elif task.original == "label":
@@ -257,7 +258,7 @@ def find_source(task, data_dir, split):
 
 
 def read_table(task, path):
-    """Reads train.csv or test.csv of any task."""
+    """Reads the table of a split of any task."""
     columns = (task.label_column, *task.text_columns)
     for line_number, (label, *fields) in read_columns(task, path, "--data_dir", columns, task.sep):
         yield line_number, label.strip(), fields
@@ -270,7 +271,7 @@ def read_columns(task, path, flag, columns, sep):
     for and there is no header, rows may also be without it.
     """
     require_file(path, flag)
-    rows = read_rows(path, sep or sniffed_separator(path))
+    rows = read_rows(path, sep)
     first = next(rows, None)
     if first is None:
         raise UserError(f"{flag}: {path} holds no row")
@@ -279,6 +280,9 @@ def read_columns(task, path, flag, columns, sep):
     if isinstance(task.label_column, str):
         check_header(path, line_number, first_row, columns)
         columns = tuple(map(first_row.index, columns))
+    elif kind_of(path) in HEADED:
+        raise UserError(f"{path} names its columns: {shortened(', '.join(first_row), 200)}, and the task {task.name} numbers "
+                        "them; give names for --label_column and --text_columns, or a .csv file")
     else:
         rows = itertools.chain([first], rows)
         if columns == task.text_columns and width == len(columns):
@@ -305,38 +309,6 @@ def check_header(path, line_number, header, columns):
             fault = "two columns are named" if column in header else "no column is named"
             raise UserError(f"{path}:{line_number}: {fault} {quoted(column)}; the header has "
                             f"{shortened(', '.join(header), 200)} (without a header, columns are numbers from 0)")
-
-
-def read_rows(path, sep):
-    """Yields (number of the line in which the row begins, list of fields) for each row that is not an empty line."""
-    lines = without_mark(decode_lines(path, keep_ends=sep != "\t"))
-    if sep == "\t":
-        yield from ((number, line.split("\t")) for number, line in lines if line)
-        return
-    csv.field_size_limit(MAX_FIELD)
-    reader = csv.reader((line for _, line in lines), delimiter=sep, strict=True)
-    while True:
-        line_number = reader.line_num + 1
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise UserError(f"{path}:{line_number}: {error}; in the row that begins in this line a quote is not closed "
-                            "or not doubled, or the file is cut off") from None
-        if row:
-            yield line_number, row
-
-
-def without_mark(lines):
-    """The numbered lines of a file without the byte order mark that may precede the first."""
-    return ((number, line.removeprefix("\ufeff") if number == 1 else line) for number, line in lines)
-
-
-def sniffed_separator(path):
-    """Tab where the first line has one, else comma."""
-    _, line = next(decode_lines(path))
-    return "\t" if "\t" in line else ","
 
 
 def read_label_file(task, path):
@@ -406,11 +378,12 @@ def subsample(labels, num, seed):
     """
     is_count = isinstance(num, int) or num > 1
     if not num > 0 or is_count and num % 1:  # not above 0: nor NaN
-        raise UserError(f"{num} examples cannot be drawn (--num_datas, --num_test_datas); give a whole number of at least "
-                        "1, or a fraction of at most 1.0")
+        raise UserError(f"{num} examples cannot be drawn (--num_datas, --num_test_datas, --eval_sample); give a whole number "
+                        "of at least 1, or a fraction of at most 1.0")
     count = int(num) if is_count else max(1, round(num * len(labels)))
     if count > len(labels):
-        raise UserError(f"{count} examples are asked for (--num_datas, --num_test_datas), the data has {len(labels)}")
+        raise UserError(f"{count} examples are asked for (--num_datas, --num_test_datas, --eval_sample), the data has "
+                        f"{len(labels)}")
     return np.sort(stratified_order(labels, seed)[:count])
 
 

@@ -4,12 +4,16 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
+import glob
 import operator
 import os
 import shlex
 import signal
 import sys
 import threading
+
+
+NVIDIA_DEVICES = "/dev/nvidia[0-9]*"  # a file for each GPU, by its driver
 
 
 class UserError(Exception):
@@ -152,6 +156,13 @@ def tensorflow_start_up(log_level=2):
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(nowhere)
+
+
+def warn_of_an_idle_gpu(framework, remedy):
+    """Says so where this machine has an NVIDIA GPU; the caller has found that the framework sees none."""
+    if glob.glob(NVIDIA_DEVICES) and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
+        print(f"*** WARNING: this machine has an NVIDIA GPU, but {framework} sees none and will compute on the CPU, many times "
+              f"slower. {remedy} (CUDA_VISIBLE_DEVICES=-1 keeps to the CPU on purpose.) ***", file=sys.stderr, flush=True)
 
 
 # Errors

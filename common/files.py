@@ -90,11 +90,11 @@ def decode_lines(path, encoding="utf-8", keep_ends=False):
             yield line_number, line if keep_ends else line.removesuffix("\n").removesuffix("\r")
 
 
-def parse_json(text, where):
-    """The value of a JSON text. Raises UserError, its text starting with `where`, for all that Python cannot read, and for
-    what is nested so deep that comparing or printing it would use up Python's stack."""
+def parse_json(text, where, **options):
+    """The value of a JSON text; options: json.loads's. Raises UserError, its text starting with `where`, for all that Python
+    cannot read, and for what is nested so deep that comparing or printing it would use up Python's stack."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, **options)
         json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair could be neither printed nor written
         level = [value]
         for _ in range(MAX_DEPTH):

@@ -149,7 +149,7 @@ class MetricsLog:
             try:
                 line = parse_json(raw, f"{self.path}:{number}")
                 check_schema(line, LINE_SCHEMA, f"{self.path}:{number}")
-                check_schema(line.get("epoch", 0), int, f"{self.path}:{number}, epoch")  # `keep` compares it
+                check_schema(line.get("epoch", 0), float, f"{self.path}:{number}, epoch")  # `keep` compares it
                 if keep(line):
                     kept.append(raw)
             except UserError as error:
@@ -159,7 +159,7 @@ class MetricsLog:
                 file.writelines(kept)
 
     def write(self, kind, global_step, values):
-        """Writes the metrics (name -> number) of this kind, `train` or `eval`, at a step."""
+        """Writes the metrics (name -> number) of this kind, such as `train` or `eval`, at a step."""
         with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "global_step": global_step} | values) + "\n")
         with naming(self.tensorboard):

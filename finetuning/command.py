@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 import tasks
-from common.command_line import UserError, command, fields_of
+from common.command_line import UserError, command, fields_of, warn_of_an_idle_gpu
 from common.files import atomic_write, check_output_folder, check_schema, digest_of_file, read_json, remove, write_json
 from common.run_folder import RunFolder, versions
-from finetuning.data import make_dataset
+from finetuning.data import make_dataset, make_pair_dataset
 from finetuning.evaluation import (METRICS, describe, describe_result, figures_by_task, measure, predict, summarize_seeds,
                                    write_evaluation)
 from finetuning.flags import NOT_RECIPE, WATCHED, parse
@@ -51,6 +51,9 @@ def run(parser, rates_of=lambda config, args: (None, None)):
     if launch(args.num_processes, use_gpu):
         return
     with out_of_memory_in_one_line(), connect(max(args.local_rank, 0), use_gpu, args.rendezvous_timeout) as world:
+        if world.main and not use_gpu and not args.no_cuda:
+            warn_of_an_idle_gpu("PyTorch", "Its driver may be too old for this build, see nvidia-smi."
+                                if torch.version.cuda else "This build is the one for CPUs: reinstall torch from PyPI.")
         inputs = world.together(read_inputs, args, given)
         # read before any work, so that hours of training do not end at a file that is missing
         texts = world.together(tasks.read_texts, inputs.tasks[0], args.predict_file) if args.do_predict else None
@@ -88,8 +91,11 @@ def read_dataset(args, inputs, index, split, world, num=None):
 
 def tokenize(args, inputs, texts, labels, name, world):
     """Texts and class indices as a finetuning.data.Dataset. name: what the log calls them."""
-    max_fractions = (args.max_fractions or math.inf) if args.hierarchical else 1
-    dataset = make_dataset(inputs.tokenizer, texts, labels, args.max_seq_length, args.trunc_medium, max_fractions)
+    if isinstance(texts[0], tuple):
+        dataset = make_pair_dataset(inputs.tokenizer, texts, labels, args.max_seq_length)
+    else:
+        max_fractions = (args.max_fractions or math.inf) if args.hierarchical else 1
+        dataset = make_dataset(inputs.tokenizer, texts, labels, args.max_seq_length, args.trunc_medium, max_fractions)
     fractions = f" in {np.diff(dataset.document_offsets).mean():.2f} fractions" if args.hierarchical else ""
     world.print(f"{name}: {len(dataset):,} texts, {dataset.lengths.mean():.1f} tokens on average{fractions}, "
                 f"{dataset.num_cut:,} ({dataset.num_cut / len(dataset):.1%}) are truncated")
@@ -111,10 +117,16 @@ def task_run(args, inputs, index, train_set, test_set, seed, folder):
         kept, held_out = tasks.split_train_dev(train_set.labels, args.dev_fraction, seed)
         evaluated, evaluated_name, tested = train_set.subset(held_out), "held-out", test_set
         train_set = train_set.subset(kept)
+    if args.task_sampling == "fixed" and len(train_set) < args.train_batch_size:
+        raise UserError(f"--task_sampling fixed: {task.name} has {len(train_set)} training examples, fewer than one batch of "
+                        f"{args.train_batch_size}, and would never be learnt; lower --train_batch_size, or leave the task out")
     save = functools.partial(save_classifier, config=inputs.config, description=describe_classifier(args, task),
                              vocab_file=args.vocab_file)
+    sample = evaluated
+    if args.eval_sample:
+        sample = evaluated.subset(tasks.subsample(evaluated.labels, args.eval_sample, seed=0))
     return TaskRun(task, prefix_of(inputs, index), part_of(folder, inputs.tasks, task), train_set, evaluated, evaluated_name,
-                   tested, save)
+                   sample, tested, save)
 
 
 def show_examples(inputs, run, world):
@@ -125,6 +137,8 @@ def show_examples(inputs, run, world):
         world.print(f"{run.prefix}training example {index}: label {run.task.labels[label]} (class {label})")
         for sequence in run.train.sequences(index):
             world.print(f"  tokens: {' '.join(inverse[i] for i in sequence)}\n  input_ids: {' '.join(map(str, sequence))}")
+        for segment in run.train.segments(index) or ():
+            world.print(f"  segment_ids: {' '.join(map(str, segment.astype(int)))}")
 
 
 # Training
@@ -158,7 +172,8 @@ def fine_tune(args, inputs, rates, world):
         if not os.path.exists(path) or read_json(path, {}) != json.loads(json.dumps(summary)):
             write_json(path, summary)
     first = part_of(seed_folder(args, args.seed[0]), inputs.tasks, inputs.tasks[0])
-    model_folder = os.path.join(first, "best" if args.do_eval or args.dev_fraction else "last")
+    saved = args.save_models if args.do_eval or args.dev_fraction else "last"
+    model_folder = os.path.join(first, "last" if saved == "last" else "best")
     if os.path.isdir(model_folder):  # a finished run's models may have been moved away
         script = os.path.basename(sys.argv[0]).replace("multitask", "single_layer")
         world.print(f"wrote {args.output_dir}; next, predict with it:\n  " + command(

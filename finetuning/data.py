@@ -60,16 +60,40 @@ def make_dataset(tokenizer, texts, labels, max_seq_length, trunc_medium=-2, max_
     return Dataset(ids, offsets, document_offsets, labels, int((text_lengths > budget).sum()))
 
 
+def make_pair_dataset(tokenizer, pairs, labels, max_seq_length):
+    """Pairs of texts (list of N (str, str)) and class indices as a Dataset: `[CLS] A [SEP] B [SEP]`, B as segment 1.
+
+    Where a pair is too long, its longer text loses its end, the second one where they tie (google-research/bert,
+    run_classifier.py). A pair whose second text is empty is a single text, as there.
+    """
+    (ids_a, offsets_a), (ids_b, offsets_b) = (tokenizer.encode_batch(list(texts)) for texts in zip(*pairs))
+    lengths_a, lengths_b = np.diff(offsets_a), np.diff(offsets_b)
+    paired = lengths_b > 0
+    room = max_seq_length - 2 - paired
+    kept_b = np.minimum(lengths_b, np.maximum(room // 2, room - lengths_a))
+    kept_a = np.minimum(lengths_a, room - kept_b)
+    offsets = np.concatenate([[0], np.cumsum(kept_a + kept_b + 2 + paired)])
+    ids = np.full(offsets[-1], tokenizer.sep_id, np.int32)  # what is not written below stays [SEP]
+    ids[offsets[:-1]] = tokenizer.cls_id
+    for start, a, b, length_a, length_b in zip(offsets, offsets_a, offsets_b, kept_a, kept_b):
+        ids[start + 1:][:length_a] = ids_a[a:a + length_a]
+        ids[start + length_a + 2:][:length_b] = ids_b[b:b + length_b]
+    return Dataset(ids, offsets, np.arange(len(pairs) + 1), labels, int((lengths_a + lengths_b > room).sum()),
+                   first_lengths=kept_a + 2)
+
+
 class Dataset:
     """N documents and their labels, ready to be packed.
 
     ids int32 [sum of lengths]: `[CLS] text [SEP]` of all sequences, one after another; offsets int64 [sequences + 1] of each
     sequence in them; document_offsets int64 [N + 1] of each document among the sequences; labels int64 [N]; num_cut: how
-    many texts were truncated; lengths int64 [N]: tokens of each document's sequences.
+    many texts were truncated; first_lengths int64 [sequences]: of pairs of texts, the tokens of segment 0, else None;
+    lengths int64 [N]: tokens of each document's sequences.
     """
 
-    def __init__(self, ids, offsets, document_offsets, labels, num_cut=0):
+    def __init__(self, ids, offsets, document_offsets, labels, num_cut=0, first_lengths=None):
         self.ids, self.offsets, self.document_offsets, self.num_cut = ids, offsets, document_offsets, num_cut
+        self.first_lengths = first_lengths
         self.labels = np.asarray(labels, np.int64)
         self.lengths = np.diff(offsets[document_offsets])
 
@@ -78,7 +102,8 @@ class Dataset:
 
     def digest(self):
         """What tells this data from any other: its size, and a digest of ids, sequences, documents and labels."""
-        content = digest(self.ids, *(np.asarray(part, np.int64) for part in (self.offsets, self.document_offsets)), self.labels)
+        parts = (self.offsets, self.document_offsets, self.labels, self.first_lengths)
+        content = digest(self.ids, *(np.asarray(part, np.int64) for part in parts if part is not None))
         return f"{len(self)} texts, {len(self.ids)} tokens, sha256 {content}"
 
     def sequences(self, index):
@@ -86,12 +111,19 @@ class Dataset:
         bounds = self.offsets[self.document_offsets[index]:self.document_offsets[index + 1] + 1]
         return [self.ids[start:end] for start, end in zip(bounds, bounds[1:])]
 
+    def segments(self, index):
+        """The segment ids of those sequences, a list of arrays; None for single texts."""
+        if self.first_lengths is not None:
+            return [np.arange(len(sequence)) >= first for sequence, first in zip(
+                self.sequences(index), self.first_lengths[self.document_offsets[index]:self.document_offsets[index + 1]])]
+
     def subset(self, indices):
         """The part of the data with these indices, in their order."""
         documents = [self.sequences(index) for index in indices]
         sequences = [sequence for document in documents for sequence in document]
         return Dataset(np.concatenate(sequences), np.cumsum([0, *map(len, sequences)]),
-                       np.cumsum([0, *map(len, documents)]), self.labels[indices])
+                       np.cumsum([0, *map(len, documents)]), self.labels[indices],
+                       first_lengths=None if self.first_lengths is None else self.first_lengths[indices])  # one a document
 
     def batches_by_length(self, num_sequences):
         """The indices of all documents in batches of like length, the shortest first: a list of arrays, each of as many
@@ -108,8 +140,11 @@ class Dataset:
     def batch(self, indices):
         """The packed batch of the documents with these indices, in this order."""
         documents = [self.sequences(index) for index in indices]
-        return pack([sequence for document in documents for sequence in document], labels=self.labels[indices],
-                    fractions=[len(document) for document in documents])
+        segments = None
+        if self.first_lengths is not None:
+            segments = [segment for index in indices for segment in self.segments(index)]
+        return pack([sequence for document in documents for sequence in document], segments, self.labels[indices],
+                    [len(document) for document in documents])
 
 
 @dataclasses.dataclass
@@ -137,6 +172,17 @@ class PackedBatch:
             name: value.pin_memory().to(device, non_blocking=True) for name, value in vars(self).items()
             if isinstance(value, torch.Tensor)})
 
+    def parts(self, num_sequences):
+        """Yields the sequences in batches of at most `num_sequences`, each a document of its own, without labels."""
+        start = 0
+        for first in range(0, len(self.lengths), num_sequences):
+            lengths = self.lengths[first:first + num_sequences]
+            end = start + sum(lengths)
+            yield PackedBatch(self.input_ids[start:end], self.position_ids[start:end], self.segment_ids[start:end],
+                              self.sequence_ids[start:end] - first, self.cu_seqlens[first:first + len(lengths) + 1] - start,
+                              self.labels[:0], lengths, [1] * len(lengths))
+            start = end
+
 
 def pack(sequences, segments=None, labels=None, fractions=None):
     """Packs sequences (arrays of ids, [CLS] and [SEP] included), their segment ids and labels (zeros by default).
@@ -158,13 +204,18 @@ def pack(sequences, segments=None, labels=None, fractions=None):
                        lengths=lengths.tolist(), fractions=fractions)
 
 
-def plan_epoch(sizes, batch_size, alpha, seed, epoch):
+def plan_epoch(sizes, batch_size, sampling, alpha, seed, epoch):
     """The updates of an epoch: a list of (task's index, indices of its examples), each of one batch of one task.
 
-    sizes: training examples of each task; their batches make up an epoch. A task is drawn for each update by its size to
-    the power `alpha`, and takes the next batch of its own passes, each over a fresh permutation of its examples: with one
-    task, an epoch is a pass. A function of its arguments alone, so a run that goes on in the middle meets the same batches.
+    sizes: training examples of each task. sampling: of SAMPLINGS. A function of its arguments alone, so a run that goes on
+    in the middle meets the same batches.
     """
+    return SAMPLINGS[sampling](sizes, batch_size, alpha, seed, epoch)
+
+
+def draw_by_size(sizes, batch_size, alpha, seed, epoch):
+    """As many updates as all tasks have batches. A task is drawn for each by its size to the power `alpha`, and takes the
+    next batch of its own passes, each over a fresh permutation of its examples: with one task, an epoch is a pass."""
     batches = [math.ceil(size / batch_size) for size in sizes]
     chances = np.array(sizes, float) ** alpha
     # 1 in the seed keeps the draws of tasks apart from the permutations. Earlier epochs say where each task's pass stands.
@@ -178,3 +229,17 @@ def plan_epoch(sizes, batch_size, alpha, seed, epoch):
         updates.append((task, order(task, pass_)[batch * batch_size:(batch + 1) * batch_size]))
         taken[task] += 1
     return updates
+
+
+def shuffle_whole_batches(sizes, batch_size, alpha, seed, epoch):
+    """The authors' plan for several tasks (run_classifier_multitask.py): the floor(size / batch_size) whole batches of each
+    task, of a fresh permutation of its examples, in a shuffled order. `alpha` has no part in it."""
+    updates = []
+    for task, size in enumerate(sizes):
+        order = np.random.default_rng([seed, epoch]).permutation(size)
+        updates += [(task, order[end - batch_size:end]) for end in range(batch_size, size + 1, batch_size)]
+    np.random.default_rng([seed, epoch, 1]).shuffle(updates)
+    return updates
+
+
+SAMPLINGS = {"by_size": draw_by_size, "fixed": shuffle_whole_batches}  # --task_sampling

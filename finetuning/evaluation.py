@@ -107,6 +107,7 @@ def describe_result(result):
     """The figures of a finished run in one line."""
     words = [f"{task}{name} accuracy {figures[name]['eval_accuracy']:.4%} (epoch {figures[name]['epoch']})"
              for task, figures in figures_by_task(result) for name in ("best", "last", "test") if name in figures]
+    words += [f"diverged at update {result['diverged']['global_step']}"] if "diverged" in result else []
     return ", ".join(words + [f"{result['train_seconds']:.0f} s of training, {result['peak_memory_mib']:,} MiB"])
 
 

@@ -3,6 +3,7 @@ import argparse
 
 import tasks
 from common.command_line import ArgumentParser, UserError, add_boolean, number, path
+from finetuning.data import SAMPLINGS
 from finetuning.evaluation import METRICS
 from modeling import CLASSIFIERS, FRACTION_POOLINGS, LAYER_POOLINGS, POOLINGS
 from optimization import CLIPPINGS, SCHEDULES
@@ -12,10 +13,12 @@ FEATURE_FLAGS = ("layers", "layer_pooling", "pooling_type", "hierarchical", "cla
 MODEL_FLAGS = ("do_lower_case", "max_seq_length", "trunc_medium", "max_fractions", *FEATURE_FLAGS)
 # No part of a run's recipe: paths, of which the recipe has what they lead to; and what does not decide the result. Those
 # of WATCHED leave it the same in distribution alone, by rounding or by how dropout is drawn.
-WATCHED = ("gradient_accumulation_steps", "num_processes", "bf16", "compile")
+WATCHED = ("gradient_accumulation_steps", "fractions_at_once", "num_processes", "bf16", "compile")
 NOT_RECIPE = {"data_dir", "bert_config_file", "vocab_file", "init_checkpoint", "predict_file", "output_dir", *WATCHED,
               "do_train", "do_predict", "eval_batch_size", "gradient_checkpointing", "no_cuda", "local_rank",
-              "rendezvous_timeout", "overwrite_output_dir", "save_checkpoints_steps", "log_steps", "seed"}
+              "rendezvous_timeout", "overwrite_output_dir", "save_checkpoints_steps", "save_models", "log_steps", "eval_every",
+              "eval_sample", "allow_divergence", "seed"}
+READING_FLAGS = {"label_column", "text_columns", "text_pair_columns", "sep", "keep_html", "text_pair"}  # how texts are read
 count, rate = number(int, minimum=1), number(float, minimum=0)
 
 
@@ -33,7 +36,7 @@ def make_parser(description, several_tasks=False):
     parser.speed = parser.add_argument_group(
         "speed", "what changes time and memory; where rounding or the drawing of dropout changes with it, the flag says so")
     parser.output = parser.add_argument_group("output")
-    add_data_flags(parser.data.add_argument, several_tasks)
+    add_data_flags(parser.data, several_tasks)
     add_model_flags(parser.model)
     add_recipe_flags(parser.recipe, several_tasks)
     add_speed_flags(parser.speed)
@@ -43,11 +46,20 @@ def make_parser(description, several_tasks=False):
                 "Remove the run that --output_dir holds and start anew (default: off, another run is refused).")
     add("--save_checkpoints_steps", type=count, default=1000,
         help="Updates between checkpoints to resume from, in addition to one per epoch (default: 1000).")
+    add("--save_models", choices=("none", "last", "best", "both"), default="both",
+        help="The models to keep: of the last epoch, of the best one, both, or none, to save disk (default: both).")
+    add("--eval_every", type=number(float, above=0, maximum=1), metavar="EPOCHS", help="Also evaluate each time this part of "
+        "an epoch is done (0.1): a learning curve of training and test figures in results.json (default: off).")
+    add("--eval_sample", type=count_or_fraction, metavar="EXAMPLES", help="With --eval_every, evaluate on this many examples "
+        "or this fraction, stratified and the same for every seed (default: all).")
+    add_boolean(parser.output, "--allow_divergence", False, "End a run whose loss is no longer a number as a finished one: its "
+                "last model is evaluated, outputs that are no numbers counted as 0 (default: off, it is an error).")
     add("--log_steps", type=count, default=10, help="Updates that a line of metrics.jsonl is a mean over (default: 10).")
     return parser
 
 
-def add_data_flags(add, several_tasks):
+def add_data_flags(group, several_tasks):
+    add = group.add_argument
     if several_tasks:
         add("--task_name", type=str.lower, choices=list(tasks.TASKS), nargs="+", help="The data sets to learn together.")
         add("--data_dir", type=path, nargs="+", help="The folder of each task's train and test files, in their order; or one "
@@ -60,9 +72,16 @@ def add_data_flags(add, several_tasks):
             "file has no header (default: label).")
         add("--text_columns", nargs="+", default=["text"],
             help="For csv, the names or numbers of the text's columns, joined by a space (default: text).")
+        add("--text_pair_columns", nargs="+", default=[],
+            help="For csv, the columns of a second text: the model reads the pair [CLS] A [SEP] B [SEP], its longer text cut "
+            "at the end (default: none, single texts).")
         add("--sep", default=",", help="For csv, the character between columns, or tab (default: a comma).")
         add("--predict_file", type=path, help="For --do_predict, a text per line; or, if the name ends in .csv or .tsv, rows "
             "as the task has them, with or without the label.")
+    add_boolean(group, "--keep_html", False, "For imdb, keep the `<br />` of the published text, which the paper's text has "
+                "not (default: off, it becomes a space).")
+    add_boolean(group, "--text_pair", False, "For yahoo, read title and question as the first text of a pair, the answer as "
+                "the second, as the authors do (default: off, one text).")
     add("--num_datas", type=count_or_fraction, help="Train on this many examples (500) or this fraction (0.02; 1.0 is all), "
         "stratified and drawn by --seed; a smaller sample is part of a larger one (default: all; paper, section 5.6).")
     add("--num_test_datas", type=count_or_fraction,
@@ -108,6 +127,8 @@ def add_recipe_flags(group, several_tasks):
     add_boolean(group, "--do_train", False, "Fine-tune (default: off).")
     if several_tasks:
         add_boolean(group, "--do_eval", False, "Evaluate on each task's test set after each epoch (default: off).")
+        add("--task_sampling", choices=SAMPLINGS, default="by_size", help="How an epoch is planned: each update draws its task "
+            "by size; or fixed, the authors' way: each task's whole batches in a shuffled order (default: by_size).")
         add("--task_sampling_alpha", type=number(float, minimum=0), default=1.0, help="The probability of a task is its number "
             "of training examples to this power: 1 in proportion, 0 all the same (default: 1.0).")
     else:
@@ -146,6 +167,8 @@ def add_speed_flags(group):
         help="Sequences per batch of evaluation or prediction on each device (default: 32).")
     add("--gradient_accumulation_steps", "--accumulate_gradients", type=count, default=1, help="Split each batch into N "
         "micro-batches to save memory; draws other dropout, so the result is the same in distribution (default: 1).")
+    add("--fractions_at_once", type=count, default=64, help="With --hierarchical, fractions of a batch that go through BERT "
+        "together in training; more are computed in parts, twice, to save memory, with other dropout (default: 64).")
     add_boolean(group, "--bf16", False,
                 "Compute in bfloat16 where it is safe; weights stay float32 and results differ by rounding (default: off).")
     add_boolean(group, "--compile", False, "Compile the encoder's layers with torch.compile, which draws dropout and rounds in "
@@ -167,7 +190,8 @@ def parse(parser, argv=None):
     marked = parser.parse_args(argv, argparse.Namespace(**{action.dest: unset for action in parser._actions}))
     given = {name for name, value in vars(marked).items() if value is not unset}
     args = parser.parse_args(argv)
-    for flag, value in (("task_sampling_alpha", 1.0), ("do_predict", False), ("predict_file", None)):
+    for flag, value in (("task_sampling", "by_size"), ("task_sampling_alpha", 1.0), ("do_predict", False),
+                        ("predict_file", None), ("text_pair_columns", [])):
         setattr(args, flag, getattr(args, flag, value))  # the flags of one task's scripts alone, or of several tasks' alone
     for wrong, message in faults(args, given):
         if wrong:
@@ -179,8 +203,11 @@ def faults(args, given):
     """(whether it is there, what to say) of each fault that flags may have together; the first one counts."""
     trains, several, bilstm = args.do_train, isinstance(args.task_name, list), args.classifier == "bilstm_attention"
     attention = {"attention_size"} if args.hierarchical == "self_attention" else set()  # which has one without the biLSTM
-    of_csv, of_rates, of_bilstm = (min(flags & given, default=None) for flags in (
-        {"label_column", "text_columns", "sep"},
+    evaluates, pairs = args.do_eval or args.dev_fraction, args.text_pair or args.text_pair_columns
+    others = several and len(args.task_name) > 1  # beside the task of pairs, with single texts to cut
+    of_csv, of_single, of_rates, of_bilstm = (min(flags & given, default=None) for flags in (
+        {"label_column", "text_columns", "text_pair_columns", "sep"},
+        {"hierarchical"} if others else {"hierarchical", "trunc_medium"},
         {"layer_learning_rate", "layer_learning_rate_decay", "embeddings_learning_rate"},
         {"lstm_hidden_size", "attention_hops", "attention_size"} - attention))
     return (
@@ -198,12 +225,28 @@ def faults(args, given):
         (args.do_eval and args.data_dir is None, "--data_dir is needed with --do_eval"),
         # a flag that has nothing to act on, or contradicts another
         (args.task_name not in ("csv", None) and of_csv, f"--{of_csv} belongs to --task_name csv, not to {args.task_name}"),
+        (args.task_name == "csv" and (args.keep_html or args.text_pair),
+         f"--{'keep_html' if args.keep_html else 'text_pair'} is not for --task_name csv, whose texts are read as they are; "
+         "--text_pair_columns names the second text of a pair"),
+        (pairs and of_single, f"--{of_single} is for single texts: a pair is cut at the end of its longer text; leave it out"),
         (not trains and len(args.seed) > 1, "several --seed need --do_train"),
         (len(set(args.seed)) < len(args.seed), "--seed names a seed twice"),
         (args.patience and not args.dev_fraction, "--patience needs data to watch: add for example --dev_fraction 0.1"),
         (args.max_fractions and not args.hierarchical, "--max_fractions belongs to --hierarchical, which is not given"),
         (args.hierarchical and "trunc_medium" in given and not args.max_fractions,
          "--trunc_medium has nothing to cut with --hierarchical: add --max_fractions or leave it out"),
+        ("fractions_at_once" in given and not args.hierarchical, "--fractions_at_once needs --hierarchical"),
+        (args.task_sampling == "fixed" and "task_sampling_alpha" in given,
+         "--task_sampling_alpha has no part in --task_sampling fixed: leave one of them out"),
+        ("eval_every" in given and not (trains and evaluates),
+         "--eval_every needs --do_train and data to evaluate: --do_eval or --dev_fraction"),
+        ("eval_sample" in given and not args.eval_every, "--eval_sample needs --eval_every"),
+        ("save_models" in given and not trains, "--save_models needs --do_train"),
+        (args.save_models in ("none", "last") and args.dev_fraction,
+         f"--save_models {args.save_models}: --dev_fraction tests the best model, keep it with best or both"),
+        (args.save_models == "none" and args.do_predict, "--save_models none: --do_predict needs a model, keep last or best"),
+        (args.save_models == "best" and not evaluates,
+         "--save_models best: what is best is found by --do_eval or --dev_fraction, add one of them"),
         (args.frozen_bert and args.frozen_layers, "--frozen_bert keeps every layer fixed: leave --frozen_layers out"),
         (not getattr(args, "discr", True) and of_rates, f"--{of_rates} needs --discr, which is off"),
         (trains and not bilstm and of_bilstm, f"--{of_bilstm} belongs to --classifier bilstm_attention, which is not given"))

@@ -7,7 +7,7 @@ from common.command_line import UserError
 from common.configuration import BertConfig
 from common.files import read_json
 from finetuning.data import head_and_tail
-from finetuning.flags import FEATURE_FLAGS, MODEL_FLAGS
+from finetuning.flags import FEATURE_FLAGS, MODEL_FLAGS, READING_FLAGS
 from finetuning.weights import find_weights, load_weights, read_weights
 from modeling import BertForSequenceClassification, MultiTaskModel, check_choices, check_features
 from tokenization import FullTokenizer
@@ -34,7 +34,7 @@ class Inputs:
 def read_inputs(args, given):
     """The Inputs that the flags name, or those stored in --init_checkpoint, by which `args` is completed. given: the names
     of the flags that the user gave. Raises UserError where something is missing or does not fit together."""
-    args.init_checkpoint = model_of_task(args.init_checkpoint, args.task_name)
+    args.init_checkpoint = model_of_task(args.init_checkpoint, args.task_name, args.do_train)
     folder = args.init_checkpoint if args.init_checkpoint and os.path.isdir(args.init_checkpoint) else None
     stored_task = None if args.do_train else restore_flags(args, given, folder)
     if args.init_checkpoint:
@@ -65,16 +65,19 @@ def read_inputs(args, given):
 
 def read_tasks(args, stored_task):
     """(the tasks of the command, the data folder of each). stored_task: that of a saved model, or None."""
-    if isinstance(args.task_name, list):
-        return [tasks.TASKS[name] for name in args.task_name], tasks.data_folders(args.task_name, args.data_dir)
     if stored_task is None and args.task_name == "csv":
-        stored_task = tasks.csv_task(args.data_dir, args.label_column, args.text_columns, args.sep)
-    return [stored_task or tasks.TASKS[args.task_name]], [args.data_dir]
+        stored_task = tasks.csv_task(args.data_dir, args.label_column, args.text_columns, args.sep, args.text_pair_columns)
+    if stored_task:
+        return [stored_task], [args.data_dir]
+    several = isinstance(args.task_name, list)
+    selected = tasks.named_tasks(args.task_name if several else [args.task_name], args.keep_html, args.text_pair)
+    return selected, tasks.data_folders(args.task_name, args.data_dir) if several else [args.data_dir]
 
 
-def model_of_task(path, task_name):
-    """The folder of a task's best model (its last, where none was evaluated) if `path` is a multi-task run's, else `path`."""
-    for name in ("best", "last"):
+def model_of_task(path, task_name, do_train):
+    """If `path` is the folder of a multi-task run, that of the task's last model to train on (every task saw as many epochs)
+    or its best one to use, or the one that was kept; else `path` as it is."""
+    for name in ("last", "best") if do_train else ("best", "last"):
         found = os.path.join(path or "", str(task_name), name)
         if os.path.exists(os.path.join(found, "model.safetensors")):
             return found
@@ -95,6 +98,16 @@ def restore_flags(args, given, folder):
             raise UserError(f"{path}: {len(values)} {name}, at least {least} needed; the file is damaged, or not ours")
     if args.task_name not in (None, task.name):
         raise UserError(f"--task_name {args.task_name}: the model in {folder} was trained for {task.name}; leave the flag out")
+    reading = sorted(given & READING_FLAGS)
+    if reading:
+        if task.name == "csv":
+            asked = tasks.own_task(args.label_column, args.text_columns, args.sep, pair_columns=args.text_pair_columns)
+            asked = dataclasses.replace(asked, labels=task.labels)
+        else:
+            asked, = tasks.named_tasks([task.name], args.keep_html, args.text_pair)
+        if asked != task:
+            raise UserError(f"--{reading[0]}: the model in {folder} was trained on texts that are read in another way; leave "
+                            "the flag out")
     for flag in MODEL_FLAGS:
         if flag in given and getattr(args, flag) != stored[flag]:
             raise UserError(f"--{flag} {getattr(args, flag)}: the model in {folder} was trained with {stored[flag]}; leave the "
@@ -138,6 +151,8 @@ def make_model(args, inputs, device):
     if args.frozen_bert or args.frozen_layers:
         bert.freeze(args.frozen_layers or inputs.config.num_hidden_layers)
     bert.encoder.gradient_checkpointing = args.gradient_checkpointing
+    for classifier in classifiers:
+        classifier.sequences_at_once = args.fractions_at_once if args.hierarchical else None
     if args.compile:
         bert.encoder.compile_layers()
     return MultiTaskModel(classifiers).to(device), lines

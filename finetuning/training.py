@@ -5,6 +5,7 @@ are a function of seed and epoch, and the state of the random generators is save
 """
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import resource
@@ -47,6 +48,7 @@ class Recipe:
     bias_correction: bool
     best_metric: str
     patience: int | None
+    task_sampling: str
     task_sampling_alpha: float
 
 
@@ -57,7 +59,10 @@ class Execution:
     eval_batch_size: int
     bf16: bool
     save_checkpoints_steps: int
+    save_models: str
     log_steps: int
+    eval_every: float | None
+    allow_divergence: bool
 
 
 @dataclasses.dataclass
@@ -69,6 +74,7 @@ class TaskRun:
     train: Dataset
     evaluated: Dataset | None  # after each epoch: the test set or held-out training data
     evaluated_name: str  # which of them
+    sample: Dataset | None  # within epochs (--eval_every): a part of it
     tested: Dataset | None  # with the best model, in the end
     save: Callable  # (classifier, folder): writes a model of the task
 
@@ -81,14 +87,36 @@ class Progress:
     global_step: int = 0
     loss_sum: float = 0.0  # of the updates of this epoch
     train_seconds: float = 0.0
-    window: list = dataclasses.field(default_factory=list)  # [loss, gradient norm] of updates since the last line of the log
+    num_summed: int = 0
+    window: list = dataclasses.field(default_factory=list)  # [loss, norm, accuracy] of updates since the log's last line
+    since_point: list = dataclasses.field(default_factory=lambda: [0.0, 0.0, 0])  # [losses, accuracies, updates], summed
     evaluations: dict = dataclasses.field(default_factory=dict)  # a list for each task's name, an entry for each epoch
+    points: dict = dataclasses.field(default_factory=dict)  # the same within epochs
+    diverged: int | None = None  # the first update whose loss or gradient was no number
+
+    def take_in(self, pending, world):
+        """Takes in the (loss, gradient norm, accuracy) of the last updates, on the device, and empties `pending`. Returns the
+        words for the first that is no number, from which on nothing is taken, or None."""
+        losses, norms, accuracies = (torch.stack(values) for values in zip(*pending))
+        losses, accuracies = world.sum(torch.stack([losses, accuracies])).tolist()
+        step = self.global_step - len(pending)
+        pending.clear()
+        for loss, norm, accuracy in zip(losses, norms.tolist(), accuracies):
+            step += 1
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                self.diverged = step
+                return f"update {step}: the loss is {loss}, the gradient's norm {norm}"
+            self.loss_sum, self.num_summed = self.loss_sum + loss, self.num_summed + 1
+            self.window.append([loss, norm, accuracy])
+            self.since_point = [total + more for total, more in zip(self.since_point, (loss, accuracy, 1))]
 
 
 CHECKPOINT_SCHEMA = {
     "model": dict, "optimizer": dict, "scheduler": dict, "random_states": [[object]],
-    "progress": {"epoch": int, "update": int, "global_step": int, "loss_sum": float, "train_seconds": float,
-                 "window": [[float]], "evaluations": {str: [{"epoch": int, "global_step": int, "loss": float, str: float}]}}}
+    "progress": {"epoch": int, "update": int, "global_step": int, "loss_sum": float, "num_summed": int,
+                 "train_seconds": float, "window": [[float]], "since_point": [float],
+                 "evaluations": {str: [{"epoch": int, "global_step": int, str: float}]}, "points": {str: [{str: float}]},
+                 "diverged": (int, type(None))}}
 
 
 def train(model, runs, recipe, execution, world, folder, state=None, resumed=None):
@@ -96,11 +124,13 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
 
     runs: a TaskRun for each of the model's classifiers. state: what `read_checkpoint` gives of a stopped run; resumed() is
     called once it is taken over. Returns the figures of results.json. Raises UserError where the loss or the model is no
-    longer finite; ends the process, after saving, on SIGTERM or Ctrl-C.
+    longer finite, unless the run may diverge; ends the process, after saving, on SIGTERM or Ctrl-C.
     """
     checkpoint = os.path.join(folder, "checkpoint.pt")
     sizes = [len(run.train) for run in runs]
-    updates_per_epoch = sum(math.ceil(size / recipe.train_batch_size) for size in sizes)
+    plan = functools.partial(plan_epoch, sizes, recipe.train_batch_size, recipe.task_sampling, recipe.task_sampling_alpha,
+                             recipe.seed)
+    updates_per_epoch = len(plan(0))
     t_total = max(1, round(updates_per_epoch * recipe.num_train_epochs))
 
     def factor(updates):  # of every group's rate
@@ -127,14 +157,15 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
 
     def is_done(line):  # of metrics.jsonl: it lies before the point where the run stands
         return (line["global_step"] <= progress.global_step
-                and (line["kind"] == "train" or line.get("epoch", 0) <= progress.epoch))
+                and (not line["kind"].startswith("eval") or line.get("epoch", 0) <= progress.epoch))
 
     with MetricsLog(folder, is_done, progress.global_step) if world.main else contextlib.nullcontext() as log:
         # An epoch under way (progress.update) is also finished where the run stopped after its very last update.
-        while (progress.global_step < t_total or progress.update) and not out_of_patience(progress, recipe):
-            updates = plan_epoch(sizes, recipe.train_batch_size, recipe.task_sampling_alpha, recipe.seed, progress.epoch)
-            updates = updates[:t_total - progress.epoch * updates_per_epoch]  # the last epoch need not be whole
-            pending, started = [], time.monotonic()  # (loss, gradient norm), on the device, of updates not looked at yet
+        while (progress.global_step < t_total or progress.update) and not (
+                progress.diverged or out_of_patience(progress, recipe)):
+            updates = plan(progress.epoch)[:t_total - progress.epoch * updates_per_epoch]  # the last need not be whole
+            # (loss, gradient norm, accuracy), on the device, of updates not looked at yet
+            pending, started = [], time.monotonic()
             bar = tqdm(total=len(updates), initial=progress.update, unit="update", desc=f"epoch {progress.epoch + 1}",
                        disable=not world.main, mininterval=1)
             model.train()
@@ -146,7 +177,7 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
                     micro_batches = [part for part in np.array_split(own, execution.gradient_accumulation_steps)
                                      if len(part)] or [indices[:1]]
                     weight = 1 / len(indices) if len(own) else 0.0
-                    update_loss = torch.zeros((), device=world.device)
+                    update_loss, accuracy = torch.zeros(2, device=world.device)
                     for part in micro_batches:
                         batch = runs[task].train.batch(part).to(world.device)
                         is_last = part is micro_batches[-1]  # gradients are summed over the processes once an update
@@ -156,57 +187,64 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
                             loss = weight * F.cross_entropy(logits, batch.labels, reduction="sum")
                             (loss * world.size).backward()  # DistributedDataParallel divides by the number of processes
                         update_loss += loss.detach()
+                        accuracy += weight * (logits.detach().argmax(dim=1) == batch.labels).sum()
                     # Update.
                     optimizer.step()
                     scheduler.step()
                     optimizer.zero_grad()
                     progress.update += 1
                     progress.global_step += 1
-                    pending.append((update_loss, optimizer.grad_norm))
+                    pending.append((update_loss, optimizer.grad_norm, accuracy))
                     bar.update()
                     # Log and save. Until then nothing waits for the device.
                     stopping = world.max(stop.received)
                     saving = (stopping or progress.update == len(updates)  # an evaluation comes, and may take long
                               or progress.global_step % execution.save_checkpoints_steps == 0)
                     logging = progress.global_step % execution.log_steps == 0 or progress.global_step == t_total
-                    if saving or logging:
-                        losses, norms = (torch.stack(values) for values in zip(*pending))
-                        window = list(zip(world.sum(losses).tolist(), norms.tolist()))
-                        pending.clear()
-                        check_finite(window, progress.global_step)
-                        progress.window += map(list, window)
-                        progress.loss_sum += sum(loss for loss, _ in window)
+                    at_point = execution.eval_every and passes_point(progress.update, execution.eval_every * updates_per_epoch)
+                    if saving or logging or at_point:
+                        fault = progress.take_in(pending, world)
                         progress.train_seconds += time.monotonic() - started
+                        if logging and progress.window:
+                            loss, norm, accuracy = np.mean(progress.window, axis=0).tolist()
+                            progress.window.clear()
+                            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                            if log:
+                                log.write("train", progress.global_step, {
+                                    "epoch": progress.epoch + 1, "loss": loss, "gradient_norm": norm, "accuracy": accuracy,
+                                    "learning_rate": recipe.learning_rate * factor(progress.global_step - 1)})
+                        if saving and not fault:
+                            fault = fault_of_output(model, task, runs[task].train, indices, progress, execution, world)
+                        if fault and not execution.allow_divergence:
+                            raise UserError(f"{fault}; {DIVERGED}")
+                        if fault:
+                            world.print(f"\n{fault}; the run ends here")
+                            break
+                        if at_point:
+                            evaluate_point(model, runs, progress, updates_per_epoch, execution, world, log)
+                        if saving:
+                            save_checkpoint(checkpoint, model, optimizer, scheduler, progress, world)
                         started = time.monotonic()
-                        bar.set_postfix(loss=f"{window[-1][0]:.4f}", refresh=False)
-                    if logging:
-                        loss, norm = np.mean(progress.window, axis=0).tolist()
-                        progress.window.clear()
-                        if log:
-                            log.write("train", progress.global_step, {
-                                "epoch": progress.epoch + 1, "loss": loss, "gradient_norm": norm,
-                                "learning_rate": recipe.learning_rate * factor(progress.global_step - 1)})
-                    if saving:
-                        check_output(model, task, runs[task].train, indices, progress.global_step, execution, world)
-                        save_checkpoint(checkpoint, model, optimizer, scheduler, progress, world)
                     if stopping:
                         stop.received = 0
                         world.print(f"\nstopped by {signal.Signals(stopping).name} after update {progress.global_step}; the "
                                     "same command goes on from there")
                         sys.exit(128 + stopping)
+            if progress.diverged and execution.eval_every and progress.since_point[2]:
+                evaluate_point(model, runs, progress, updates_per_epoch, execution, world, log)
             # Evaluate each task, and keep its model: always as the last one, and, if it is, as the best one.
-            loss = progress.loss_sum / len(updates)
-            progress.epoch, progress.update, progress.loss_sum = progress.epoch + 1, 0, 0.0
+            loss = {"loss": progress.loss_sum / progress.num_summed} if progress.num_summed else {}
+            progress.epoch, progress.update, progress.loss_sum, progress.num_summed = progress.epoch + 1, 0, 0.0, 0
             for run, classifier in zip(runs, model.classifiers):
-                evaluation = {"epoch": progress.epoch, "global_step": progress.global_step, "loss": loss}
+                evaluation = {"epoch": progress.epoch, "global_step": progress.global_step} | loss
                 if run.evaluated:
                     evaluation |= evaluate_epoch(run, classifier, evaluation, execution, world, log)
                 evaluations = progress.evaluations.setdefault(run.task.name, [])
                 evaluations.append(evaluation)
-                if world.main:
-                    run.save(classifier, os.path.join(run.folder, "last"))
-                    if run.evaluated and best_of(evaluations, recipe.best_metric) is evaluation:
-                        run.save(classifier, os.path.join(run.folder, "best"))
+                is_best = run.evaluated and best_of(evaluations, recipe.best_metric) is evaluation
+                for name, is_new in (("last", True), ("best", is_best)):
+                    if world.main and is_new and execution.save_models in (name, "both") and not progress.diverged:
+                        run.save(classifier, os.path.join(run.folder, name))
             save_checkpoint(checkpoint, model, optimizer, scheduler, progress, world)
     return summarize(model, runs, recipe, progress, execution, world)
 
@@ -214,7 +252,7 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
 def evaluate_epoch(run, classifier, evaluation, execution, world, log):
     """Evaluates a task after an epoch, and writes the authors' files. Returns the figures."""
     started = time.monotonic()
-    logits = predict(classifier, run.evaluated, execution.eval_batch_size, world, execution.bf16)
+    logits = predicted(classifier, run.evaluated, execution, world)
     measured = measure(run.evaluated.labels, logits)
     epoch = evaluation["epoch"]
     if world.main:
@@ -223,6 +261,33 @@ def evaluate_epoch(run, classifier, evaluation, execution, world, log):
         log.write(f"eval/{run.task.name}" if run.prefix else "eval", evaluation["global_step"], {"epoch": epoch} | measured)
     world.print(f"{run.prefix}epoch {epoch}: {describe(measured)} on the {run.evaluated_name} data")
     return measured | {"seconds": round(time.monotonic() - started, 2)}
+
+
+def predicted(classifier, dataset, execution, world):
+    """The logits of a dataset; those of a run that may diverge count as 0 where they are no finite numbers."""
+    logits = predict(classifier, dataset, execution.eval_batch_size, world, execution.bf16)
+    return np.where(np.isfinite(logits), logits, 0) if execution.allow_divergence else logits
+
+
+def passes_point(update, updates_per_point):
+    """Whether an update, counted from 1 in its epoch, is the first one at or after a multiple of `updates_per_point`."""
+    done, before = (round(number / updates_per_point, 9) for number in (update, update - 1))  # 0.3 / 0.1 is not 3
+    return math.floor(done) > math.floor(before)
+
+
+def evaluate_point(model, runs, progress, updates_per_epoch, execution, world, log):
+    """Adds a point to the learning curve of each task: training figures since the last one, over all tasks, and those of
+    the task's sample. What follows in training stays as it was."""
+    loss, accuracy, count = progress.since_point
+    progress.since_point = [0.0, 0.0, 0]
+    trained = {"epoch": progress.epoch + progress.update / updates_per_epoch, "train_loss": loss / count,
+               "train_accuracy": accuracy / count}
+    for run, classifier in zip(runs, model.classifiers):
+        measured = trained | measure(run.sample.labels, predicted(classifier, run.sample, execution, world))
+        progress.points.setdefault(run.task.name, []).append({"global_step": progress.global_step} | measured)
+        if log:
+            log.write(f"point/{run.task.name}" if run.prefix else "point", progress.global_step, measured)
+    model.train()
 
 
 def out_of_patience(progress, recipe):
@@ -236,22 +301,16 @@ def out_of_patience(progress, recipe):
 DIVERGED = "what was saved before is kept; start again with a lower --learning_rate, or without --bf16, in another --output_dir"
 
 
-def check_finite(window, global_step):
-    """Raises UserError at the first update, of the last ones, whose loss or gradient norm is no finite number."""
-    for step, (loss, norm) in enumerate(window, global_step - len(window) + 1):
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise UserError(f"update {step}: the loss is {loss}, the gradient's norm {norm}; {DIVERGED}")
-
-
-def check_output(model, task, dataset, indices, global_step, execution, world):
-    """Raises UserError unless the model's logits for examples of the last update are finite: its loss told only of the
-    model before it."""
+def fault_of_output(model, task, dataset, indices, progress, execution, world):
+    """The words for a model whose logits for examples of the last update are not finite, or None. That update's loss told only
+    of the model before it."""
     model.eval()
     with torch.no_grad(), torch.autocast(world.device.type, torch.bfloat16, enabled=execution.bf16):
         logits = model(dataset.batch(indices[:execution.eval_batch_size]).to(world.device), task)
     model.train()
     if not logits.isfinite().all():
-        raise UserError(f"update {global_step} left a model whose output is not finite; {DIVERGED}")
+        progress.diverged = progress.global_step + 1
+        return f"update {progress.global_step} left a model whose output is not finite"
 
 
 # The checkpoint of a run under way
@@ -287,8 +346,8 @@ def resume(state, model, optimizer, scheduler, seed, world, path):
             if not has_form_of(moments, dict.fromkeys(("exp_avg", "exp_avg_sq"), parameter)):
                 raise ValueError("the optimizer's moments have other shapes than their parameters")
         progress = Progress(**state["progress"])
-        if any(len(row) != 2 for row in progress.window):
-            raise ValueError("a row of the log's window has not two numbers")
+        if any(len(row) != 3 for row in (*progress.window, progress.since_point)):
+            raise ValueError("a row of the log's window has not three numbers")
         if len(state["random_states"]) == world.size:
             cpu, cuda = state["random_states"][world.rank]
             torch.set_rng_state(cpu)
@@ -323,17 +382,23 @@ def summarize(model, runs, recipe, progress, execution, world):
     for run, classifier in zip(runs, model.classifiers):
         evaluations = progress.evaluations[run.task.name]
         figures[run.task.name] = own = {"epochs": evaluations}
+        if run.task.name in progress.points:
+            own["points"] = progress.points[run.task.name]
+        sound = evaluations[:-1] if progress.diverged else evaluations  # a diverged model is not saved
         if run.evaluated:
-            own |= {"best": best_of(evaluations, recipe.best_metric), "last": evaluations[-1]}
+            own |= {"best": best_of(sound or evaluations, recipe.best_metric), "last": evaluations[-1]}
         if run.tested:
             best = os.path.join(run.folder, "best")
-            load_weights(classifier, read_weights(best, classifier.bert.config), best)
-            logits = predict(classifier, run.tested, execution.eval_batch_size, world, execution.bf16)
+            if sound:
+                load_weights(classifier, read_weights(best, classifier.bert.config), best)
+            logits = predicted(classifier, run.tested, execution, world)
             own["test"] = measure(run.tested.labels, logits) | {key: own["best"][key] for key in ("epoch", "global_step")}
             if world.main:
                 write_evaluation(run.folder, "", own["test"], run.tested.labels, logits, run.task.labels)
     return {"seed": recipe.seed, "train_seconds": round(progress.train_seconds, 2),
-            "peak_memory_mib": round(peak_memory(world.device))} | ({"tasks": figures} if len(runs) > 1 else own)
+            "peak_memory_mib": round(peak_memory(world.device))} | (
+                {"diverged": {"global_step": progress.diverged}} if progress.diverged else {}) | (
+                {"tasks": figures} if len(runs) > 1 else own)
 
 
 def peak_memory(device):

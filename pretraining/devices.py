@@ -11,7 +11,7 @@ import re
 import socket
 import time
 
-from common.command_line import UserError, rendezvous
+from common.command_line import UserError, rendezvous, warn_of_an_idle_gpu
 
 Role = collections.namedtuple("Role", "addresses own is_first")
 Role.__doc__ = """A process's part in a run: the addresses HOST:PORT of all its processes and its own (none: it is alone), and
@@ -123,8 +123,10 @@ def make_strategy(name, role, tpu, rendezvous_timeout):
     reason = "--strategy"
     if name is None and len(role.addresses) > 1:
         name, reason = "multi_worker", f"TF_CONFIG names {len(role.addresses)} workers"
-    elif name is None:
-        num_gpus = len(tf.config.list_physical_devices("GPU"))
+    num_gpus = len(tf.config.list_physical_devices("GPU"))
+    if not num_gpus and name != "tpu":
+        warn_of_an_idle_gpu("TensorFlow", "Its plain wheel has no CUDA libraries: pip install -r requirements-gpu.txt.")
+    if name is None:
         name, reason = ("mirrored" if num_gpus > 1 else "one"), f"{num_gpus} GPUs"
     strategy = STRATEGIES[name](role, tpu, rendezvous_timeout)
     return strategy, name, f"{name} ({reason}), {strategy.num_replicas_in_sync} replica(s)"

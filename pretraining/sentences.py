@@ -23,7 +23,8 @@ LINE_ENDS = str.maketrans("\r\n", "  ")  # the two that would end a line of the 
 SPLITTING_PIPES = {"parser", "senter", "sentencizer"}
 NEEDED_PIPES = SPLITTING_PIPES | {"tok2vec", "transformer"}
 MAX_CHARACTERS = 1 << 24  # of a document; spaCy's own limit of a million protects parsers of models from long texts
-CHINESE_SENTENCE = re.compile("[^。？！]*[。？！]+|[^。？！]+")
+# With the quotes and brackets that close after the mark; ASCII ones are left alone, which open as often.
+CHINESE_SENTENCE = re.compile(r"[^。？！]*[。？！](?:\s*[。？！”’」』）》】〉〕])*|[^。？！]+")
 
 
 @functools.lru_cache(maxsize=1)
@@ -58,7 +59,8 @@ def split_english(texts, spacy_model):
 
 
 def split_chinese(texts, spacy_model):
-    """The same, at 。 ？ ！ (paper, section 5.2), which stay with the sentence that they end. No spaCy model is used."""
+    """The same, at 。 ？ ！ (paper, section 5.2), which stay with the sentence that they end, as do quotes and brackets that
+    close after them. No spaCy model is used."""
     return [[sentence.strip() for sentence in CHINESE_SENTENCE.findall(text)] for text in texts]
 
 

@@ -25,19 +25,22 @@ SCRIPTS = ("data/download.py", "generate_corpus_agnews.py", "generate_corpus.py"
 # The section, table or figure of the paper that a flag is about. By script: --learning_rate of pre-training is another
 # question than that of fine-tuning.
 FINE_TUNING = {
-    "init_checkpoint": "5.4", "num_datas": "5.6, Figure 4", "max_seq_length": "5.3.1", "trunc_medium": "5.3.1, Table 2",
-    "hierarchical": "5.3.1, Table 2", "max_fractions": "5.3.1", "layers": "5.3.2, Table 3", "layer_pooling": "5.3.2, Table 3",
-    "classifier": "5.4.3, Table 6", "frozen_bert": "5.4.3, Table 6", "train_batch_size": "5.2", "num_train_epochs": "5.2",
-    "warmup_proportion": "5.2", "schedule": "5.2", "learning_rate": "5.2; 5.3.3, Figure 2", "discr": "5.3.4",
-    "layer_learning_rate": "5.3.4, Table 4", "layer_learning_rate_decay": "5.3.4, Table 4", "embeddings_learning_rate": "5.3.4"}
+    "keep_html": "5.1, Table 1", "init_checkpoint": "5.4", "num_datas": "5.6, Figure 4", "max_seq_length": "5.3.1",
+    "trunc_medium": "5.3.1, Table 2", "hierarchical": "5.3.1, Table 2", "max_fractions": "5.3.1", "fractions_at_once": "5.3.1",
+    "layers": "5.3.2, Table 3", "layer_pooling": "5.3.2, Table 3", "classifier": "5.4.3, Table 6",
+    "frozen_bert": "5.4.3, Table 6", "train_batch_size": "5.2", "num_train_epochs": "5.2", "warmup_proportion": "5.2",
+    "schedule": "5.2", "learning_rate": "5.2; 5.3.3, Figure 2", "eval_every": "5.3.3, Figure 2",
+    "allow_divergence": "5.3.3, Figure 2", "discr": "5.3.4", "layer_learning_rate": "5.3.4, Table 4",
+    "layer_learning_rate_decay": "5.3.4, Table 4", "embeddings_learning_rate": "5.3.4"}
 PAPER = {
     "generate_corpus_agnews.py": {"spacy_model": "5.1"},
-    "generate_corpus.py": {"spacy_model": "5.1", "language": "5.1", "task_name": "5.4.2, Table 5",
-                           "leave_out_test_of": "5.4.2"},
+    "generate_corpus.py": {"spacy_model": "5.1", "language": "5.1", "keep_html": "5.1, Table 1",
+                           "task_name": "5.4.2, Table 5", "leave_out_test_of": "5.4.2"},
     "create_pretraining_data.py": {"max_seq_length": "5.2"},
     "run_pretraining.py": {"train_batch_size": "5.2", "max_seq_length": "5.2", "learning_rate": "5.2",
                            "num_train_steps": "5.2; 5.4.1, Figure 3", "num_warmup_steps": "5.2"},
-    SINGLE: FINE_TUNING, DISCRIMINATIVE: FINE_TUNING, MULTITASK: FINE_TUNING | {"task_name": "5.5, Table 7"}}
+    SINGLE: FINE_TUNING, DISCRIMINATIVE: FINE_TUNING,
+    MULTITASK: FINE_TUNING | {"task_name": "5.5, Table 7", "task_sampling": "5.5"}}
 
 
 def parser_of(script):

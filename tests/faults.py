@@ -83,6 +83,7 @@ def serve():
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints as it is imported is no answer
     from common.command_line import tensorflow_start_up
+    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # pyarrow, which pandas imports, would start one
     with tensorflow_start_up():
         for name in IMPORTED:
             importlib.import_module(name)

@@ -128,6 +128,7 @@ def serve(listener, lifeline):
     listener, lifeline = socket.socket(fileno=int(listener)), int(lifeline)
     at_start = read_at_start(os.environ)
     os.environ["TF_USE_LEGACY_KERAS"] = "1"  # as common.command_line.tensorflow_start_up does in every script, and in tests
+    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # pyarrow, which pandas imports, would start one
     for name in PRELOADED:
         importlib.import_module(name)
     num_threads = len(os.listdir("/proc/self/task"))

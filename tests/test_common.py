@@ -3,9 +3,10 @@ import os
 
 import pytest
 
-from common import files
+from common import command_line, files
 from common.command_line import UserError
 from common.configuration import MAX_LAYERS, BertConfig
+from finetuning.flags import make_parser
 
 # By the shapes that their authors state: the largest BERT of Google's, the largest that is a BERT in all but its vocabulary,
 # and the largest encoder alike.
@@ -82,3 +83,33 @@ def test_remove_takes_files_folders_and_links_and_what_is_not_there(tmp_path):
     for name in ("folder", "file", "link", "dangling", "absent"):
         files.remove(tmp_path / name)
     assert os.listdir(tmp_path) == ["kept"]
+
+
+@pytest.fixture
+def gpu(tmp_path, monkeypatch):
+    """A machine whose driver shows a GPU."""
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(command_line, "NVIDIA_DEVICES", str(tmp_path / "nvidia[0-9]*"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_a_gpu_that_a_framework_does_not_see_is_said_loudly_by_both(gpu, capsys, monkeypatch, tmp_path):
+    from finetuning import command
+    from pretraining import devices
+    devices.make_strategy("one", devices.Role([], None, True), devices.Tpu(), 1)
+    assert "*** WARNING: this machine has an NVIDIA GPU, but TensorFlow sees none" in capsys.readouterr().err
+    parser = make_parser("")
+    flags = ["--do_predict", "--predict_file", str(tmp_path), "--init_checkpoint", str(tmp_path), "--output_dir", str(tmp_path)]
+    for more, warned in (([], True), (["--no_cuda"], False)):
+        with pytest.raises(UserError, match="classifier.json"):
+            command.run(parser, argv=flags + more)
+        assert ("but PyTorch sees none" in capsys.readouterr().err) == warned
+
+
+def test_it_is_not_said_where_there_is_none_or_it_is_hidden_on_purpose(gpu, capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    command_line.warn_of_an_idle_gpu("PyTorch", "")
+    monkeypatch.setattr(command_line, "NVIDIA_DEVICES", "/nowhere/nvidia[0-9]*")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    command_line.warn_of_an_idle_gpu("PyTorch", "")
+    assert capsys.readouterr().err == ""

@@ -140,3 +140,90 @@ def test_batches_by_length_hold_at_most_so_many_sequences_or_one_document(num_se
     texts = [[1] * 3, [2] * 32, [], [4] * 6]
     dataset = dataset_of(texts, 7, -2, float("inf"), labels=[0, 1, 2, 3])
     assert [batch.tolist() for batch in dataset.batches_by_length(num_sequences)] == expected
+
+
+# Pairs of texts
+
+def pairs_of(pairs, max_seq_length, labels=None):
+    return data.make_pair_dataset(Words(), pairs, [0] * len(pairs) if labels is None else labels, max_seq_length)
+
+
+def truncate_seq_pair(tokens_a, tokens_b, max_length):
+    """google-research/bert, run_classifier.py, `_truncate_seq_pair`."""
+    while len(tokens_a) + len(tokens_b) > max_length:
+        if len(tokens_a) > len(tokens_b):
+            tokens_a.pop()
+        else:
+            tokens_b.pop()
+
+
+def pair_by_definition(a, b, max_seq_length):
+    """Ids and segment ids, as in that file's `convert_single_example`."""
+    a, b = list(a), list(b)
+    if not b:
+        a = a[:max_seq_length - 2]
+        return [CLS, *a, SEP], [0] * (len(a) + 2)
+    truncate_seq_pair(a, b, max_seq_length - 3)
+    return [CLS, *a, SEP, *b, SEP], [0] * (len(a) + 2) + [1] * (len(b) + 1)
+
+
+def random_pairs(max_seq_length, count):
+    """Of every kind of length, none among them; no two tokens of a pair are the same."""
+    for lengths in np.random.default_rng(max_seq_length).integers(0, 2 * max_seq_length, (count, 2)):
+        yield list(range(1, lengths[0] + 1)), list(range(1001, lengths[1] + 1001))
+    lengths = (0, 1, max_seq_length - 4, max_seq_length - 3, max_seq_length - 2, max_seq_length - 1, 3 * max_seq_length)
+    yield from ((list(range(1, a + 1)), list(range(1001, b + 1001))) for a in lengths for b in lengths)
+
+
+@pytest.mark.parametrize("max_seq_length", [5, 6, 12, 13, 30])
+def test_pairs_are_cut_as_google_s_loop_cuts_them(max_seq_length):
+    pairs = list(random_pairs(max_seq_length, 200))
+    dataset = pairs_of(pairs, max_seq_length)
+    expected = [pair_by_definition(a, b, max_seq_length) for a, b in pairs]
+    assert [dataset.sequences(index)[0].tolist() for index in range(len(pairs))] == [ids for ids, _ in expected]
+    assert [dataset.segments(index)[0].tolist() for index in range(len(pairs))] == [segments for _, segments in expected]
+    assert dataset.num_cut == sum(len(a) + len(b) > max_seq_length - (3 if b else 2) for a, b in pairs) > 50
+    assert dataset.lengths.tolist() == [len(ids) for ids, _ in expected]
+
+
+def test_a_batch_of_pairs_has_their_segments_in_the_order_asked_for():
+    dataset = pairs_of([([7], [8, 9]), ([1, 2], []), ([], [5]), ([3, 3, 3, 3], [4, 4, 4])], 7, labels=[3, 2, 1, 0])
+    batch = dataset.batch(np.array([3, 1, 0, 2]))
+    assert batch.input_ids.tolist() == [CLS, 3, 3, SEP, 4, 4, SEP, CLS, 1, 2, SEP, CLS, 7, SEP, 8, 9, SEP, CLS, SEP, 5, SEP]
+    assert batch.segment_ids.tolist() == [0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 1, 1]
+    assert batch.lengths == [7, 4, 6, 4] and batch.fractions == [1] * 4 and batch.labels.tolist() == [0, 2, 3, 1]
+    for value in vars(batch).values():
+        assert isinstance(value, list) or value.dtype == torch.int64
+    again = dataset.subset(np.array([2, 3])).batch(np.array([1, 0]))
+    assert again.segment_ids.tolist() == [0, 0, 0, 0, 1, 1, 1, 0, 0, 1, 1] and again.labels.tolist() == [0, 1]
+
+
+def test_the_digest_of_pairs_tells_where_the_second_text_begins():
+    """[SEP] may be a token of a text, so equal ids can be two pairs; as single texts they are others still."""
+    one, other = pairs_of([([1], [SEP, 2])], 12), pairs_of([([1, SEP], [2])], 12)
+    single = dataset_of([[1, SEP, SEP, 2]], 12)
+    assert one.ids.tolist() == other.ids.tolist() == single.ids.tolist() == [CLS, 1, SEP, SEP, 2, SEP]
+    assert len({one.digest(), other.digest(), single.digest()}) == 3
+    both = pairs_of([([9], [9]), ([1], [SEP, 2])], 12)
+    assert both.subset(np.array([1])).digest() == one.digest() == pairs_of([([1], [SEP, 2])], 12).digest()
+
+
+def test_single_texts_have_no_segments():
+    dataset = dataset_of([[1], [2, 3]], 12)
+    assert dataset.segments(0) is None and dataset.subset(np.array([1])).segments(0) is None
+
+
+PAIRS = [("Who was hurt?", "Nobody, the police said."), ("Shares fell", "again in Tokyo on Friday"), ("Why?", "")]
+
+
+def test_pairs_equal_transformers_tokenizer():
+    transformers = pytest.importorskip("transformers")
+    from conftest import ROOT
+    from tokenization import FullTokenizer
+    vocab = ROOT / "data" / "tiny_bert" / "vocab.txt"
+    peer = transformers.BertTokenizer(str(vocab), do_lower_case=True)
+    dataset = data.make_pair_dataset(FullTokenizer(vocab, True), PAIRS, [0] * 3, 64)
+    for index, (first, second) in enumerate(PAIRS):
+        expected = peer(first, second or None)
+        assert dataset.sequences(index)[0].tolist() == expected["input_ids"]
+        assert dataset.segments(index)[0].astype(int).tolist() == expected["token_type_ids"]

@@ -362,6 +362,165 @@ def test_fine_tuning_goes_on_from_a_saved_folder(finished, tiny, tmp_path):
     assert predictions_of(tmp_path / "run" / "results_ep1.txt") == predictions_of(finished / "results_ep3.txt")
 
 
+@pytest.mark.parametrize("kept", ["none", "last", "best", "both"])
+def test_the_models_asked_for_are_kept_and_the_next_command_names_one(tiny, finished, tmp_path, capsys, kept):
+    """And nothing else of the run is another."""
+    call(SINGLE, *train_flags(tiny, tmp_path / "run"), "--save_models", kept)
+    folders = {"none": [], "both": ["best", "last"]}.get(kept, [kept])
+    assert [name for name in ("best", "last") if (tmp_path / "run" / name).exists()] == folders
+    for name in folders:
+        assert_equal_weights(tmp_path / "run" / name, finished / name)
+    assert record(tmp_path / "run")[:4] == record(finished)[:4]
+    out = capsys.readouterr().out
+    assert ("next, predict with it" in out) == bool(folders)
+    assert all(f"--init_checkpoint {tmp_path / 'run' / folders[0]}" in line for line in out.splitlines() if "FILE" in line)
+
+
+@pytest.mark.parametrize("flags, kept", [(["--save_models", "last"], "last"), (["--save_models", "best"], "best")])
+def test_prediction_after_training_takes_the_model_that_is_kept(tiny, finished, tmp_path, flags, kept):
+    call(SINGLE, *train_flags(tiny, tmp_path), *flags, "--do_predict", "--predict_file", tiny / "test.csv")
+    epoch = read_json(finished / "results.json")[kept]["epoch"]
+    header, rows = read_predictions(tmp_path / "predictions.tsv")
+    assert [header[1:].index(row[0]) for row in rows] == predictions_of(finished / f"results_ep{epoch}.txt")
+
+
+# Pairs of texts, and IMDb's HTML
+
+@pytest.fixture(scope="module")
+def own_pairs(tiny, tmp_path_factory):
+    """A run on a file of one's own with pairs that fit, some of which have no second text: (data folder, run)."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for split in ("train", "test"):
+        with open(folder / f"{split}.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["answer", "topic", "question", "more"])
+            for line, label, (title, description) in tasks.read_documents(tasks.TASKS["ag"], tiny, split):
+                words = description.split() if line % 7 else []
+                writer.writerow([" ".join(words[:6]), "abcd"[label], title, " ".join(words[6:9])])
+    call(SINGLE, *train_flags(tiny, folder / "run"), "--task_name", "csv", "--data_dir", folder, "--label_column", "topic",
+         "--text_columns", "question", "--text_pair_columns", "answer", "more", "--max_seq_length", 64,
+         "--num_train_epochs", 1)
+    return folder, folder / "run"
+
+
+def read_pairs(folder, split="test"):
+    with open(folder / f"{split}.csv", encoding="utf-8", newline="") as file:
+        return [(row["question"], f"{row['answer']} {row['more']}") for row in csv.DictReader(file)]
+
+
+def test_pairs_are_learnt_evaluated_and_predicted_without_their_labels(own_pairs, tmp_path, spy):
+    """The saved model knows the columns. Of the rows for prediction, which lack the label, only they are read."""
+    folder, run = own_pairs
+    made = spy(command, "make_pair_dataset", lambda dataset, _, pairs, *rest: (dataset, pairs))
+    pairs = read_pairs(folder)
+    with open(tmp_path / "new.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["more", "question", "answer"])
+        with open(folder / "test.csv", encoding="utf-8", newline="") as rows:
+            writer.writerows([row["more"], row["question"], row["answer"]] for row in csv.DictReader(rows))
+    call(SINGLE, "--do_eval", "--do_predict", "--data_dir", folder, "--predict_file", tmp_path / "new.csv",
+         "--init_checkpoint", run / "last", "--no_cuda", "--output_dir", tmp_path)
+    header, rows = read_predictions(tmp_path / "predictions.tsv")
+    classes = [header[1:].index(row[0]) for row in rows]
+    assert classes == predictions_of(run / "results_ep1.txt") == predictions_of(tmp_path / "results.txt")
+    assert [given for _, given in made] == [pairs, pairs]
+    for dataset, _ in made:
+        assert dataset.num_cut == 0
+        assert [dataset.segments(index)[0].any() for index in range(len(pairs))] == [bool(b.strip()) for _, b in pairs]
+
+
+def test_logits_of_pairs_equal_transformers_to_1e_5(own_pairs, tmp_path, spy):
+    """The saved folder's tokenizer and classifier, given the two texts; without segments they are others."""
+    transformers = pytest.importorskip("transformers")
+    folder, run = own_pairs
+    logits = spy(command, "predict", lambda logits, *_: torch.from_numpy(logits))
+    call(SINGLE, "--do_eval", "--data_dir", folder, "--init_checkpoint", run / "last", "--no_cuda", "--output_dir", tmp_path)
+    pairs = [(index, a, b) for index, (a, b) in enumerate(read_pairs(folder)) if b.strip()]
+    indices, first, second = map(list, zip(*pairs))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run / "last")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(run / "last").eval()
+    batch = tokenizer(first, second, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        theirs, unsegmented = (model(**batch | other).logits for other in (
+            {}, {"token_type_ids": torch.zeros_like(batch["token_type_ids"])}))
+    torch.testing.assert_close(logits[0][indices], theirs, rtol=0, atol=1e-5)
+    assert (unsegmented - theirs).abs().max() > 1e-2
+
+
+def test_a_plain_text_file_holds_no_pairs(own_pairs, tmp_path, refused_here):
+    (tmp_path / "new.txt").write_text("Why?\n")
+    refused_here(SINGLE, "--do_predict", "--predict_file", tmp_path / "new.txt", "--init_checkpoint", own_pairs[1] / "best",
+                 "--no_cuda", "--output_dir", tmp_path / "out", words="new.txt holds one a line; give a")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flags", (["--text_pair_columns", "more", "answer"], ["--text_columns", "answer"]))
+def test_pairs_of_another_form_than_the_model_s_are_refused(own_pairs, tmp_path, refused_here, flags):
+    folder, run = own_pairs
+    refused_here(SINGLE, "--do_predict", "--predict_file", folder / "test.csv", "--init_checkpoint", run / "best",
+                 "--no_cuda", "--output_dir", tmp_path / "out", *flags,
+                 words=f"{flags[0]}: the model in {run / 'best'} was trained on texts that are read in another way")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def two_forms(tiny, tmp_path_factory):
+    """A folder of data in the formats of yahoo (without a question's text) and imdb (with HTML), 20 rows each."""
+    folder = tmp_path_factory.mktemp("formats")
+    for name in ("yahoo", "imdb"):
+        (folder / name).mkdir()
+    for split in ("train", "test"):
+        rows = [row for _, row in zip(range(20), tasks.read_documents(tasks.TASKS["ag"], tiny, split))]
+        with open(folder / "yahoo" / f"{split}.csv", "w", encoding="utf-8", newline="") as file:
+            csv.writer(file, quoting=csv.QUOTE_ALL).writerows(
+                [line % 10 + 1, title, "", text] for line, _, (title, text) in rows)
+        (folder / "imdb" / f"{split}.csv").write_text(
+            "".join(f"{label % 2}\t{title}<br /><br />{text}\n" for _, label, (title, text) in rows), encoding="utf-8")
+    return folder
+
+
+def test_yahoo_s_title_and_question_are_a_pair_with_the_answer(tiny, two_forms, tmp_path, spy):
+    """Else one text; the saved model reads what it was trained on, and what is cut is the longer text's end."""
+    pairs, singles = (spy(command, name, lambda dataset, *_: dataset) for name in ("make_pair_dataset", "make_dataset"))
+    flags = [*train_flags(tiny, tmp_path / "pair"), "--task_name", "yahoo", "--data_dir", two_forms / "yahoo",
+             "--num_train_epochs", 1]
+    call(SINGLE, *flags, "--output_dir", tmp_path / "single")
+    assert len(singles) == 2 and not pairs
+    call(SINGLE, *flags, "--text_pair")
+    train = pairs[0]
+    tokens = (tiny / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    separators = [np.flatnonzero(train.sequences(index)[0] == tokens.index("[SEP]")) for index in range(20)]
+    assert all(len(each) == 2 for each in separators) and train.num_cut > 10
+    assert [train.segments(index)[0].tolist() for index in range(20)] == [
+        [position > first for position in range(last + 1)] for first, last in separators]
+    call(SINGLE, "--do_predict", "--predict_file", two_forms / "yahoo" / "test.csv", "--init_checkpoint",
+         tmp_path / "pair" / "last", "--no_cuda", "--output_dir", tmp_path / "out")
+    assert (pairs[-1].ids == pairs[1].ids).all() and (pairs[-1].first_lengths == pairs[1].first_lengths).all()
+    header, rows = read_predictions(tmp_path / "out" / "predictions.tsv")
+    assert [header[1:].index(row[0]) for row in rows] == predictions_of(tmp_path / "pair" / "results_ep1.txt")
+
+
+def test_imdb_s_html_is_kept_on_demand_and_the_model_knows(tiny, two_forms, tmp_path, spy, refused_here):
+    made = spy(command, "make_dataset", lambda dataset, *_: dataset)
+    flags = [*train_flags(tiny, tmp_path / "without"), "--task_name", "imdb", "--data_dir", two_forms / "imdb",
+             "--num_train_epochs", 1]
+    call(SINGLE, *flags)
+    refused_here(SINGLE, *flags, "--keep_html", words="holds another run: keep_html was False, now it is True")
+    call(SINGLE, *flags, "--keep_html", "--output_dir", tmp_path / "kept")
+    tokens = np.array((tiny / "vocab.txt").read_text(encoding="utf-8").split("\n"))
+    without, kept = (tokens[dataset.ids].tolist() for dataset in (made[0], made[-2]))
+    assert "br" not in without and kept.count("br") == 2 * 20
+    (tmp_path / "new.txt").write_text("Good<br />film\n")
+    for name, strip_html in (("without", True), ("kept", False)):
+        assert read_json(tmp_path / name / "last" / "classifier.json")["task"]["strip_html"] is strip_html
+        predict = ["--do_predict", "--predict_file", tmp_path / "new.txt", "--init_checkpoint", tmp_path / name / "last",
+                   "--no_cuda", "--output_dir", tmp_path / "out"]
+        call(SINGLE, *predict)
+        assert ("br" in tokens[made[-1].ids]) != strip_html
+        call(SINGLE, *predict, "--keep_html", not strip_html)
+        refused_here(SINGLE, *predict, "--keep_html", strip_html, words="--keep_html: the model in")
+
+
 # Runs that are stopped: real processes, forked from one that has imported the scripts
 
 def record(folder):
@@ -602,9 +761,23 @@ def waited_for(condition, seconds=120):
     (["--num_train_epochs", 0], "0 is not above 0"),
     (["--dev_fraction", 1], "1 is not below 1"),
     (["--warmup_proportion", 1.5], "1.5 is not below 1"),
-    (["--num_datas", 62], "62 examples are asked for (--num_datas, --num_test_datas), the data has 61"),
+    (["--num_datas", 62], "62 examples are asked for (--num_datas, --num_test_datas, --eval_sample), the data has 61"),
     (["--num_datas", 2.5], "2.5 examples cannot be drawn"),
     (["--bf16", "maybe"], "'maybe' is neither True nor False"),
+    (["--keep_html"], "--keep_html is for --task_name imdb"), (["--text_pair"], "--text_pair is for --task_name yahoo"),
+    (["--task_name", "csv", "--text_pair"], "--text_pair is not for --task_name csv"),
+    (["--task_name", "csv", "--keep_html"], "--keep_html is not for --task_name csv"),
+    (["--text_pair_columns", "a"], "--text_pair_columns belongs to --task_name csv"),
+    (["--task_name", "csv", "--text_pair_columns", "text"], "name the same column twice"),
+    (["--task_name", "csv", "--text_pair_columns", "b", "--trunc_medium", -1], "--trunc_medium is for single texts"),
+    (["--task_name", "yahoo", "--text_pair", "--hierarchical", "mean"], "--hierarchical is for single texts"),
+    (["--task_name", "yahoo", "--text_pair", "--trunc_medium", 4], "--trunc_medium is for single texts"),
+    (["--save_models", "none", "--dev_fraction", 0.1], "--dev_fraction tests the best model"),
+    (["--save_models", "last", "--dev_fraction", 0.1], "--dev_fraction tests the best model"),
+    (["--save_models", "none", "--do_predict", "--predict_file", "x.txt"], "--do_predict needs a model"),
+    (["--save_models", "best", "--do_eval", "False"], "--save_models best: what is best is found by --do_eval"),
+    (["--save_models", "all"], "invalid choice: 'all'"),
+    (["--fractions_at_once", 8], "--fractions_at_once needs --hierarchical"),
     (["--data_dir", "absent"], "no folder absent"),
     (["--task_name", "yahoo"], "train.csv:1: 3 columns, the task yahoo has 4"),
     (["--task_name", "csv", "--label_column", 0, "--text_columns", 5], "there is no column 5"),
@@ -871,6 +1044,8 @@ def test_a_damaged_checkpoint_is_named(with_dropout, tmp_path, start):
     (["--task_name", "imdb"], "was trained for ag"), (["--max_seq_length", 16], "was trained with 32"),
     (["--layers", 1], "was trained with [-2]"), (["--predict_file", "absent.txt"], "there is no file absent.txt"),
     (["--init_checkpoint", "absent"], "is no folder of a fine-tuned model"),
+    (["--keep_html"], "--keep_html is for --task_name imdb"), (["--text_pair"], "--text_pair is for --task_name yahoo"),
+    (["--save_models", "last"], "--save_models needs --do_train"),
     (["--seed", 1, 2], "several --seed need --do_train"), (["--do_eval"], "--data_dir is needed with --do_eval"),
 ])
 def test_wrong_predictions_are_refused(tiny, finished, tmp_path, refused_here, flags, words):

@@ -29,7 +29,10 @@ OBSERVED = {  # flag -> file::test, a name alone being one of this file
     "data_dir": "test_fine_tuning.py::test_a_file_of_ones_own_is_learnt_and_its_labels_are_stored",
     "label_column": "test_the_columns_of_a_file_of_ones_own",
     "text_columns": "test_the_columns_of_a_file_of_ones_own",
+    "text_pair_columns": "test_fine_tuning.py::test_pairs_are_learnt_evaluated_and_predicted_without_their_labels",
     "sep": "test_the_columns_of_a_file_of_ones_own",
+    "keep_html": "test_fine_tuning.py::test_imdb_s_html_is_kept_on_demand_and_the_model_knows",
+    "text_pair": "test_fine_tuning.py::test_yahoo_s_title_and_question_are_a_pair_with_the_answer",
     "num_datas": "test_fine_tuning.py::test_num_datas_takes_exactly_so_many",
     "num_test_datas": "test_num_test_datas_takes_exactly_so_many_of_each_class",
     "dev_fraction": "test_fine_tuning.py::test_held_out_data_choose_the_best_and_the_test_set_is_evaluated_once",
@@ -69,9 +72,11 @@ OBSERVED = {  # flag -> file::test, a name alone being one of this file
     "best_metric": "test_the_best_epoch_is_the_metric_s",
     "patience": "test_fine_tuning.py::test_patience_stops_when_nothing_gets_better",
     "seed": "test_what_a_seed_draws",
+    "task_sampling": "test_a_fixed_plan_has_whole_batches_alone",
     "task_sampling_alpha": "test_the_shares_of_tasks",
     "eval_batch_size": "test_so_many_sequences_are_evaluated_at_a_time",
     "gradient_accumulation_steps": "test_so_many_forward_passes_an_update",
+    "fractions_at_once": "test_methods.py::test_fractions_in_parts_are_a_run_s_result_in_one_piece",
     "bf16": "test_bf16_computes_in_bfloat16",
     "compile": "test_fine_tuning.py::test_compile_compiles_each_layer_and_keeps_the_names",
     "gradient_checkpointing": "test_checkpointed_layers_are_computed_twice",
@@ -82,6 +87,10 @@ OBSERVED = {  # flag -> file::test, a name alone being one of this file
     "output_dir": "test_fine_tuning.py::test_a_run_writes_what_the_contract_says",
     "overwrite_output_dir": "test_fine_tuning.py::test_another_run_s_folder_is_refused_unless_it_may_be_overwritten",
     "save_checkpoints_steps": "test_checkpoints_are_written_after_so_many_updates",
+    "save_models": "test_fine_tuning.py::test_the_models_asked_for_are_kept_and_the_next_command_names_one",
+    "eval_every": "test_learning_curves.py::test_points_lie_where_the_flag_says_also_in_a_part_of_an_epoch",
+    "eval_sample": "test_learning_curves.py::test_so_many_examples_are_evaluated_at_a_point",
+    "allow_divergence": "test_learning_curves.py::test_a_run_that_diverges_is_a_finished_one_where_it_may",
     "log_steps": "test_a_line_of_the_log_is_the_mean_of_so_many_updates",
     # of the converter
     "tf_checkpoint_path": "test_convert.py::test_the_folder_is_complete_and_loads_here",
@@ -228,6 +237,14 @@ def test_the_shares_of_tasks(train, two_tasks, spy):
         assert abs(updates.count(0) / len(updates) - share) <= 3 * math.sqrt(share * (1 - share) / len(updates)), alpha
 
 
+def test_a_fixed_plan_has_whole_batches_alone(train, two_tasks, spy):
+    """Of 61 and 14 examples in batches of 8, 7 + 1; drawn by size, 8 + 2 that hold the rest, too."""
+    drawn = spy(modeling.MultiTaskModel, "forward", lambda _, model, batch, task: (task, len(batch.fractions)))
+    train("--task_name", "ag", "yelp_p", "--data_dir", two_tasks, "--task_sampling", "fixed", "--do_eval", False,
+          "--save_checkpoints_steps", 1000, "--save_models", "none", script=MULTITASK)
+    assert sorted(drawn[:-1]) == [(0, 8)] * 7 + [(1, 8)]  # the last one looks at the model that is saved
+
+
 # Model
 
 def test_layers_above_the_chosen_one_are_not_trained(train, tiny):
@@ -364,7 +381,7 @@ def test_what_a_seed_draws(train, spy):
     flags = ["--num_datas", 40, "--dev_fraction", 0.25, "--seed", 1]
     train(*flags, 2)
     train(*flags, name="again")
-    for one, two, again in (heads, orders, *zip(*parts)):
+    for one, two, again in (heads, orders[::2], *zip(*parts)):  # a plan is made to count its updates, and again for the epoch
         assert np.array_equal(one, again) and not np.array_equal(one, two)
 
 

@@ -267,7 +267,8 @@ ROWS = {  # a row or two of each task as its authors publish it, and its documen
     "yahoo": ('"7","why? why not?","","Because. \\n So."\n', 'why? why not?\nBecause.\n\\n So.\n\n'),
     "ag": ('"3","Stocks. Up","Oil fell. Traders cheered!"\n', 'Stocks. Up\nOil fell.\nTraders cheered!\n\n'),
     "dbpedia": ('1,"Acme"," Acme is a firm. It is old."\n', 'Acme\n Acme is a firm.\nIt is old.\n\n'),
-    "sogou": ('sports\t冠军。了\t他赢了。真的吗？真的！！！好\n', '冠军。了\n他赢了。\n真的吗？\n真的！！！\n好\n\n'),
+    "sogou": ('sports\t冠军。了\t他说：“赢了。”真的吗？（真的！！！）好\n',
+              '冠军。了\n他说：“赢了。”\n真的吗？\n（真的！！！）\n好\n\n'),
 }
 
 
@@ -296,6 +297,15 @@ def test_each_task_s_documents(data_sets, tmp_path, monkeypatch, name):
     assert corpus == ROWS[name][1]
     sentences_written = sum(map(bool, corpus.split(chr(10))))
     assert f"{name}: {corpus.count(chr(10) * 2)} documents, {sentences_written} sentences" in printed
+
+
+def test_html_that_is_kept_hides_the_end_of_a_sentence(data_sets, tmp_path, monkeypatch, refused):
+    kept = corpus_of(monkeypatch, tmp_path, "--task_name", "imdb", "--data_dir", data_sets, "--keep_html")[0]
+    assert kept == '"Bad.\nVery bad.<br />Real\x85ly."\n\nGood!\n\n' != ROWS["imdb"][1]
+    domain = corpus_of(monkeypatch, tmp_path, "--task_name", "sentiment", "--data_dir", data_sets, "--keep_html")[0]
+    assert domain.count("<br />") == 1
+    for name in ("ag", "csv"):
+        refused("generate_corpus.py", "--task_name", name, "--data_dir", data_sets / "ag", "--keep_html", words="--keep_html")
 
 
 @pytest.mark.parametrize("given, names", (
@@ -436,7 +446,9 @@ def test_real_chinese_articles_keep_their_text_and_end_sentences_at_the_separato
     assert len(documents) == len(texts) == 490 and "csv: 490 documents" in printed
     for sentences_, text in zip(documents, texts):
         assert "".join("".join(sentences_).split()) == "".join(text.split())
-        assert all(sentence[-1] in "。？！" and not set("。？！") & set(sentence.rstrip("。？！")) for sentence in sentences_[:-1])
+        marks, closing = "。？！", " \xa0”’」』）》】〉〕"
+        assert all(sentence.rstrip(closing)[-1] in marks and not set(marks) & set(sentence.rstrip(marks + closing))
+                   and sentence[0] not in closing for sentence in sentences_[:-1])
 
 
 OBSERVED = {  # (script, flag) -> the test that fails where it does nothing; tests/mutate_flags.py tries that
@@ -455,6 +467,7 @@ OBSERVED = {  # (script, flag) -> the test that fails where it does nothing; tes
     ("generate_corpus", "sep"): "test_a_file_of_ones_own_needs_no_label",
     ("generate_corpus", "leave_out_test_of"):
         "test_test_texts_of_one_task_are_left_out_of_the_others_training_texts",
+    ("generate_corpus", "keep_html"): "test_html_that_is_kept_hides_the_end_of_a_sentence",
     ("generate_corpus", "language"): "test_a_file_of_ones_own_may_be_chinese",
     ("generate_corpus", "spacy_model"): "test_a_model_splits_by_its_own_rules",
     ("generate_corpus", "batch_size"): "test_processes_do_not_change_a_corpus",

@@ -10,7 +10,7 @@ from torch import nn
 
 from common.configuration import BertConfig
 from finetuning import data
-from modeling import BertForSequenceClassification, BiLSTMAttention, StructuredSelfAttention
+from modeling import BertForSequenceClassification, BiLSTMAttention, MultiTaskModel, StructuredSelfAttention
 from runs import (NUM_TEST, NUM_TRAIN, SINGLE, assert_equal_weights, call, losses_of, make_bert, predictions_of, read_json,
                   read_metrics, start_together, train_flags, wait, weights)
 
@@ -84,6 +84,85 @@ def test_a_gradient_reaches_bert_through_each_combiner(config, combiner):
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not name.endswith("key.bias"):  # softmax does not see a key's bias
             assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("at_once, parts", ((1, [1] * 11), (2, [2] * 5 + [1]), (4, [4, 4, 3]), (10, [10, 1]), (11, [11])))
+@pytest.mark.parametrize("features", ({"layers": [2]}, {"layers": [-2], "hierarchical": "max"},
+                                      {"layers": [1], "classifier": "bilstm_attention", "lstm_hidden_size": 4}))
+def test_fractions_in_parts_give_the_logits_and_gradients_of_one_piece_to_1e_6(config, spy, features, at_once, parts):
+    """A part may hold fractions of several documents. In evaluation all of them go together."""
+    batch = dataset_of([25, 3, 40, 0, 11]).batch(np.arange(5))
+    assert batch.fractions == [3, 1, 4, 1, 2]
+    features = {"hierarchical": "self_attention"} | features
+    whole, in_parts = classifier(config, **features).train(), classifier(config, **features).train()
+    in_parts.sequences_at_once = at_once
+    computed = spy(BertForSequenceClassification, "sequence_features", lambda _, model, part: len(part.lengths))
+    logits = [model(batch) for model in (whole, in_parts)]
+    assert computed == [11, *parts]
+    for values in logits:
+        nn.functional.cross_entropy(values, batch.labels).backward()
+    torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=1e-6)
+    for (name, one), (_, other) in zip(whole.named_parameters(), in_parts.named_parameters()):
+        assert (one.grad is None) == (other.grad is None), name
+        if one.grad is not None:
+            torch.testing.assert_close(other.grad, one.grad, rtol=0, atol=1e-6, msg=lambda text: f"{name}: {text}")
+    computed.clear()
+    torch.testing.assert_close(in_parts.eval()(batch), logits[0], rtol=0, atol=1e-6)
+    assert computed == [11]
+
+
+def test_the_backward_pass_of_parts_draws_the_dropout_of_the_forward_pass(config):
+    """The gradient of the loss is that of the drawn network: a step along it changes the loss, under the same draws, by
+    what it says."""
+    config = BertConfig(**{**config.to_dict(), "hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3})
+    batch = dataset_of([25, 3, 40]).batch(np.arange(3))
+    model = classifier(config, layers=[2], hierarchical="mean").double().train()
+    model.sequences_at_once = 2
+
+    def loss():
+        torch.manual_seed(5)
+        features = model.features(batch)
+        return features.pow(2).sum()
+    value = loss()
+    torch.manual_seed(99)  # not what the forward pass drew
+    value.backward()
+    bias = model.bert.encoder.layer[0].output.dense.bias
+    step, gradient = 1e-6, bias.grad[0].item()
+    with torch.no_grad():
+        bias[0] += step
+        assert (loss() - value).item() / step == pytest.approx(gradient, rel=1e-3)
+
+
+PARTS = {"plain": [], "bf16": ["--bf16"], "checkpointed": ["--gradient_checkpointing"],
+         "accumulated": ["--gradient_accumulation_steps", 2]}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_fractions_in_parts_are_a_run_s_result_in_one_piece(tiny, tmp_path, spy, name):
+    """Losses to 1e-5, under bfloat16 to 1e-2."""
+    computed = spy(BertForSequenceClassification, "sequence_features",
+                   lambda _, model, part: len(part.lengths) if model.training else 0)
+    flags = [*train_flags(tiny, tmp_path / "whole"), "--hierarchical", "self_attention", "--max_seq_length", 16,
+             "--num_train_epochs", 1, *PARTS[name]]
+    call(SINGLE, *flags)
+    whole = max(computed)
+    computed.clear()
+    call(SINGLE, *flags, "--fractions_at_once", 3, "--output_dir", tmp_path / "parts")
+    assert max(computed) == 3 < whole and computed.count(3) > 3 * 8
+    tolerance = 1e-2 if name == "bf16" else 1e-5
+    np.testing.assert_allclose(losses_of(tmp_path / "parts"), losses_of(tmp_path / "whole"), rtol=tolerance)
+    if name != "bf16":
+        assert_equal_weights(tmp_path / "parts" / "last", tmp_path / "whole" / "last", 1e-5)
+
+
+def test_two_processes_compute_fractions_in_parts(tiny, tmp_path, start):
+    flags = [*train_flags(tiny, tmp_path / "one"), "--hierarchical", "mean", "--max_seq_length", 16,
+             "--num_train_epochs", 1, "--fractions_at_once", 2]
+    call(SINGLE, *flags)
+    codes = wait(*start_together(start, 2, SINGLE, [*flags, "--output_dir", tmp_path / "two"], tmp_path / "log"))
+    assert codes == [0, 0], (tmp_path / "log.0").read_text() + (tmp_path / "log.1").read_text()
+    np.testing.assert_allclose(losses_of(tmp_path / "two"), losses_of(tmp_path / "one"), rtol=1e-5)
+    assert_equal_weights(tmp_path / "two" / "last", tmp_path / "one" / "last", 1e-5)
 
 
 def test_a_hierarchical_run_reads_whole_texts_and_says_so(tiny, tmp_path, capsys):
@@ -241,6 +320,13 @@ def test_a_multitask_run_s_folder_stands_for_the_best_model_of_the_task(multitas
     assert predictions_of(tmp_path / "run" / "results.txt") == predictions_of(tmp_path / "best" / "results.txt") == expected
 
 
+def test_training_on_one_task_goes_on_from_the_last_model_of_a_multitask_run(multitask, data_sets, tmp_path, capsys):
+    call(SINGLE, "--task_name", "yelp_p", "--do_train", "--no_cuda", "--data_dir", data_sets / "yelp_p", "--init_checkpoint",
+         multitask, "--max_seq_length", 32, "--num_train_epochs", 1, "--learning_rate", 0, "--output_dir", tmp_path / "run")
+    assert f"weights from {multitask / 'yelp_p' / 'last'}; " in capsys.readouterr().out
+    assert_equal_weights(tmp_path / "run" / "last", multitask / "yelp_p" / "last")
+
+
 def test_several_seeds_of_several_tasks_are_summed_up(tiny, data_sets, tmp_path):
     call(MULTITASK, *multitask_flags(tiny, data_sets, tmp_path / "run"), "--seed", 1, 2, "--dev_fraction", 0.2,
          "--num_train_epochs", 1)
@@ -264,15 +350,62 @@ def test_tasks_are_drawn_by_size_to_the_power_alpha():
     """Each example once a pass, in fresh orders; shares of updates to 3 standard deviations."""
     sizes, batch_size = [600, 150], 1
     for alpha, share in ((1.0, 0.8), (0.5, 2 / 3), (0.0, 0.5)):
-        draws = [task for epoch in range(4) for task, _ in data.plan_epoch(sizes, batch_size, alpha, 7, epoch)]
+        draws = [task for epoch in range(4) for task, _ in data.plan_epoch(sizes, batch_size, "by_size", alpha, 7, epoch)]
         assert len(draws) == 4 * 750
         assert abs(draws.count(0) / len(draws) - share) < 3 * math.sqrt(share * (1 - share) / len(draws))
-    updates = [update for epoch in range(3) for update in data.plan_epoch([50, 23], 4, 0.5, 7, epoch)]
+    updates = [update for epoch in range(3) for update in data.plan_epoch([50, 23], 4, "by_size", 0.5, 7, epoch)]
     for task, size in ((0, 50), (1, 23)):
         taken = np.concatenate([indices for drawn, indices in updates if drawn == task])
         passes = [taken[start:start + size] for start in range(0, len(taken) - size + 1, size)]
         assert len(passes) >= 2 and all(sorted(each) == list(range(size)) for each in passes)
         assert not np.array_equal(passes[0], passes[1])
+
+
+def test_a_fixed_plan_is_each_task_s_whole_batches_in_a_shuffled_order():
+    """As in the authors' run_classifier_multitask.py: of 50, 23 and 8 examples in batches of 8, 6 + 2 + 1 batches."""
+    epochs = [data.plan_epoch([50, 23, 8], 8, "fixed", 1.0, 7, epoch) for epoch in range(3)]
+    for updates in epochs:
+        drawn = [task for task, _ in updates]
+        assert [drawn.count(task) for task in range(3)] == [6, 2, 1] and drawn != sorted(drawn)
+        assert all(len(indices) == 8 for _, indices in updates)
+        for task, size in enumerate((50, 23, 8)):
+            taken = np.concatenate([indices for own, indices in updates if own == task])
+            assert len(set(taken)) == len(taken) and taken.min() >= 0 and taken.max() < size
+    assert len({str([task for task, _ in updates]) for updates in epochs}) == 3
+    assert len({str(sorted(np.concatenate([indices for task, indices in updates if task == 0]))) for updates in epochs}) == 3
+    again, other = (data.plan_epoch([50, 23, 8], 8, "fixed", 0.0, seed, 2) for seed in (7, 8))  # alpha has no part
+    assert str(again) == str(epochs[2]) != str(other)
+
+
+@pytest.mark.parametrize("flags", (["--num_datas", 7], ["--train_batch_size", 31], ["--dev_fraction", 0.8]))
+def test_a_task_without_a_whole_batch_is_refused_by_a_fixed_plan(tiny, data_sets, tmp_path, refused_here, flags):
+    """yelp_p has 30 examples, or what is left of them; nothing is written. Drawn by size, they would be a batch."""
+    flags = [*multitask_flags(tiny, data_sets, tmp_path / "run"), "--num_train_epochs", 0.1, *flags]
+    size = {"--num_datas": 7, "--dev_fraction": 6}.get(flags[-2], 30)
+    refused_here(MULTITASK, *flags, "--task_sampling", "fixed",
+                 words=f"{'ag has 7' if size == 7 else f'yelp_p has {size}'} training examples, fewer than one batch")
+    assert not (tmp_path / "run").exists()
+    call(MULTITASK, *flags)
+
+
+def test_a_task_of_pairs_beside_one_of_single_texts(tiny, tmp_path, spy, refused_here):
+    """Yahoo! Answers' pairs are cut at the end of the longer text, AG's News where --trunc_medium says."""
+    for split in ("train", "test"):
+        for name in ("ag", "yahoo"):
+            (tmp_path / name).mkdir(exist_ok=True)
+        rows = (tiny / f"{split}.csv").read_text(encoding="utf-8").splitlines(keepends=True)[:16]
+        (tmp_path / "ag" / f"{split}.csv").write_text("".join(rows))
+        (tmp_path / "yahoo" / f"{split}.csv").write_text("".join(row.replace('","', '","","', 1) for row in rows))
+    segments = spy(MultiTaskModel, "forward", lambda _, model, batch, task: (task, bool(batch.segment_ids.any())))
+    flags = [*multitask_flags(tiny, tmp_path, tmp_path / "run"), "--task_name", "ag", "yahoo", "--text_pair",
+             "--num_train_epochs", 1]
+    refused_here(MULTITASK, *flags, "--hierarchical", "mean", words="--hierarchical is for single texts")
+    refused_here(MULTITASK, *flags, "--task_name", "yahoo", "--trunc_medium", 4, words="--trunc_medium is for single texts")
+    call(MULTITASK, *flags, "--trunc_medium", 4)
+    assert set(segments) == {(0, False), (1, True)}
+    for name in ("ag", "yahoo"):
+        stored = read_json(tmp_path / "run" / name / "last" / "classifier.json")
+        assert stored["trunc_medium"] == 4 and stored["task"]["num_second"] == (name == "yahoo")
 
 
 def test_two_processes_learn_several_tasks_as_one(tiny, data_sets, multitask, tmp_path, start):
@@ -284,9 +417,11 @@ def test_two_processes_learn_several_tasks_as_one(tiny, data_sets, multitask, tm
         assert_equal_weights(tmp_path / "run" / name / "last", multitask / name / "last", 1e-5)
 
 
-def test_a_killed_multitask_run_ends_as_if_it_had_not_been(tiny, data_sets, tmp_path, start):
-    assert wait(start(MULTITASK, multitask_flags(tiny, data_sets, tmp_path / "undisturbed"), tmp_path / "log.txt")) == [0]
-    flags = multitask_flags(tiny, data_sets, tmp_path / "run")
+@pytest.mark.parametrize("sampling", data.SAMPLINGS)
+def test_a_killed_multitask_run_ends_as_if_it_had_not_been(tiny, data_sets, tmp_path, start, sampling):
+    flags = [*multitask_flags(tiny, data_sets, tmp_path / "undisturbed"), "--task_sampling", sampling]
+    assert wait(start(MULTITASK, flags, tmp_path / "log.txt")) == [0]
+    flags += ["--output_dir", tmp_path / "run"]
     for number in (5, 9, 14):
         assert wait(start(MULTITASK, flags, tmp_path / "log.txt", ("update", number, "after", 9))) == [-9]
     assert wait(start(MULTITASK, flags, tmp_path / "log.txt")) == [0], (tmp_path / "log.txt").read_text()
@@ -360,6 +495,9 @@ def test_speed_flags_leave_the_result_of_each_method(tiny, data_sets, tmp_path, 
     (MULTITASK, ["--do_train=False"], "this script trains"),
     (MULTITASK, ["--do_predict"], "unrecognized arguments: --do_predict"),
     (MULTITASK, ["--task_sampling_alpha", -1], "at least 0"),
+    (MULTITASK, ["--task_sampling", "fixed", "--task_sampling_alpha", 1], "--task_sampling_alpha has no part in"),
+    (SINGLE, ["--task_sampling", "fixed"], "unrecognized arguments: --task_sampling"),
+    (SINGLE, ["--hierarchical", "mean", "--fractions_at_once", 0], "0 is not at least 1"),
 ))
 def test_wrong_flags_are_refused_before_anything_is_written(tiny, tmp_path, refused_here, script, flags, words):
     refused_here(script, *train_flags(tiny, tmp_path / "run"), *flags, words=words)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import tasks
+from common import tables
 from common.command_line import UserError
 from tasks import TASKS
 
@@ -127,7 +128,7 @@ def test_a_pair_of_own_texts_is_read_by_name_number_and_for_prediction(tmp_path)
     task = tasks.csv_task(tmp_path, "mood", ["q"], pair_columns=["a", "c"])
     assert tasks.read_examples(task, tmp_path, "train")[0] == [("why?", "so 1"), ("how?", "thus 2")]
     assert tasks.read_texts(task, tmp_path / "new.csv") == [("who?", "me<br /> 1")]
-    with pytest.raises(UserError, match="new.txt holds one a line; give a .csv or .tsv file"):
+    with pytest.raises(UserError, match="new.txt holds one a line; give a table "):
         tasks.read_texts(task, tmp_path / "new.txt")
     numbered = tasks.csv_task(tmp_path / "0", "0", ["1"], pair_columns=["2"])
     assert tasks.read_examples(numbered, tmp_path / "0", "train")[0] == [("why?", "so"), ("how?", "thus")]
@@ -230,7 +231,7 @@ def test_csv_task_refuses(tmp_path, content, label, text, sep, words):
 def test_csv_task_refuses_a_test_label_that_training_lacks(tmp_path):
     write(tmp_path, {"train.csv": "a,b\nyes,x\nno,y\n", "test.csv": "a,b\nno,x\nmaybe,y\n"})
     task = tasks.csv_task(tmp_path, "a", ["b"])
-    with pytest.raises(UserError, match=r"test.csv:3: label 'maybe' is none of .*: no, yes; .*train.csv"):
+    with pytest.raises(UserError, match=r"test.csv:3: label 'maybe' is none of .*: no, yes; .*the training file"):
         list(tasks.read_documents(task, tmp_path, "test"))
 
 
@@ -306,7 +307,7 @@ def test_bad_files_are_refused_with_their_line(tmp_path, name, content, words):
 
 
 def test_a_quote_that_is_never_closed_stops_before_memory_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "MAX_FIELD", 1000)
+    monkeypatch.setattr(tables, "MAX_FIELD", 1000)
     write(tmp_path, {"train.csv": '"1","a","b"\n"2","c","' + "no quote in here\n" * 100})
     assert ":2: field larger than field limit" in refusal("ag", tmp_path)
 
@@ -366,3 +367,61 @@ def test_split_train_dev_is_a_stratified_partition():
 def test_split_train_dev_refuses(labels, fraction):
     with pytest.raises(UserError):
         tasks.split_train_dev(labels, fraction, seed=3)
+
+
+# Tables of any kind
+
+ROWS = [("NA", "null"), ("007", '"quoted" first'), ("1.0", " spaces, a\ttab "), ("True", "two\nlines"), ("NA", "None"),
+        ("é", "")]
+
+
+def write_table(folder, kind):
+    """ROWS as train.KIND with a header; the reference writers of each kind make it."""
+    import pandas
+    frame = pandas.DataFrame(ROWS, columns=["label", "text"], dtype=object)
+    path = folder / f"train{kind}"
+    if kind == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in frame.to_dict("records")))
+    else:
+        writer = {".csv": frame.to_csv, ".parquet": frame.to_parquet, ".xlsx": frame.to_excel}[kind]
+        writer(path, index=False)
+
+
+@pytest.mark.parametrize("kind", [".csv", ".jsonl", ".parquet", ".xlsx"])
+def test_every_kind_of_table_is_read_as_it_was_written(tmp_path, kind):
+    write_table(tmp_path, kind)
+    task = tasks.csv_task(tmp_path, "label", ["text"])
+    assert task.labels == ("007", "1.0", "NA", "True", "é")
+    texts, labels = tasks.read_examples(task, tmp_path, "train")
+    assert list(zip((task.labels[label] for label in labels), texts)) == ROWS
+    (tmp_path / f"train{kind}").rename(tmp_path / f"new{kind}")
+    assert tasks.read_texts(task, tmp_path / f"new{kind}") == texts
+
+
+def test_numbers_and_nothing_in_a_jsonl_file_stay_as_they_are_spelled(tmp_path):
+    write(tmp_path, {"train.jsonl": '\ufeff{"y": 1.50, "x": 1e3}\n\n{"x": null, "y": true}\n{"y": -0, "x": "\\u00e9"}\n'})
+    task = tasks.csv_task(tmp_path, "y", ["x"])
+    assert [(task.labels[label], fields) for _, label, fields in tasks.read_documents(task, tmp_path, "train")] == [
+        ("1.50", ["1e3"]), ("true", [""]), ("-0", ["é"])]
+
+
+@pytest.mark.parametrize("files, words", [
+    ({"train.jsonl": '{"label": 1, "text": "a"}\n{"label": 1}\n'}, "train.jsonl:2: the keys are label, those of the first row"),
+    ({"train.jsonl": '{"label": 1, "text": "a"}\n[1, "a"]\n'}, "train.jsonl:2: a row is an object"),
+    ({"train.jsonl": '{"label": 1, "text": ["a"]}\n'}, "train.jsonl:1: a row is an object"),
+    ({"train.jsonl": '{"label": 1, "text": "a"\n'}, "train.jsonl:1 is not whole JSON"),
+    ({"train.jsonl": '{"class": 1, "text": "a"}\n'}, "no column is named 'label'; the header has class, text"),
+    ({"train.parquet": "PAR1 but no more"}, "train.parquet is no whole parquet file"),
+    ({"train.xlsx": "not a workbook"}, "train.xlsx is no whole xlsx file"),
+    ({"train.csv": "label,text\na,b\n", "train.tsv": "label\ttext\na\tb\n"}, "has train.csv and train.tsv; move all but one"),
+    ({"train.txt": "a"}, "has no train.csv, no train.tsv, no train.jsonl, no train.parquet, no train.xlsx")])
+def test_tables_that_are_damaged_or_there_twice_are_refused(tmp_path, files, words):
+    write(tmp_path, files)
+    with pytest.raises(UserError, match=words):
+        tasks.csv_task(tmp_path, "label", ["text"])
+
+
+def test_columns_with_names_cannot_be_numbered(tmp_path):
+    write(tmp_path, {"train.jsonl": '{"label": 1, "text": "a"}\n'})
+    with pytest.raises(UserError, match="train.jsonl names its columns: label, text, and the task csv numbers them"):
+        tasks.csv_task(tmp_path, "0", ["1"])
