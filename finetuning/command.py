@@ -176,10 +176,12 @@ def fine_tune(args, inputs, rates, world):
             path = os.path.join(args.output_dir, "summary.json")
             if not os.path.exists(path) or read_json(path, {}) != json.loads(json.dumps(summary)):
                 write_json(path, summary)
-        if os.path.isdir(model_folder):  # a finished run's models may have been moved away
+        following = ""
+        if os.path.isdir(model_folder):  # none was kept, the run diverged, or they have been moved away
             script = os.path.basename(sys.argv[0]).replace("multitask", "single_layer")
-            print(f"wrote {args.output_dir}; next, predict with it:\n  " + command(
-                script, do_predict=True, predict_file="FILE", init_checkpoint=model_folder, output_dir=args.output_dir))
+            following = "; next, predict with it:\n  " + command(
+                script, do_predict=True, predict_file="FILE", init_checkpoint=model_folder, output_dir=args.output_dir)
+        print(f"wrote {args.output_dir}{following}")
     return model_folder
 
 
@@ -336,6 +338,7 @@ def finished_result(folder, world):
         return None
     result = read_json(path, {"seed": int, "train_seconds": float, "peak_memory_mib": int})
     check_schema(result, {"tasks": {str: {"epochs": [dict]}}} if "tasks" in result else {"epochs": [dict]}, path)
+    check_schema(result, {"diverged": {"global_step": int}} if "diverged" in result else {}, path)
     for _, figures in figures_by_task(result):
         for name in {"best", "last", "test"} & figures.keys():
             check_schema(figures[name], {"epoch": int} | {f"eval_{metric}": float for metric in METRICS}, f"{path}, {name}")
