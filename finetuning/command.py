@@ -174,10 +174,12 @@ def fine_tune(args, inputs, rates, world):
     first = part_of(seed_folder(args, args.seed[0]), inputs.tasks, inputs.tasks[0])
     saved = args.save_models if args.do_eval or args.dev_fraction else "last"
     model_folder = os.path.join(first, "last" if saved == "last" else "best")
-    if os.path.isdir(model_folder):  # a finished run's models may have been moved away
+    following = ""
+    if os.path.isdir(model_folder):  # none was kept, the run diverged, or they have been moved away
         script = os.path.basename(sys.argv[0]).replace("multitask", "single_layer")
-        world.print(f"wrote {args.output_dir}; next, predict with it:\n  " + command(
-            script, do_predict=True, predict_file="FILE", init_checkpoint=model_folder, output_dir=args.output_dir))
+        following = "; next, predict with it:\n  " + command(
+            script, do_predict=True, predict_file="FILE", init_checkpoint=model_folder, output_dir=args.output_dir)
+    world.print(f"wrote {args.output_dir}{following}")
     return model_folder
 
 
@@ -322,6 +324,7 @@ def finished_result(folder, world):
         return None
     result = read_json(path, {"seed": int, "train_seconds": float, "peak_memory_mib": int})
     check_schema(result, {"tasks": {str: {"epochs": [dict]}}} if "tasks" in result else {"epochs": [dict]}, path)
+    check_schema(result, {"diverged": {"global_step": int}} if "diverged" in result else {}, path)
     for _, figures in figures_by_task(result):
         for name in {"best", "last", "test"} & figures.keys():
             check_schema(figures[name], {"epoch": int} | {f"eval_{metric}": float for metric in METRICS}, f"{path}, {name}")

@@ -252,7 +252,7 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
 def evaluate_epoch(run, classifier, evaluation, execution, world, log):
     """Evaluates a task after an epoch, and writes the authors' files. Returns the figures."""
     started = time.monotonic()
-    logits = predicted(classifier, run.evaluated, execution, world)
+    logits = logits_of(classifier, run.evaluated, execution, world)
     measured = measure(run.evaluated.labels, logits)
     epoch = evaluation["epoch"]
     if world.main:
@@ -263,7 +263,7 @@ def evaluate_epoch(run, classifier, evaluation, execution, world, log):
     return measured | {"seconds": round(time.monotonic() - started, 2)}
 
 
-def predicted(classifier, dataset, execution, world):
+def logits_of(classifier, dataset, execution, world):
     """The logits of a dataset; those of a run that may diverge count as 0 where they are no finite numbers."""
     logits = predict(classifier, dataset, execution.eval_batch_size, world, execution.bf16)
     return np.where(np.isfinite(logits), logits, 0) if execution.allow_divergence else logits
@@ -283,7 +283,7 @@ def evaluate_point(model, runs, progress, updates_per_epoch, execution, world, l
     trained = {"epoch": progress.epoch + progress.update / updates_per_epoch, "train_loss": loss / count,
                "train_accuracy": accuracy / count}
     for run, classifier in zip(runs, model.classifiers):
-        measured = trained | measure(run.sample.labels, predicted(classifier, run.sample, execution, world))
+        measured = trained | measure(run.sample.labels, logits_of(classifier, run.sample, execution, world))
         progress.points.setdefault(run.task.name, []).append({"global_step": progress.global_step} | measured)
         if log:
             log.write(f"point/{run.task.name}" if run.prefix else "point", progress.global_step, measured)
@@ -391,7 +391,7 @@ def summarize(model, runs, recipe, progress, execution, world):
             best = os.path.join(run.folder, "best")
             if sound:
                 load_weights(classifier, read_weights(best, classifier.bert.config), best)
-            logits = predicted(classifier, run.tested, execution, world)
+            logits = logits_of(classifier, run.tested, execution, world)
             own["test"] = measure(run.tested.labels, logits) | {key: own["best"][key] for key in ("epoch", "global_step")}
             if world.main:
                 write_evaluation(run.folder, "", own["test"], run.tested.labels, logits, run.task.labels)

@@ -81,6 +81,20 @@ def test_segments_are_packed_too():
     assert batch.segment_ids.tolist() == [0, 1, 1]
 
 
+@pytest.mark.parametrize("num_sequences", [1, 2, 3, 5, 6])
+def test_parts_of_a_batch_are_the_batches_of_their_sequences(num_sequences):
+    """Each sequence a document of its own, without labels. sequence_ids is read on a GPU alone."""
+    sequences = [np.arange(length) for length in (3, 1, 4, 2, 5)]
+    segments = [sequence % 2 for sequence in sequences]
+    parts = list(data.pack(sequences, segments, [7, 8], [2, 3]).parts(num_sequences))
+    assert len(parts) == -(-5 // num_sequences)
+    for start, part in zip(range(0, 5, num_sequences), parts):
+        expected = data.pack(sequences[start:start + num_sequences], segments[start:start + num_sequences], [])
+        for name, value in vars(expected).items():
+            found = getattr(part, name)
+            assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value, name
+
+
 def test_every_token_is_in_exactly_one_batch_of_an_epoch():
     generator = np.random.default_rng(0)
     texts = [generator.integers(1, 100, generator.integers(0, 30)).tolist() for _ in range(50)]

@@ -424,6 +424,8 @@ def test_pairs_are_learnt_evaluated_and_predicted_without_their_labels(own_pairs
     classes = [header[1:].index(row[0]) for row in rows]
     assert classes == predictions_of(run / "results_ep1.txt") == predictions_of(tmp_path / "results.txt")
     assert [given for _, given in made] == [pairs, pairs]
+    call(SINGLE, "--do_eval", "--data_dir", folder, "--init_checkpoint", run / "last", "--no_cuda", "--output_dir", tmp_path,
+         "--label_column", "topic", "--text_columns", "question", "--text_pair_columns", "answer", "more")  # may be repeated
     for dataset, _ in made:
         assert dataset.num_cut == 0
         assert [dataset.segments(index)[0].any() for index in range(len(pairs))] == [bool(b.strip()) for _, b in pairs]

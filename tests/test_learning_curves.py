@@ -212,6 +212,13 @@ def test_a_run_that_diverges_is_a_finished_one_where_it_may(tiny, tmp_path, caps
     assert "next, predict with it" not in out
     call(SINGLE, *diverging(tiny, tmp_path))
     assert "this run is finished" in (out := capsys.readouterr().out) and "diverged at update 2" in out
+    assert out.splitlines()[-1] == f"wrote {tmp_path}"
+
+
+def test_a_divergence_of_another_form_in_a_finished_run_is_one_line(tiny, tmp_path, refused_here):
+    call(SINGLE, *diverging(tiny, tmp_path))
+    (tmp_path / "results.json").write_text(json.dumps(read_json(tmp_path / "results.json") | {"diverged": 2}))
+    refused_here(SINGLE, *diverging(tiny, tmp_path), words="results.json, diverged: 2 where dict is needed")
 
 
 def test_a_model_destroyed_by_the_last_update_of_an_epoch_counts_as_diverged(tiny, tmp_path, capsys):

@@ -87,7 +87,7 @@ def test_a_gradient_reaches_bert_through_each_combiner(config, combiner):
 
 
 @pytest.mark.parametrize("at_once, parts", ((1, [1] * 11), (2, [2] * 5 + [1]), (4, [4, 4, 3]), (10, [10, 1]), (11, [11])))
-@pytest.mark.parametrize("features", ({"layers": [2]}, {"layers": [-2], "hierarchical": "max"},
+@pytest.mark.parametrize("features", ({"layers": [0, 2], "pooling_type": "mean"}, {"layers": [-2], "hierarchical": "max"},
                                       {"layers": [1], "classifier": "bilstm_attention", "lstm_hidden_size": 4}))
 def test_fractions_in_parts_give_the_logits_and_gradients_of_one_piece_to_1e_6(config, spy, features, at_once, parts):
     """A part may hold fractions of several documents. In evaluation all of them go together."""
