@@ -49,10 +49,8 @@ class Job:
     def __post_init__(self):
         # so a job is to be done again when what it is made from was made in another way
         self.identity = digest(shlex.join(self.command), *(need.identity for need in self.needs))
-        words = self.command + ["--"]
-        self.script = words[1] if words[0] == "python" else words[0]
-        task = words.index("--task_name") + 1 if "--task_name" in words else -1
-        self.task = next(tuple(words[task:end]) for end in range(task, len(words)) if words[end].startswith("--"))
+        self.script = self.command[self.command[0] == "python"]
+        self.task = re.findall(r" --task_name ([\w ]+)", shlex.join(self.command))[:1]
 
     def record(self):
         """What NAME.done says; None where the job is not done, or not by this command after these others."""
@@ -152,10 +150,10 @@ def hours_left(jobs, slots):
     known, seconds, unknown = collections.defaultdict(list), collections.Counter(), set()
     for job in jobs.values():
         if job.kind != "last" and (record := job.record()):
-            for key in {(job.script, job.task), job.script}:
+            for key in {(job.script, *job.task), job.script}:
                 known[key].append(record["seconds"])
     for job in to_do(jobs).values():
-        measured = known.get((job.script, job.task)) or known.get(job.script)
+        measured = known.get((job.script, *job.task)) or known.get(job.script)
         if measured:
             pool = slots[job.kind]
             seconds[id(pool)] += statistics.median(measured) / len(pool)
@@ -224,24 +222,22 @@ class Queue:
     def run(self):
         """Does the jobs. Returns the exit status."""
         with StopSignals() as signals:
-            while self.running or any(job.state == "waiting" for job in self.order):
-                self.end_finished()
-                if signals.received:
-                    self.say(f"stopping: {len(self.running)} running jobs save what they have; run the same again to go on")
-                    for process, *_ in self.running.values():
-                        process.terminate()
-                    while self.running:
-                        time.sleep(POLL)
-                        self.end_finished(stopped=True)
-                    sys.exit(128 + signals.received)
-                self.start_ready()
-                self.draw()
-                time.sleep(POLL)
+            try:
+                while not signals.received and (self.running or any(job.state == "waiting" for job in self.order)):
+                    self.start_ready()
+                    self.draw()
+                    time.sleep(POLL)
+                    self.end_finished(stopped=bool(signals.received))
+            finally:  # stopped, or the disk is full
+                self.say(f"stopping: {len(self.running)} running jobs save what they have" if self.running else "")
+                for process, *_ in self.running.values():
+                    process.terminate()
+                while self.running:
+                    time.sleep(POLL)
+                    self.end_finished(stopped=True)
+            if signals.received:
+                sys.exit(128 + signals.received)
         self.remove_products()
-        self.say()
-        return self.conclude()
-
-    def conclude(self):
         failed, left = ([job.name for job in self.order if job.state == state] for state in ("failed", "left"))
         if failed:
             print(f"{len(failed)} of {len(self.jobs)} jobs failed: {', '.join(failed)}" + (
@@ -318,7 +314,7 @@ class Queue:
                 os.close(descriptor)
             del self.running[job]
             self.estimate = None
-            if job.state == "done":
+            if job.state == "done" and not stopped:
                 self.remove_products()
 
     def remove_products(self):

@@ -188,6 +188,7 @@ def test_the_corpora_that_are_compared_differ_in_what_they_are_named_after(exper
         done = experiment("exp2_corpus", "out", DRY_RUN="1", PYTHONPATH=str(tmp_path), SPACY_MODEL=model)
         printed = list(map(shlex.split, done.stdout.splitlines()))
         found = corpora(printed)
+        assert f"split by {model or 'rules'}" in done.stderr
         assert ["ln", "-sfn", "../../imdb/imdb", f"out/corpus/train_stripped_{own}/imdb"] in printed
         found[f"corpus/train_stripped_{own}"] = found.pop("imdb")
         tuned = runs_of(printed)
