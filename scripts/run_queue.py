@@ -36,7 +36,7 @@ POLL = 0.1  # seconds between two looks at the running jobs
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """A line of the plan. needs, dependants: Jobs, dependants in the order of the plan and those of dependants too."""
+    """A line of the plan. needs: the Jobs that it names; dependants: those that need it, directly or not, in their order."""
     name: str
     kind: str
     needs: list
@@ -49,7 +49,7 @@ class Job:
     def __post_init__(self):
         # so a job is to be done again when what it is made from was made in another way
         self.identity = digest(shlex.join(self.command), *(need.identity for need in self.needs))
-        self.script = self.command[self.command[0] == "python"]
+        self.script = self.command[1 if self.command[0] == "python" else 0]
         self.task = re.findall(r" --task_name ([\w ]+)", shlex.join(self.command))[:1]
 
     def record(self):
@@ -76,7 +76,7 @@ def read_plan(lines, out):
     jobs, texts = {}, {}
     for text in filter(None, (line.rstrip("\n") for line in lines)):
         fields = text.split("\t")
-        if len(fields) != 5 or fields[1] not in KINDS:
+        if len(fields) != 5 or fields[1] not in KINDS or not fields[4].strip():
             raise UserError(f"the plan's line '{text}' has not the form name, kind, needs, product, command")
         name, kind, needs, product, command = fields
         if texts.setdefault(name, text) != text:

@@ -297,7 +297,7 @@ def test_a_terminal_shows_one_line_that_keeps_up(queue, tmp_path):
     ([job("a"), job("a", seconds=1)], "a is declared twice"),
     ([job("a", "b"), job("b")], "a needs b, which is not declared before it"),
     (["a\tgpu\ttrue\n"], "has not the form name, kind, needs, product, command"),
-    (["a\ttpu\t\t-\ttrue\n"], "has not the form")])
+    (["a\ttpu\t\t-\ttrue\n"], "has not the form"), (["a\tgpu\t\t-\t \n"], "has not the form")])
 def test_a_wrong_plan_is_refused_before_anything_runs(finished, tmp_path, plan, words):
     status, _, errors = finished([job("z"), *plan])
     assert status == 1 and words in errors and errors.count("\n") == 1 and begun(tmp_path) == []
