@@ -114,6 +114,9 @@ def test_a_metric_that_one_seed_lacks_is_no_mean_of_the_others(collect):
     make_run(collect.runs / HEAD_ONLY, [0.9], 2)
     collect("table2")
     assert "macro_f1_mean" not in rows_of(collect.out / "table2.csv")[0]
+    make_run(collect.runs / "long_text/tail_only/imdb", [0.9], eval_macro_f1=0.25)
+    collect("table2")
+    assert [row["macro_f1_mean"] for row in rows_of(collect.out / "table2.csv")[:3:2]] == ["", "0.2500"]
 
 
 @pytest.mark.parametrize("loss", [None, float("nan")])
@@ -187,6 +190,7 @@ def test_earlier_models_are_rows_without_a_run(collect):
     rows = rows_of(collect.out / "table6.csv")
     earlier = list(dict.fromkeys(row["row"] for row in rows if not row["row"].startswith("BERT")))
     assert len(earlier) == 10 and earlier[-1] == "ULMFiT"
+    assert "|  | imdb | yelp_p | yelp_f | trec | yahoo | ag | dbpedia | sogou | mean" in (collect.out / "table6.md").read_text()
     text = (collect.out / "table8.md").read_text()
     assert "| ULMFiT | – / 4.60 | – / 2.16 | – / 29.98 | – / 5.01 | – / 0.80 |" in text
     assert "| BERT-BASE + ITPT | 4.00 / 4.37 | – / 1.92 |" in text and "| ULMFiT | imdb |  |  | 0 | 4.60 |  |" in text
