@@ -197,8 +197,8 @@ fine_tune() {  # fine_tune RUN TASK MODEL SCRIPT [flags]: fine-tunes into $OUT/R
 
 # Where several experiments have a run, it has one name, and is done once.
 FIT="--trunc_medium $HEAD --learning_rate 2e-5 --layer_learning_rate 2e-5 --layer_learning_rate_decay 0.95"
-# Figure 2's points, ten an epoch, each on 2,000 test examples. They change nothing else of a run.
-CURVE="--eval_every 0.1 --eval_sample 2000 --allow_divergence"
+# Figure 2's points, ten an epoch, each on 2,000 of the 25,000 test examples. They change nothing else of a run.
+CURVE="--eval_every 0.1 --eval_sample 0.08 --allow_divergence"
 
 fit() {  # fit RUN TASK MODEL [flags]: BERT-FiT, the best setting of Exp-I: head+tail, a rate for each layer
     fine_tune "$1" "$2" "$3" run_classifier_discriminative.py $FIT "${@:4}"
