@@ -833,10 +833,11 @@ def test_a_worker_that_never_comes_ends_the_wait(data, tmp_path, script):
     ports = free_ports(2)
     role = {"cluster": {"worker": [f"127.0.0.1:{port}" for port in ports]}, "task": {"type": "worker", "index": 0}}
     done = script("run_pretraining.py", *flags_of(data, tmp_path / "out", "--rendezvous_timeout", 1), timeout=60,
-                  env={"TF_CONFIG": json.dumps(role), "TF_CPP_MIN_LOG_LEVEL": "3"})  # 2 shows that it finds no GPU
+                  env={"TF_CONFIG": json.dumps(role)})
     assert done.returncode == 1
     assert f"error: 1 of 2 processes at 127.0.0.1:{ports[1]} did not come within 1 seconds" in done.stderr
-    assert len(done.stderr.splitlines()) == 1 and not list(tmp_path.glob("out/*"))
+    ours = [line for line in done.stderr.splitlines() if "cuInit" not in line]  # TensorFlow's word that there is no GPU
+    assert len(ours) == 1 and not list(tmp_path.glob("out/*"))
 
 
 def test_an_address_of_another_process_is_refused():
