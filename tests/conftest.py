@@ -16,6 +16,8 @@ sys.path.insert(0, str(ROOT))
 import preloaded
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# pyarrow, which pandas loads, and that scikit-learn, would start a thread of its allocator in the processes that fork
+os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
 SESSION = "TESTS_SESSION_FOLDER"  # variable: a folder that the processes of a session (of pytest-xdist) share
 
 
