@@ -50,7 +50,7 @@ def read_result(file):
         metrics = {key: value for key, value in evaluation.items() if key.startswith("eval_")}
         check_schema(metrics, {str: (float, type(None))}, file)  # null: the loss of a run that diverged
         for key in ("eval_accuracy", "train_accuracy"):
-            if not 0 <= evaluation.get(key, 0) <= 1:
+            if not 0 <= evaluation.get(key, 0) <= 1 + 1e-6:  # a sum of float32 may be a little over 1
                 raise UserError(f"{file}: {key} is {evaluation[key]}, a number from 0 to 1 is needed")
     return result
 

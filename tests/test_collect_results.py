@@ -259,6 +259,7 @@ def test_a_run_is_not_counted_twice(collect):
     ({"points": 1}, "points: 1 where list"), ({"points": [{"epoch": 0.1}]}, r"points, \[0\] has no eval_accuracy"),
     ({"points": [{"epoch": "x", "train_accuracy": 1, "eval_accuracy": 1}]}, "epoch: 'x' where float"),
     ({"points": [{"epoch": 1, "train_accuracy": -1, "eval_accuracy": 1}]}, "train_accuracy is -1, a number from 0 to 1"),
+    ({"points": [{"epoch": 1, "train_accuracy": 1 + 1e-7, "eval_accuracy": 2}]}, "eval_accuracy is 2, a number from 0"),
     ({"best": {"eval_accuracy": float("nan")}}, "eval_accuracy is nan, a number from 0 to 1"),
     ({"best": {"eval_accuracy": 10 ** 400}}, "a number of more than 64 bits"),
     ({"best": {"eval_accuracy": 1, "eval_macro_f1": [1]}}, r"eval_macro_f1: \[1\] where float"),
