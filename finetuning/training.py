@@ -95,14 +95,15 @@ class Progress:
     diverged: int | None = None  # the first update whose loss or gradient was no number
 
     def take_in(self, pending, world):
-        """Takes in the (loss, gradient norm, accuracy) of the last updates, on the device, and empties `pending`. Returns the
-        words for the first that is no number, from which on nothing is taken, or None."""
-        losses, norms, accuracies = (torch.stack(values) for values in zip(*pending))
-        losses, accuracies = world.sum(torch.stack([losses, accuracies])).tolist()
+        """Takes in the (examples; on the device loss, gradient norm, how many were predicted right) of the last updates, and
+        empties `pending`. Returns the words for the first that is no number, from which on nothing is taken, or None."""
+        sizes, *measured = zip(*pending)
+        losses, norms, correct = map(torch.stack, measured)
+        losses, correct = world.sum(torch.stack([losses, correct])).tolist()
         step = self.global_step - len(pending)
         pending.clear()
-        for loss, norm, accuracy in zip(losses, norms.tolist(), accuracies):
-            step += 1
+        for size, loss, norm, num_correct in zip(sizes, losses, norms.tolist(), correct):
+            step, accuracy = step + 1, num_correct / size
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self.diverged = step
                 return f"update {step}: the loss is {loss}, the gradient's norm {norm}"
@@ -164,7 +165,7 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
         while (progress.global_step < t_total or progress.update) and not (
                 progress.diverged or out_of_patience(progress, recipe)):
             updates = plan(progress.epoch)[:t_total - progress.epoch * updates_per_epoch]  # the last need not be whole
-            # (loss, gradient norm, accuracy), on the device, of updates not looked at yet
+            # of updates not looked at yet: how many examples; on the device: loss, gradient norm, how many predicted right
             pending, started = [], time.monotonic()
             bar = tqdm(total=len(updates), initial=progress.update, unit="update", desc=f"epoch {progress.epoch + 1}",
                        disable=not world.main, mininterval=1)
@@ -177,7 +178,7 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
                     micro_batches = [part for part in np.array_split(own, execution.gradient_accumulation_steps)
                                      if len(part)] or [indices[:1]]
                     weight = 1 / len(indices) if len(own) else 0.0
-                    update_loss, accuracy = torch.zeros(2, device=world.device)
+                    update_loss, correct = torch.zeros(2, device=world.device)
                     for part in micro_batches:
                         batch = runs[task].train.batch(part).to(world.device)
                         is_last = part is micro_batches[-1]  # gradients are summed over the processes once an update
@@ -187,14 +188,14 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
                             loss = weight * F.cross_entropy(logits, batch.labels, reduction="sum")
                             (loss * world.size).backward()  # DistributedDataParallel divides by the number of processes
                         update_loss += loss.detach()
-                        accuracy += weight * (logits.detach().argmax(dim=1) == batch.labels).sum()
+                        correct += (logits.detach().argmax(dim=1) == batch.labels).sum() * bool(weight)
                     # Update.
                     optimizer.step()
                     scheduler.step()
                     optimizer.zero_grad()
                     progress.update += 1
                     progress.global_step += 1
-                    pending.append((update_loss, optimizer.grad_norm, accuracy))
+                    pending.append((len(indices), update_loss, optimizer.grad_norm, correct))
                     bar.update()
                     # Log and save. Until then nothing waits for the device.
                     stopping = world.max(stop.received)
