@@ -55,6 +55,7 @@ def run(parser, rates_of=lambda config, args: (None, None)):
             warn_of_an_idle_gpu("PyTorch", "Its driver may be too old for this build, see nvidia-smi."
                                 if torch.version.cuda else "This build is the one for CPUs: reinstall torch from PyPI.")
         inputs = world.together(read_inputs, args, given)
+        world.print(*inputs.tokenizer.notes, sep="\n")
         # read before any work, so that hours of training do not end at a file that is missing
         texts = world.together(tasks.read_texts, inputs.tasks[0], args.predict_file) if args.do_predict else None
         model_folder = args.init_checkpoint
@@ -97,8 +98,11 @@ def tokenize(args, inputs, texts, labels, name, world):
         max_fractions = (args.max_fractions or math.inf) if args.hierarchical else 1
         dataset = make_dataset(inputs.tokenizer, texts, labels, args.max_seq_length, args.trunc_medium, max_fractions)
     fractions = f" in {np.diff(dataset.document_offsets).mean():.2f} fractions" if args.hierarchical else ""
-    world.print(f"{name}: {len(dataset):,} texts, {dataset.lengths.mean():.1f} tokens on average{fractions}, "
+    shown, warning = inputs.tokenizer.unknown(dataset.ids, name)
+    world.print(f"{name}: {len(dataset):,} texts, {dataset.lengths.mean():.1f} tokens on average{fractions}, {shown}, "
                 f"{dataset.num_cut:,} ({dataset.num_cut / len(dataset):.1%}) are truncated")
+    if warning:
+        world.print(warning)
     return dataset
 
 

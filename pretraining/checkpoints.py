@@ -24,6 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.command_line import UserError
+from common.configuration import check_names_of_weights, is_training_state
 from common.files import atomic_write, checkpoint_prefix, locked, read_json, remove, write_json
 from pretraining.devices import cannot_write
 from pretraining.modeling_tf import initial_values, variable_shapes
@@ -62,6 +63,7 @@ def fitting_values(config, values, where):
     the checkpoint is of another model: no BERT, an encoder variable missing, other shapes, another depth.
     """
     shapes = variable_shapes(config)
+    check_names_of_weights(values, where)
     if not any(name.startswith("bert/") for name in values):
         raise UserError(f"{where} holds no BERT: none of its variables is named bert/...")
     remedy = "take the bert_config.json that came with the checkpoint"
@@ -70,6 +72,10 @@ def fitting_values(config, values, where):
         raise UserError(f"{where} has {max(layers) + 1} layers, the config {config.num_hidden_layers}; {remedy}")
     if missing := [name for name in shapes if name.startswith("bert/") and name not in values]:  # heads may be new
         raise UserError(f"{where} lacks {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""))
+    if unknown := sorted(name for name in values.keys() - shapes.keys() if name.startswith("bert/")
+                         and not is_training_state(name, shapes)):
+        raise UserError(f"{where} has what this model has not: {unknown[0]}" + (f" and {len(unknown) - 1} more" if unknown[1:]
+                                                                               else ""))
     for name, shape in shapes.items():
         if name in values and np.shape(values[name]) != shape:
             raise UserError(f"{where} does not fit the config: {name} has the shape {list(np.shape(values[name]))}, by the "

@@ -17,8 +17,9 @@ import time
 
 from common.command_line import UserError, fields_of, tensorflow_start_up
 from common.configuration import BertConfig
-from common.files import copy_file, digest, digest_of_file, expand_files, find_vocab, read_json, remove, write_json
+from common.files import digest, digest_of_file, expand_files, read_json, remove, write_json
 from common.run_folder import MetricsLog, RunFolder, versions, write_key_values
+from common.vocabulary import copy_vocab, find_vocab, read_fitting_vocab
 from pretraining.devices import Tpu, cluster_role, make_strategy, one_line_errors
 
 KIND = "further pre-training"  # of a run, in its run.json
@@ -35,8 +36,9 @@ EVALUATION_SCHEMA = {"settings": dict, "global_step": int, "results": {str: floa
 
 # What a run is made of
 
-Inputs = collections.namedtuple("Inputs", "config files eval_files vocab_file recipe")
-Inputs.__doc__ = "What a run reads, found and checked. recipe: what it is made of, without its records, which are read last."
+Inputs = collections.namedtuple("Inputs", "config files eval_files vocab_file recipe notes")
+Inputs.__doc__ = """What a run reads, found and checked. recipe: what it is made of, without its records, which are read last;
+notes: lines to print about the vocabulary."""
 
 
 def find_inputs(args):
@@ -47,11 +49,12 @@ def find_inputs(args):
     files = expand_files(args.input_file, "--input_file")
     eval_files = expand_files(args.eval_file, "--eval_file") if args.eval_file else []
     beside = [os.path.dirname(path) for path in (args.bert_config_file, args.init_checkpoint) if path]
-    vocab_file = find_vocab(args.vocab_file, beside, config)
+    vocab_file = find_vocab(args.vocab_file, beside)
+    notes = read_fitting_vocab(vocab_file, config)
     recipe = {f"--{name}": getattr(args, name) for name in RECIPE_FLAGS} | config.identity()
     recipe |= {"--init_checkpoint": digest_of_checkpoint(args.init_checkpoint),
                "--vocab_file": vocab_file and digest_of_file(vocab_file)}
-    return Inputs(config, files, eval_files, vocab_file, recipe)
+    return Inputs(config, files, eval_files, vocab_file, recipe, notes)
 
 
 def digest_of_checkpoint(prefix):
@@ -95,7 +98,7 @@ def run(args, inputs, role, folder):
         tf.config.experimental.enable_op_determinism()
     strategy, name, devices = make_strategy(args.strategy, role, fields_of(Tpu, args), args.rendezvous_timeout)
     replicas, alone = strategy.num_replicas_in_sync, len(role.addresses) < 2
-    say(f"devices: {devices}")
+    say("\n".join([*inputs.notes, f"devices: {devices}"]))
     if args.do_train and args.train_batch_size % (replicas * args.gradient_accumulation_steps):
         raise UserError(f"--train_batch_size {args.train_batch_size} cannot be split over {replicas} replicas x "
                         f"{args.gradient_accumulation_steps} --gradient_accumulation_steps")
@@ -165,7 +168,7 @@ def prepare_folder(folder, inputs, recipe, found, step, flags, devices):
         print(note)
     inputs.config.write(os.path.join(folder.path, "bert_config.json"))
     if inputs.vocab_file:
-        copy_file(inputs.vocab_file, os.path.join(folder.path, "vocab.txt"))
+        copy_vocab(inputs.vocab_file, folder.path)
     else:
         print("note: no --vocab_file and no vocab.txt beside the config or checkpoint, so none is copied")
 
