@@ -1,4 +1,4 @@
-"""Step 2: a corpus -> TFRecords of masked language modelling and next sentence prediction.
+"""Step 2: a corpus -> TFRecords of masked language modelling and, unless --next_sentence=False, next sentence prediction.
 
 The corpus is UTF-8 text, one sentence a line, an empty line between documents (generate_corpus_agnews.py writes it).
 
@@ -22,6 +22,9 @@ tf.train.Example with, L being max_seq_length and P max_predictions_per_seq,
     masked_lm_positions, masked_lm_ids      int64 [P]   where tokens were masked and what they were, padded with 0
     masked_lm_weights                       float [P]   1 for a masked token, 0 for padding
     next_sentence_labels                    int64 [1]   0: B follows A in the corpus; 1: B is from another place
+
+Tweets and other documents of one sentence have no next one: --next_sentence=False makes records of the masked LM alone, [CLS] A
+[SEP] without the last feature. A is as many whole sentences of a document as fit.
 """
 import os
 import random
@@ -34,6 +37,7 @@ from pretraining.instances import Recipe, create_training_instances, read_corpus
 from tokenization import FullTokenizer
 
 EXAMPLES_SHOWN = 3
+NEARLY_ALL = 0.9  # of the documents: from then on the note about next sentence prediction is printed
 
 
 def parse_arguments():
@@ -59,6 +63,8 @@ def parse_arguments():
                         "0.1; 0 switches it off.")
     add_boolean(recipe, "--do_whole_word_mask", False,
                 "Mask all WordPieces of a word together; default: False, each WordPiece on its own.")
+    add_boolean(recipe, "--next_sentence", True, "Make pairs of texts for next sentence prediction; default: True; False packs "
+                "the sentences of a document into single texts, for the masked LM alone (the same for run_pretraining.py).")
     recipe.add_argument("--dupe_factor", type=number(int, minimum=1), default=10, metavar="TIMES", help="Number of times each "
                         "document is used, each time masked anew; default: 10 (the paper's command: 5).")
     recipe.add_argument("--random_seed", type=int, default=12345, metavar="SEED",
@@ -112,9 +118,9 @@ def report(args, tokenizer, corpus, instances, recipe, output_files):
     print(f"corpus: {corpus.num_documents} documents, {corpus.num_sentences} sentences, {len(corpus.ids)} tokens, {shown}")
     if warning:
         print(warning)
-    print(f"instances: {records}, {sum(instances.is_random_next) / records:.1%} with a random next sentence, "
-          f"{predictions / records:.1f} masked tokens each, {1 - tokens / (records * length):.1%} of the {length} positions "
-          "are padding")
+    random_next = f"{sum(instances.is_random_next) / records:.1%} with a random next sentence, " if args.next_sentence else ""
+    print(f"instances: {records}, {random_next}{predictions / records:.1f} masked tokens each, "
+          f"{1 - tokens / (records * length):.1%} of the {length} positions are padding")
     for number_of_file, file in enumerate(output_files):
         print(f"wrote {file}: {len(range(number_of_file, records, len(output_files)))} records")
     model_dir = os.path.dirname(args.vocab_file) or "."
@@ -123,7 +129,8 @@ def report(args, tokenizer, corpus, instances, recipe, output_files):
         "--do_eval=True", f"--bert_config_file={os.path.join(model_dir, 'bert_config.json')}",
         f"--init_checkpoint={os.path.join(model_dir, 'bert_model.ckpt')}", "--train_batch_size=32",
         f"--max_seq_length={length}", f"--max_predictions_per_seq={num_predictions}", "--num_train_steps=100000",
-        "--num_warmup_steps=10000", "--save_checkpoints_steps=10000", "--learning_rate=5e-5"))
+        "--num_warmup_steps=10000", "--save_checkpoints_steps=10000", "--learning_rate=5e-5",
+        *([] if args.next_sentence else ["--next_sentence=False"])))
 
 
 def main():
@@ -136,7 +143,11 @@ def main():
     tokenizer = FullTokenizer.fitting(args.vocab_file, args.do_lower_case, config)
     print(*tokenizer.notes, sep="\n")
     print("reading", *input_files, sep="\n  ")
-    corpus = read_corpus(input_files, tokenizer)
+    corpus = read_corpus(input_files, tokenizer, args.next_sentence)
+    if args.next_sentence and corpus.share_of_single_sentences >= NEARLY_ALL:
+        print(f"note: {corpus.share_of_single_sentences:.1%} of the documents have one sentence, whose next one is always "
+              "random, so next sentence prediction teaches nothing; --next_sentence=False, here and in run_pretraining.py, "
+              "leaves it out")
     instances, order = create_training_instances(corpus, tokenizer, recipe, args.dupe_factor, random.Random(args.random_seed))
     write_instances(instances, order, recipe, output_files)
     show_examples(instances, order, recipe, tokenizer)

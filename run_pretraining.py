@@ -1,4 +1,4 @@
-"""Further pre-training of BERT: masked LM and next sentence prediction on TFRecords, in TensorFlow 2.
+"""Further pre-training of BERT: masked LM and next sentence prediction (or not) on TFRecords, in TensorFlow 2.
 
     python run_pretraining.py \\
       --input_file=./tmp/tf_AGnews.tfrecord \\
@@ -60,6 +60,8 @@ def parse_arguments():
     recipe = parser.add_argument_group("recipe (changes the result)")
     add_boolean(recipe, "--do_train", False, "Train; default: False.")
     add_boolean(recipe, "--do_eval", False, "Evaluate, after training if there is any; default: False.")
+    add_boolean(recipe, "--next_sentence", True, "Learn next sentence prediction beside the masked LM; default: True; False "
+                "leaves its head and the pooler as they are, and takes records of either kind.")
     recipe.add_argument("--train_batch_size", type=BATCH_SIZE, default=32, metavar="SEQUENCES",
                         help="Number of sequences of one update, over all devices and micro-batches; default: 32.")
     recipe.add_argument("--eval_batch_size", type=BATCH_SIZE, default=8, metavar="SEQUENCES",

@@ -145,7 +145,7 @@ def copy_vocab(path, folder):
 
 def write_tokenizer(path, folder, do_lower_case, max_length=None):
     """Writes a folder's vocab.txt, from the vocabulary at `path`, and tokenizer.json and tokenizer_config.json, by which
-    `transformers` gives the tokens that tokenization.py gives."""
+    `transformers` gives the tokens that tokenization.py gives (but for words of over 100 characters, [UNK] there)."""
     vocab = read_vocab(copy_vocab(path, folder))[0]
     special = {token: vocab[token] for token in SPECIAL_TOKENS if token in vocab}
 
@@ -165,7 +165,6 @@ def write_tokenizer(path, folder, do_lower_case, max_length=None):
                            "special_tokens": {token: {"id": token, "ids": [vocab[token]], "tokens": [token]}
                                               for token in ("[CLS]", "[SEP]") if token in vocab}},
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
-        # as Google, and not as transformers, whose limit is 100: a longer word is [UNK]
         "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
                   "max_input_chars_per_word": 200, "vocab": vocab}})
     write_json(os.path.join(folder, "tokenizer_config.json"), {

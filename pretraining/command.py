@@ -52,6 +52,7 @@ def find_inputs(args):
     vocab_file = find_vocab(args.vocab_file, beside)
     notes = read_fitting_vocab(vocab_file, config)
     recipe = {f"--{name}": getattr(args, name) for name in RECIPE_FLAGS} | config.identity()
+    recipe |= {} if args.next_sentence else {"--next_sentence": False}  # so runs of before there was the flag are gone on with
     recipe |= {"--init_checkpoint": digest_of_checkpoint(args.init_checkpoint),
                "--vocab_file": vocab_file and digest_of_file(vocab_file)}
     return Inputs(config, files, eval_files, vocab_file, recipe, notes)
@@ -111,7 +112,7 @@ def run(args, inputs, role, folder):
 
     def read(paths, flag):
         begun = time.perf_counter()
-        records = Records(paths, config, args.max_seq_length, args.max_predictions_per_seq)
+        records = Records(paths, config, args.max_seq_length, args.max_predictions_per_seq, args.next_sentence)
         say(f"{flag}: {len(records)} records in {len(paths)} files, all of them right; read and checked in "
             f"{time.perf_counter() - begun:.1f} s")
         return records
@@ -141,13 +142,14 @@ def run(args, inputs, role, folder):
         settings = {f"--{name}": getattr(args, name) for name in EVALUATION_FLAGS}
         settings |= {"records": eval_records.identity, "config": config.identity(),
                      "seed of new heads": args.random_seed if start.new and not args.do_train else None}
+        settings |= {} if args.next_sentence else {"--next_sentence": False}
         results = read_evaluation(folder.path, settings | {"weights": digest_of_checkpoint(final)})
 
     if to_train or args.do_eval and not (alone and results):  # else all is there
         if folder:
             describe_variables(config, start)
         with strategy.scope():
-            model = BertForPreTraining(config, start.values, "bfloat16" if args.bf16 else "float32")
+            model = BertForPreTraining(config, start.values, "bfloat16" if args.bf16 else "float32", args.next_sentence)
         if to_train:
             with strategy.scope():
                 optimizer = AdamWeightDecay(model.variables, args.learning_rate, args.num_train_steps, args.num_warmup_steps,

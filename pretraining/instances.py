@@ -21,7 +21,7 @@ from common.command_line import UserError, tensorflow_start_up
 from common.files import decode_lines, whole_file
 from pretraining.devices import cannot_write
 
-SPECIAL_TOKENS = 3  # [CLS], [SEP], [SEP]
+SPECIAL_TOKENS = 3  # [CLS], [SEP], [SEP]; without a second text one [SEP] less
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Recipe:
     masked_lm_prob: float = 0.15
     short_seq_prob: float = 0.1
     do_whole_word_mask: bool = False
+    next_sentence: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +55,17 @@ class Corpus:
     def num_documents(self):
         return len(self.document_offsets) - 1
 
+    @property
+    def share_of_single_sentences(self):
+        """The share of the documents that have one sentence: their second text is always a random one."""
+        return float(np.mean(np.diff(self.document_offsets) == 1))
+
 
 class Instances:
     """Instances one after another in flat arrays; `add` appends one, `features` gives one back as padded arrays."""
 
     def __init__(self):
-        self.ids = array.array("i")  # [CLS] A [SEP] B [SEP], masked
+        self.ids = array.array("i")  # [CLS] A [SEP] B [SEP] or [CLS] A [SEP], masked
         self.offsets = array.array("q", [0])
         self.first_segment_lengths = array.array("i")  # of [CLS] A [SEP]
         self.masked_positions = array.array("i")
@@ -81,7 +87,8 @@ class Instances:
         self.is_random_next.append(is_random_next)
 
     def features(self, index, recipe):
-        """The seven features of instance `index`: a dict of lists, padded with 0; floats for the weights only."""
+        """The features of instance `index`, six or with next_sentence seven: a dict of lists, padded with 0; floats for the
+        weights only."""
         ids = self.ids[self.offsets[index]:self.offsets[index + 1]].tolist()
         masked = slice(self.masked_offsets[index], self.masked_offsets[index + 1])
         positions, labels = self.masked_positions[masked].tolist(), self.masked_ids[masked].tolist()
@@ -93,16 +100,16 @@ class Instances:
                 "segment_ids": [0] * first + [1] * (len(ids) - first) + padding,
                 "masked_lm_positions": positions + no_prediction,
                 "masked_lm_ids": labels + no_prediction,
-                "masked_lm_weights": [1.0] * len(labels) + [0.0] * len(no_prediction),
-                "next_sentence_labels": [self.is_random_next[index]]}
+                "masked_lm_weights": [1.0] * len(labels) + [0.0] * len(no_prediction)} | (
+                    {"next_sentence_labels": [self.is_random_next[index]]} if recipe.next_sentence else {})
 
 
 # The corpus
 
-def read_corpus(input_files, tokenizer):
+def read_corpus(input_files, tokenizer, next_sentence=True):
     """Reads and tokenises text files into a Corpus; lines without tokens are left out, as are empty documents. A document goes
     on from one file to the next where no empty line stands between, as in Google's script. Raises UserError, with file and
-    line, for what is not UTF-8 text, and for a corpus of fewer than two documents."""
+    line, for what is not UTF-8 text, and for a corpus without text, or with `next_sentence` of one document."""
     document_of_line = array.array("q")
 
     def lines():
@@ -120,10 +127,10 @@ def read_corpus(input_files, tokenizer):
     has_tokens = np.diff(offsets) > 0
     documents = np.asarray(document_of_line, np.int64)[has_tokens]
     starts = np.flatnonzero(np.diff(documents, prepend=-1))
-    if len(starts) < 2:
+    if len(starts) < 1 + next_sentence:
         raise UserError(f"--input_file: {', '.join(input_files)}: "
                         + ("one document only, so no next sentence can be drawn from another one; put an empty line between "
-                           "documents" if len(starts) else "no text in it"))
+                           "documents, or pass --next_sentence=False" if len(starts) else "no text in it"))
     # memoryviews, because offsets are read one by one, and are Python integers then
     return Corpus(ids, np.append(offsets[:-1][has_tokens], offsets[-1]).data, np.append(starts, len(documents)).data)
 
@@ -202,14 +209,19 @@ def random_next(corpus, order, document_index, target_length, rng):
     return start, corpus.sentence_offsets[end]
 
 
-def add_document(instances, corpus, order, document_index, tokenizer, masking, rng):
+def draw_target_length(recipe, max_num_tokens, rng):
+    """How many tokens the instances of a document are to have: the maximum, or now and then fewer."""
+    is_short = rng.random() < recipe.short_seq_prob
+    return rng.randint(2, max_num_tokens) if is_short else max_num_tokens
+
+
+def add_pairs(instances, corpus, order, document_index, tokenizer, masking, rng):
     """Appends the instances of document order[document_index] of the corpus to `instances`. Sentences are gathered until they
     fill an instance; A is a random number of the first ones. In half of the instances B is the rest of them; otherwise it comes
     from another document, and the rest is used again."""
-    recipe, offsets, ids = masking.recipe, corpus.sentence_offsets, corpus.ids
-    max_num_tokens = recipe.max_seq_length - SPECIAL_TOKENS
-    is_short = rng.random() < recipe.short_seq_prob
-    target_length = rng.randint(2, max_num_tokens) if is_short else max_num_tokens
+    offsets, ids = corpus.sentence_offsets, corpus.ids
+    max_num_tokens = masking.recipe.max_seq_length - SPECIAL_TOKENS
+    target_length = draw_target_length(masking.recipe, max_num_tokens, rng)
     first, last = corpus.document_offsets[order[document_index]], corpus.document_offsets[order[document_index] + 1]
     chunk, sentence = first, first
     while sentence < last:
@@ -232,6 +244,21 @@ def add_document(instances, corpus, order, document_index, tokenizer, masking, r
         sentence += 1
 
 
+def add_packed(instances, corpus, order, document_index, tokenizer, masking, rng):
+    """The same for the masked LM alone: [CLS] A [SEP], A being as many whole sentences as fit; one that does not fit alone is
+    cut and goes on in the next instance, so that each token of the document stands in one instance."""
+    offsets = corpus.sentence_offsets
+    target_length = draw_target_length(masking.recipe, masking.recipe.max_seq_length - SPECIAL_TOKENS + 1, rng)
+    first, last = corpus.document_offsets[order[document_index]], corpus.document_offsets[order[document_index] + 1]
+    start = offsets[first]
+    while start < offsets[last]:
+        end = offsets[bisect.bisect_right(offsets, start + target_length, first, last + 1) - 1]
+        end = end if end > start else start + target_length
+        instance = [tokenizer.cls_id, *corpus.ids[start:end].tolist(), tokenizer.sep_id]
+        instances.add(instance, len(instance), *masking(instance, len(instance), rng), False)
+        start = end
+
+
 def create_training_instances(corpus, tokenizer, recipe, dupe_factor, rng):
     """All instances of a corpus, each document used dupe_factor times with other masks. Returns (Instances, order): the
     instances as they were made, and the shuffled order in which they are written."""
@@ -239,6 +266,7 @@ def create_training_instances(corpus, tokenizer, recipe, dupe_factor, rng):
     order = array.array("q", range(corpus.num_documents))
     rng.shuffle(order)
     instances, masking = Instances(), Masking(tokenizer, recipe)
+    add_document = add_pairs if recipe.next_sentence else add_packed
     with tqdm(total=dupe_factor * corpus.num_documents, desc="instances", unit=" documents", disable=None) as bar:
         for _ in range(dupe_factor):
             for document_index in range(corpus.num_documents):

@@ -67,14 +67,18 @@ class BertForPreTraining:
     values: name -> initial value of every variable (see `initial_values`, `read_checkpoint`).
     compute_dtype: "float32", or "bfloat16": matrix products and activations in bfloat16; LayerNorm, softmax and the losses stay
     in float32.
+    next_sentence: whether next sentence prediction is a task. If not, its head and the pooler are not in `trained`: they have
+    no gradient, and weight decay alone would wear them off.
     """
 
-    def __init__(self, config, values, compute_dtype="float32"):
-        self.config = config
+    def __init__(self, config, values, compute_dtype="float32", next_sentence=True):
+        self.config, self.next_sentence = config, next_sentence
         self.compute_dtype = tf.as_dtype(compute_dtype)
         self.activation = ACTIVATIONS[config.hidden_act]
         self.variables = {name: tf.Variable(values[name], name=name, dtype=tf.float32, shape=shape)
                           for name, shape in variable_shapes(config).items()}
+        self.trained = {name: variable for name, variable in self.variables.items()
+                        if next_sentence or not name.startswith(("bert/pooler/", "cls/seq_relationship/"))}
 
     def weight(self, name):
         """The variable `name` in the type that is computed in. It is cast at each use, and stays float32 itself: most updates
@@ -162,9 +166,10 @@ class BertForPreTraining:
     def pretraining_sums(self, features, training=False, seed=None):
         """The two tasks' sums over the examples of a batch, each a float32 scalar, by name: masked_lm_loss and
         masked_lm_correct, weighted with masked_lm_weights; next_sentence_loss and next_sentence_correct, weighted with
-        example_weights. Sums, so that any split of a batch over devices adds up to the same.
+        example_weights; without `next_sentence` the first two alone. Sums, so that any split of a batch over devices adds up to
+        the same.
 
-        features: the seven of a TFRecord's example, ids as int32 [batch, ...], next_sentence_labels [batch, 1], and
+        features: those of a TFRecord's example, ids as int32 [batch, ...], next_sentence_labels [batch, 1], and
         example_weights (float32 [batch], 0 for an example that only fills the batch).
         """
         hidden_states, pooled_output = self.encode(features["input_ids"], features["input_mask"], features["segment_ids"],
@@ -178,5 +183,7 @@ class BertForPreTraining:
         logits = self.masked_lm_logits(hidden_states[-1], features["masked_lm_positions"])
         sums = weighted("masked_lm", logits, features["masked_lm_ids"],
                         features["masked_lm_weights"] * features["example_weights"][:, tf.newaxis])
+        if not self.next_sentence:
+            return sums
         return sums | weighted("next_sentence", self.next_sentence_logits(pooled_output),
                                features["next_sentence_labels"][:, 0], features["example_weights"])

@@ -53,13 +53,15 @@ class AdamWeightDecay:
         return learning_rate_at(self.global_step, *self.schedule)
 
     def apply(self, gradients):
-        """Makes one update with `gradients` (dense tensors, one for each variable, in order), then counts it in global_step.
-        Returns the gradient's norm before clipping."""
+        """Makes one update with `gradients` (dense tensors, one for each variable, in order; None leaves a variable and its
+        slots as they are), then counts it in global_step. Returns the gradient's norm before clipping."""
         norm = tf.linalg.global_norm(gradients)
         gradients, _ = tf.clip_by_global_norm(gradients, CLIP_NORM, use_norm=norm)
         rate = self.learning_rate()
         # each variable's new slots are computed before either is assigned: an assignment would show in what follows it
         for (name, variable), gradient in zip(self.variables.items(), gradients, strict=True):
+            if gradient is None:
+                continue
             first, second = self.slots[f"{name}/adam_m"], self.slots[f"{name}/adam_v"]
             next_first = BETA_1 * first + (1.0 - BETA_1) * gradient
             next_second = BETA_2 * second + (1.0 - BETA_2) * tf.square(gradient)

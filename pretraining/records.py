@@ -1,6 +1,7 @@
 """Pre-training records: TFRecord files checked once, then read by number, in an order that is a function of the seed.
 
-A record is a padded tf.train.Example of seven features, as create_pretraining_data.py describes it.
+A record is a padded tf.train.Example of seven features, or for the masked LM alone six, as create_pretraining_data.py describes
+it.
 
     records = Records(["tmp/tf_AGnews.tfrecord"], config, max_seq_length=128, max_predictions_per_seq=20)
     batch_of_step = functools.partial(training_batch, len(records), 32, seed=12345)
@@ -28,15 +29,17 @@ DENOMINATOR_EPSILON = 1e-5  # google-research/bert's: a batch without masked tok
 class Records:
     """The records of `files`, all read and checked when made. `len()` is their number; a record's number is from 0. Raises
     UserError with the file and record where one is cut, corrupted, no Example of the seven features, of another length than
-    `max_seq_length` and `max_predictions_per_seq`, or with ids that `config` has no rows for."""
+    `max_seq_length` and `max_predictions_per_seq`, or with ids that `config` has no rows for. Without `next_sentence` its
+    labels are not read, and need not be there."""
 
-    def __init__(self, files, config, max_seq_length, max_predictions_per_seq):
+    def __init__(self, files, config, max_seq_length, max_predictions_per_seq, next_sentence=True):
         self.features = {  # name -> (number of values, what each is below); the one without a bound is of floats
             "input_ids": (max_seq_length, config.vocab_size), "input_mask": (max_seq_length, 2),
             "segment_ids": (max_seq_length, config.type_vocab_size),
             "masked_lm_positions": (max_predictions_per_seq, max_seq_length),
             "masked_lm_ids": (max_predictions_per_seq, config.vocab_size),
-            "masked_lm_weights": (max_predictions_per_seq, math.inf), "next_sentence_labels": (1, 2)}
+            "masked_lm_weights": (max_predictions_per_seq, math.inf)} | (
+                {"next_sentence_labels": (1, 2)} if next_sentence else {})
         self.schema = {name: tf.io.FixedLenFeature([length], tf.float32 if limit == math.inf else tf.int64)
                        for name, (length, limit) in self.features.items()}
         self.maps, starts, checksums = [], [], hashlib.sha256()
@@ -105,6 +108,9 @@ class Records:
             return "no tf.train.Example; make the file with create_pretraining_data.py"
         for name, (length, limit) in self.features.items():
             kind = "float_list" if limit == math.inf else "int64_list"
+            if name == "next_sentence_labels" and name not in features:
+                return ("it is of the masked LM alone; pass --next_sentence=False, or make the file again with "
+                        "create_pretraining_data.py --next_sentence=True")
             if name not in features or features[name].WhichOneof("kind") != kind:
                 return f"it has no feature {name} ({kind}); make the file with create_pretraining_data.py"
             values = getattr(features[name], kind).value
@@ -134,9 +140,9 @@ class Records:
 
         batch_of_step: step -> (record numbers [batch_size], example weights float32 [batch_size]).
         parts: devices that share a batch; this process yields the parts `own_parts`, one after the other.
-        accumulation: micro-batches of a part. Each element has the seven features, ids int32, and example_weights, with leading
-        dimensions [accumulation, batch_size / parts / accumulation], and, each [accumulation], masked_lm_denominator and
-        num_examples: those of the whole batch, so that the parts' losses add up to its.
+        accumulation: micro-batches of a part. Each element has the records' features, ids int32, and example_weights, with
+        leading dimensions [accumulation, batch_size / parts / accumulation], and, each [accumulation], masked_lm_denominator
+        and num_examples: those of the whole batch, so that the parts' losses add up to its.
         """
         def read(step):
             numbers, weights = batch_of_step(int(step))

@@ -71,15 +71,15 @@ def make_train_steps(strategy, model, optimizer, accumulation=1, random_seed=0, 
 
     A row holds TRAIN_METRICS, of the weights before the update, and the sum of `stop` over the replicas: 0 unless a process
     asked to stop. The loss is google-research/bert's of the whole batch of an update, over all replicas and micro-batches: the
-    weighted mean of the masked-LM losses plus the mean of the next-sentence losses.
+    weighted mean of the masked-LM losses plus, where that is a task of the model, the mean of the next-sentence losses.
     """
-    variables = list(model.variables.values())
+    variables = list(model.trained.values())
 
     def gradients_and_losses(features, seed):
         with tf.GradientTape() as tape:
             sums = model.pretraining_sums(features, training=True, seed=seed)
             masked_lm = sums["masked_lm_loss"] / features["masked_lm_denominator"]
-            next_sentence = sums["next_sentence_loss"] / features["num_examples"]
+            next_sentence = sums["next_sentence_loss"] / features["num_examples"] if model.next_sentence else 0.0
             loss = masked_lm + next_sentence
         # that of the word embeddings may come as rows of a sparse matrix; micro-batches and replicas add dense ones
         gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, variables)]
@@ -113,7 +113,8 @@ def make_train_steps(strategy, model, optimizer, accumulation=1, random_seed=0, 
         # parts are divided by the whole batch's denominators, so their plain sum is the batch's gradient and loss
         *gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, sums])
         learning_rate = optimizer.learning_rate()  # of this update: apply counts it
-        gradient_norm = apply(gradients)
+        gradients = dict(zip(model.trained, gradients))
+        gradient_norm = apply([gradients.get(name) for name in model.variables])
         return tf.concat([sums[:3], [gradient_norm, learning_rate], sums[3:]], 0)
 
     @functools.partial(tf.function, autograph=False)  # converting this much code takes longer than tracing it
@@ -172,7 +173,8 @@ def train(strategy, model, optimizer, records, recipe, pace, output_dir):
             if output_dir and (step % pace.log_steps == 0 or step == total):
                 now = time.perf_counter()
                 means = np.mean(np.asarray(window, np.float32), 0).tolist()  # float32 after a resume too: same digits
-                log.write("train", step, dict(zip(TRAIN_METRICS, means))
+                log.write("train", step, {name: mean for name, mean in zip(TRAIN_METRICS, means)
+                                          if model.next_sentence or name != "next_sentence_loss"}
                           | {"steps_per_second": (step - timed_step) / (now - timed_at)})
                 window, timed_step, timed_at = [], step, now
             if output_dir and (stopping or step == total or step % pace.save_checkpoints_steps == 0):
@@ -197,9 +199,9 @@ def not_finite(output_dir, step, row):
 # Evaluation
 
 def evaluate(strategy, model, records, batch_size, max_batches, show_bar):
-    """Name -> float of google-research/bert's five metrics, over the first `max_batches` batches of the records. The accuracies
-    and the two tasks' losses are means over all masked tokens and all examples; `loss` is the mean of the batches' losses, a
-    last batch that is not full counted by its examples."""
+    """Name -> float of google-research/bert's five metrics (three where the model has no next sentence prediction), over the
+    first `max_batches` batches of the records. The accuracies and the two tasks' losses are means over all masked tokens and
+    all examples; `loss` is the mean of the batches' losses, a last batch that is not full counted by its examples."""
     def sums_of_part(features):
         features = {name: tensor[0] for name, tensor in features.items()}
         weights = features["example_weights"]
@@ -218,11 +220,13 @@ def evaluate(strategy, model, records, batch_size, max_batches, show_bar):
     iterator = distribute(strategy, records, batch_of_step, steps, padded_size)
     bar = tqdm(steps, "evaluation", unit="batch", disable=not show_bar, mininterval=BAR_SECONDS)
     rows = np.array([evaluation_step(iterator).numpy() for _ in bar], np.float64)  # float32 would lose a sum's last digits
-    masked_lm_loss, masked_lm_correct, next_sentence_loss, next_sentence_correct, masked, examples = rows.T
-    losses = masked_lm_loss / (masked + DENOMINATOR_EPSILON) + next_sentence_loss / examples
+    masked_lm_loss, masked_lm_correct, *next_sentence, masked, examples = rows.T
+    losses = masked_lm_loss / (masked + DENOMINATOR_EPSILON)
     num_masked = masked.sum() or 1.0  # without a masked token both masked-LM figures are 0
-    return {"loss": float(np.average(losses, weights=examples)),
-            "masked_lm_accuracy": masked_lm_correct.sum() / num_masked,
-            "masked_lm_loss": masked_lm_loss.sum() / num_masked,
-            "next_sentence_accuracy": next_sentence_correct.sum() / examples.sum(),
-            "next_sentence_loss": next_sentence_loss.sum() / examples.sum()}
+    results = {"masked_lm_accuracy": masked_lm_correct.sum() / num_masked, "masked_lm_loss": masked_lm_loss.sum() / num_masked}
+    if next_sentence:
+        loss, correct = next_sentence
+        losses += loss / examples
+        results |= {"next_sentence_accuracy": correct.sum() / examples.sum(),
+                    "next_sentence_loss": loss.sum() / examples.sum()}
+    return {"loss": float(np.average(losses, weights=examples))} | results

@@ -9,7 +9,7 @@ source "$(dirname "$0")/experiment.sh"
 
 fit none/imdb imdb base
 pretrain imdb base imdb
-for point in $(seq 1 $((POINTS - 1))); do
+for ((point = 1; point < POINTS; point++)); do
     step=$((STEPS / POINTS * point))
     convert imdb $step "imdb_$step"
     fit "steps/$step/imdb" imdb "imdb_$step"

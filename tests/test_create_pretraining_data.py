@@ -197,6 +197,79 @@ def test_random_next_sentences_come_from_another_document(tmp_path, tokenizer):
     assert labels[0] > 100 and 0.4 < labels[1] / labels.total() < 0.8
 
 
+def packed_plainly(documents, target):
+    """The texts of the masked LM alone, by lists: sentences are gathered while they fit, what is longer than a text is cut."""
+    texts = []
+    for sentences in documents:
+        text, waiting = [], [list(sentence) for sentence in sentences]
+        while waiting:
+            if len(text) + len(waiting[0]) <= target:
+                text += waiting.pop(0)
+            elif text:
+                texts.append(text)
+                text = []
+            else:
+                texts.append(waiting[0][:target])
+                waiting[0] = waiting[0][target:]
+        texts.append(text)
+    return texts
+
+
+def documents_of(corpus):
+    sentences = [corpus.ids[start:end].tolist() for start, end in zip(corpus.sentence_offsets, corpus.sentence_offsets[1:])]
+    return [sentences[start:end] for start, end in zip(corpus.document_offsets, corpus.document_offsets[1:])]
+
+
+@pytest.mark.parametrize("max_seq_length", (5, 14, 40, 400))
+@pytest.mark.parametrize("do_whole_word_mask", (False, True))
+def test_without_next_sentences_the_texts_are_those_of_a_plain_reference(corpus, tokenizer, max_seq_length, do_whole_word_mask):
+    """Each token of each document once for each dupe_factor, and six features."""
+    recipe = Recipe(max_seq_length, 7, 0.2, 0.0, do_whole_word_mask, next_sentence=False)
+    texts, masked = [], 0
+    for record in records(corpus, tokenizer, recipe, dupe_factor=2):
+        ids = unmasked(record)
+        assert ids[0] == tokenizer.cls_id and ids[-1] == tokenizer.sep_id
+        assert "next_sentence_labels" not in record and len(record) == 6 and not any(record["segment_ids"])
+        assert record["input_mask"] == [1] * len(ids) + [0] * (max_seq_length - len(ids))
+        count = int(sum(record["masked_lm_weights"]))
+        limit = min(7, max(1, round(len(ids) * 0.2)))
+        assert count <= limit and (do_whole_word_mask or count == limit)
+        assert not {0, len(ids) - 1} & set(record["masked_lm_positions"][:count])
+        texts.append(ids[1:-1])
+        masked += count
+    assert sorted(texts) == sorted(2 * packed_plainly(documents_of(corpus), max_seq_length - 2)) and masked
+
+
+def test_without_next_sentences_some_documents_have_shorter_texts(corpus, tokenizer):
+    lengths = {short: [sum(record["input_mask"]) for record in records(
+        corpus, tokenizer, Recipe(60, 7, short_seq_prob=short, next_sentence=False), 3)] for short in (0.0, 1.0)}
+    assert sum(lengths[0.0]) - 2 * len(lengths[0.0]) == sum(lengths[1.0]) - 2 * len(lengths[1.0]) == 3 * len(corpus.ids)
+    assert len(lengths[1.0]) > 1.3 * len(lengths[0.0])
+
+
+@pytest.mark.parametrize("documents, says", [
+    (["p1 p2."] * 9 + ["p1.\np2."], "90.0% of the documents"), (["p1 p2."] * 30, "100.0%"),
+    (["p1 p2."] * 8 + ["p1.\np2."] * 2, None)])
+def test_documents_of_one_sentence_are_said_to_teach_nothing(tmp_path, tokenizer, monkeypatch, capsys, documents, says):
+    (tmp_path / "corpus.txt").write_text("\n\n".join(documents))
+    flags = [f"--input_file={tmp_path}/corpus.txt", f"--vocab_file={tmp_path}/vocab.txt",
+             f"--output_file={tmp_path}/a.tfrecord"]
+    call(monkeypatch, *flags)
+    printed = capsys.readouterr().out
+    assert ("--next_sentence=False" in printed) == bool(says) and (says or "") in printed
+    call(monkeypatch, *flags, "--next_sentence=False")
+    printed = capsys.readouterr().out
+    assert "note:" not in printed and "random next sentence" not in printed
+    assert printed.rstrip().endswith("--next_sentence=False")  # in the next command
+
+
+def test_one_document_is_enough_for_the_masked_lm(tmp_path, tokenizer, monkeypatch):
+    (tmp_path / "corpus.txt").write_text("p1 p2\np3\n")
+    call(monkeypatch, f"--input_file={tmp_path}/corpus.txt", f"--vocab_file={tmp_path}/vocab.txt", "--next_sentence=False",
+         f"--output_file={tmp_path}/a.tfrecord", "--dupe_factor=3", "--short_seq_prob=0")
+    assert [sum(record["input_mask"]) for record in read_back(tmp_path / "a.tfrecord")] == [5, 5, 5]
+
+
 def test_the_seed_decides_everything(corpus, tokenizer):
     first, again, other = (records(corpus, tokenizer, Recipe(32, 5), 2, seed) for seed in (1, 1, 2))
     assert first == again and first != other
@@ -272,7 +345,7 @@ def test_files_hold_the_records_in_turn(tmp_path, tokenizer, corpus, monkeypatch
 OBSERVED = {  # flag -> the test that fails where it does nothing; tests/mutate_flags.py tries that
     **dict.fromkeys(("input_file", "output_file"), "test_files_hold_the_records_in_turn"),
     **dict.fromkeys(("vocab_file", "do_lower_case", "max_seq_length", "max_predictions_per_seq", "masked_lm_prob",
-                     "short_seq_prob", "do_whole_word_mask", "dupe_factor", "random_seed"),
+                     "short_seq_prob", "do_whole_word_mask", "dupe_factor", "random_seed", "next_sentence"),
                     "test_each_flag_changes_the_records_as_the_library_s_argument_does")}
 
 
@@ -282,6 +355,7 @@ OBSERVED = {  # flag -> the test that fails where it does nothing; tests/mutate_
     (["--masked_lm_prob=0.4"], {"masked_lm_prob": 0.4}, 10, 12345),
     (["--short_seq_prob=0.9"], {"short_seq_prob": 0.9}, 10, 12345),
     (["--do_whole_word_mask"], {"do_whole_word_mask": True}, 10, 12345), (["--dupe_factor=1"], {}, 1, 12345),
+    (["--next_sentence=False"], {"next_sentence": False}, 10, 12345),
     (["--random_seed=6"], {}, 10, 6), (["--do_lower_case=False"], {}, 10, 12345)], ids=str)
 def test_each_flag_changes_the_records_as_the_library_s_argument_does(tmp_path, tokenizer, monkeypatch, flags, recipe,
                                                                       dupe_factor, seed):

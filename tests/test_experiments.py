@@ -14,6 +14,7 @@ import sys
 
 import pytest
 
+import runs
 import tasks
 from conftest import ROOT
 from runs import until
@@ -117,6 +118,24 @@ def test_all_of_them_do_nothing_twice(commands):
     assert len(printed) > 250 and not twice, "\n".join(twice)
 
 
+def test_a_decay_of_1_and_a_curve_change_nothing_to_the_bit(tiny, tmp_path, script):
+    """So Table 2's head+tail, Figure 2's 2e-5 and Table 4's (2.0e-5, 1.00) can be one run."""
+    vocab = (tiny / "vocab.txt").read_text(encoding="utf-8")
+    runs.make_bert(tmp_path, vocab.count("\n"), dropout=0.1)
+    start = ["--init_checkpoint", tmp_path / "pytorch_model.bin", "--bert_config_file", tmp_path / "bert_config.json"]
+    single, discriminative = tmp_path / "single", tmp_path / "discriminative"
+    for folder, flags in ((single, ["--eval_every", 0.1, "--eval_sample", 0.5, "--allow_divergence"]),
+                          (discriminative, ["--layer_learning_rate", "1.0e-3", "--layer_learning_rate_decay", "1.00"])):
+        name = runs.SINGLE if folder is single else runs.DISCRIMINATIVE
+        done = script(f"{name}.py", *runs.train_flags(tiny, folder), *start, *flags)
+        assert done.returncode == 0, done.stderr
+    assert runs.losses_of(single) == runs.losses_of(discriminative) and len(runs.losses_of(single)) == 24
+    runs.assert_equal_weights(single / "last", discriminative / "last")
+    for name in ("results_ep3.txt", "eval_results_ep3.txt"):
+        assert (single / name).read_bytes() == (discriminative / name).read_bytes()
+    assert len(runs.read_json(single / "results.json")["points"]) > 20
+
+
 def test_all_of_them_are_what_each_of_them_is(commands):
     def texts(name):
         return {shlex.join(words) for words in commands(name) if words[0] == "python" and "collect_results" not in words[1]}
@@ -125,20 +144,20 @@ def test_all_of_them_are_what_each_of_them_is(commands):
 
 
 def test_runs_of_figure_2_have_its_points_and_no_experiment_keeps_models_it_does_not_need(commands):
-    runs = runs_of(commands("run_all"))
-    curves = {folder for folder, words in runs.items() if "--eval_every" in words and "--allow_divergence" in words}
+    found = runs_of(commands("run_all"))
+    curves = {folder for folder, words in found.items() if "--eval_every" in words and "--allow_divergence" in words}
     others = {f"catastrophic_forgetting/{rate}/imdb" for rate in ("5e-5", "1e-4", "4e-4")}
     assert curves == {"long_text/head+tail/imdb"} | others
-    kept = {folder: value(words, "--save_models") for folder, words in runs.items()}
+    kept = {folder: value(words, "--save_models") for folder, words in found.items()}
     assert {folder for folder, models in kept.items() if models != "none"} == {"multitask/none/together",
                                                                                "multitask/all/together"}
     assert kept["multitask/all/together"] == "last"
 
 
 def test_last_layer_has_runs_classify_by_its_state(commands):
-    runs, usual = (runs_of(commands("run_all", **variables)) for variables in ({"LAST_LAYER": "1"}, {}))
-    assert runs.keys() == usual.keys()
-    for folder, words in runs.items():
+    found, usual = (runs_of(commands("run_all", **variables)) for variables in ({"LAST_LAYER": "1"}, {}))
+    assert found.keys() == usual.keys()
+    for folder, words in found.items():
         # the experiment on layers has its own
         assert folder.startswith("layers/") or value(words, "--layers") == ("23" if folder.startswith("large_") else "11")
         assert value(words, "--layers") == value(usual[folder], "--layers") or not folder.startswith("layers/")

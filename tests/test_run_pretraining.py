@@ -568,6 +568,73 @@ def test_the_recipe_s_flags_make_the_first_loss_and_each_rate(data, tmp_path, pr
     assert (tmp_path / "out/vocab.txt").read_text() == (data / "other/vocab.txt").read_text()
 
 
+@pytest.mark.parametrize("flags", [[], ["--gradient_accumulation_steps", 2, "--xla"]], ids=str)
+def test_the_masked_lm_alone_leaves_the_pooler_and_the_other_head_as_they_are(data, tmp_path, pretrain, capsys, flags):
+    """And takes records with and without labels of next sentences."""
+    random = np.random.default_rng(1)
+    kinds = {}, {"next_sentence_labels": None}, {"segment_ids": np.zeros(LENGTH, int)}
+    write_records(tmp_path / "mixed.tfrecord", [example(random, **changes) for changes in kinds * 20])
+
+    def flags_to(name, *more):
+        return flags_of(data, tmp_path / name, "--input_file", tmp_path / "mixed.tfrecord", "--init_checkpoint",
+                        data / "other/bert_model.ckpt", "--next_sentence=False", "--do_eval", *flags, *more)
+    pretrain(*flags_to("out", "--learning_rate", "5e-3"))
+    found, before = read_checkpoint(str(tmp_path / "out/model.ckpt-12")), read_checkpoint(str(data / "other/bert_model.ckpt"))
+    same = {name for name in before if np.array_equal(found[name], before[name])}
+    assert same == {name for name in before if name.startswith(("bert/pooler", "cls/seq_relationship"))}
+    assert not any(found[f"{name}/{slot}"].any() for name in same for slot in ("adam_m", "adam_v"))
+    losses = logged(tmp_path / "out")
+    assert losses[12] < losses[1] and losses == logged(tmp_path / "out", "masked_lm_loss")
+    lines = (tmp_path / "out/eval_results.txt").read_text().splitlines()
+    assert [line.split(" = ")[0] for line in lines] == EVAL_KEYS[:4]
+    assert not any("next_sentence" in line for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines())
+    capsys.readouterr()
+    with pytest.raises(UserError, match="--next_sentence was False, now it is None"):
+        pretrain(*flags_to("out", "--learning_rate", "5e-3", "--next_sentence=True", "--input_file", data / "part-0.tfrecord"))
+    with pytest.raises(UserError, match="mixed.tfrecord, record 2: it is of the masked LM alone; pass --next_sentence=False"):
+        pretrain(*flags_to("pairs", "--next_sentence=True"))
+    assert not (tmp_path / "pairs/run.json").exists()
+
+
+def test_the_loss_of_the_masked_lm_alone_is_that_of_transformers_to_1e5(data, tmp_path, pretrain, monkeypatch):
+    """From a corpus of one-sentence documents by steps 2 to 4 to BertForMaskedLM."""
+    import torch
+    import transformers
+
+    import convert_tf_checkpoint_to_pytorch
+    import create_pretraining_data
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(VOCAB - 5))]
+    (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens))
+    random = np.random.default_rng(2)
+    (tmp_path / "corpus.txt").write_text("\n\n".join(
+        " ".join(f"w{i}" for i in random.integers(0, VOCAB - 5, random.integers(1, 30))) for _ in range(20)))
+
+    def call(script, *flags):
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, flags)])
+        script.main()
+    call(create_pretraining_data, f"--input_file={tmp_path}/corpus.txt", f"--vocab_file={tmp_path}/vocab.txt",
+         f"--output_file={tmp_path}/mlm.tfrecord", f"--max_seq_length={LENGTH}", f"--max_predictions_per_seq={PREDICTIONS}",
+         "--next_sentence=False", "--dupe_factor=2")
+    pretrain(*flags_of(data, tmp_path / "out", "--input_file", tmp_path / "mlm.tfrecord", "--next_sentence=False", "--do_eval",
+                       "--vocab_file", tmp_path / "vocab.txt"))
+    call(convert_tf_checkpoint_to_pytorch, "--tf_checkpoint_path", tmp_path / "out/model.ckpt-12", "--bert_config_file",
+         tmp_path / "out/bert_config.json", "--pytorch_dump_path", tmp_path / "torch/pytorch_model.bin")
+    model = transformers.BertForMaskedLM.from_pretrained(tmp_path / "torch").eval()
+    total, count = 0.0, 0
+    for serialized in tf.data.TFRecordDataset(str(tmp_path / "mlm.tfrecord")).as_numpy_iterator():
+        feature = tf.train.Example.FromString(serialized).features.feature
+        ids, mask, types, positions, masked = (torch.tensor(feature[name].int64_list.value)[None] for name in (
+            "input_ids", "input_mask", "segment_ids", "masked_lm_positions", "masked_lm_ids"))
+        num = int(sum(feature["masked_lm_weights"].float_list.value))
+        labels = torch.full_like(ids, -100)
+        labels[0, positions[0, :num]] = masked[0, :num]
+        with torch.no_grad():
+            total += num * model(input_ids=ids, attention_mask=mask, token_type_ids=types, labels=labels).loss.item()
+        count += num
+    results = json.loads((tmp_path / "out/evaluation.json").read_text())["results"]
+    assert results["masked_lm_loss"] == pytest.approx(total / count, rel=1e-5)
+
+
 TWO_CPUS = """
 import tensorflow as tf, run_pretraining
 cpu = tf.config.list_physical_devices("CPU")[0]
@@ -893,6 +960,7 @@ OBSERVED = {  # flag -> the test that fails where it does nothing; tests/mutate_
                      "save_checkpoints_steps", "keep_checkpoint_max", "log_steps"), LEARNS),
     **dict.fromkeys(("input_file", "gelu", "vocab_file", "train_batch_size", "learning_rate", "num_warmup_steps",
                      "init_checkpoint", "random_seed"), RECIPES),
+    "next_sentence": "test_the_masked_lm_alone_leaves_the_pooler_and_the_other_head_as_they_are",
     "num_train_steps": "test_the_loop_gets_what_the_flags_say",  # without training: the default is hours
     **dict.fromkeys(("gradient_accumulation_steps", "bf16", "xla", "deterministic"), SPEED),
     **dict.fromkeys(("tpu_name", "tpu_zone", "gcp_project", "num_tpu_cores"), TPU),
