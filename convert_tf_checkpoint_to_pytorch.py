@@ -23,8 +23,9 @@ model.safetensors as well. And back, from PyTorch weights (a folder, .bin or .sa
 import os
 
 from common.command_line import ArgumentParser, UserError, add_boolean, command, path, run, tensorflow_start_up
-from common.configuration import BertConfig
+from common.configuration import CONFIG_NAMES, BertConfig, find_config
 from common.files import check_output_file, checkpoint_prefix
+from common.hub import find_on_hub
 from common.vocabulary import choose_case, copy_vocab, find_vocab, read_fitting_vocab, read_vocab, write_tokenizer
 from finetuning.model import describe_google_classifier
 from finetuning.weights import (ARCHITECTURES, WEIGHT_FILES, describe_classifier_folder, pytorch_to_tf,
@@ -118,10 +119,10 @@ def parse_arguments():
     add = parser.add_argument_group("model").add_argument
     add("--tf_checkpoint_path", type=path, required=True, help="Prefix of the TensorFlow checkpoint (.../model.ckpt-100000, "
         "without .index): the input, or with --reverse the output.")
-    add("--bert_config_file", type=path, required=True,
-        help="The model's bert_config.json or config.json, as it came with the checkpoint.")
+    add("--bert_config_file", type=path, help="The model's bert_config.json or config.json, as it came with the checkpoint "
+        "(default: the one beside the weights that are read).")
     add("--pytorch_dump_path", type=path, required=True, help="File of the PyTorch weights (.../pytorch_model.bin): the "
-        "output, or with --reverse the input, which may also be a .safetensors file or a folder.")
+        "output, or with --reverse the input, which may also be a .safetensors file, a folder, or a model's name on the Hub.")
     add("--vocab_file", type=path, help="Vocabulary to copy beside the output (default: vocab.txt beside the weights that are "
         "read or beside the configuration, if there is one).")
     group = parser.add_argument_group("recipe")
@@ -147,14 +148,20 @@ def main():
     args = parse_arguments()
     source, target, flag = args.tf_checkpoint_path, args.pytorch_dump_path, "--pytorch_dump_path"
     if args.reverse:
-        source, target, flag = target, source, "--tf_checkpoint_path"
+        args.pytorch_dump_path, hub = find_on_hub(target, flag)
+        source, target, flag = args.pytorch_dump_path, source, "--tf_checkpoint_path"
+        if hub:
+            print(f"{hub} from the Hub, in {source}")
     check_output_file(target, flag)
     if args.reverse and checkpoint_prefix(target) != target:
         raise UserError(f"{flag}: {target} is the name of one file of a checkpoint; give the prefix of all of them, without "
                         "the end")
+    beside = source if os.path.isdir(source) else os.path.dirname(source)
+    args.bert_config_file = args.bert_config_file or find_config([beside])
+    if args.bert_config_file is None:
+        raise UserError(f"--bert_config_file is needed: beside {source} is no {' or '.join(CONFIG_NAMES)}")
     config = BertConfig.from_json_file(args.bert_config_file)
-    beside = (source if os.path.isdir(source) else os.path.dirname(source), os.path.dirname(args.bert_config_file))
-    vocab_file = find_vocab(args.vocab_file, beside)
+    vocab_file = find_vocab(args.vocab_file, [beside, os.path.dirname(args.bert_config_file)])
     for line in read_fitting_vocab(vocab_file, config):
         print(line)
     print("next:", (to_tensorflow if args.reverse else to_pytorch)(args, config, os.path.dirname(target), vocab_file))

@@ -32,6 +32,7 @@ import random
 from common.command_line import ArgumentParser, UserError, add_boolean, command, fields_of, number, path, run
 from common.configuration import BertConfig, find_config
 from common.files import check_output_file, expand_files
+from common.hub import find_on_hub
 from common.vocabulary import find_vocab
 from pretraining.instances import Recipe, create_training_instances, read_corpus, write_instances
 from tokenization import FullTokenizer
@@ -46,7 +47,7 @@ def parse_arguments():
     data.add_argument("--input_file", required=True, help="Corpus files: names and globs separated by commas; one sentence a "
                       "line, an empty line between documents.")
     data.add_argument("--vocab_file", required=True, type=path, help="WordPiece vocabulary of the BERT model: vocab.txt, "
-                      "tokenizer.json, or the model's folder.")
+                      "tokenizer.json, the model's folder, or its name on the Hub.")
     add_boolean(data, "--do_lower_case", None, "Lower-case the text and strip accents, for uncased models; default: as the "
                 "tokenizer_config.json or tokenizer.json beside the vocabulary says, else as the case of its tokens shows.")
     recipe = parser.add_argument_group("recipe (changes the records; the defaults are Google's)")
@@ -138,7 +139,7 @@ def main():
     recipe = fields_of(Recipe, args)
     input_files = expand_files(args.input_file, "--input_file")
     output_files = expand_output_files(args.output_file, input_files)
-    args.vocab_file = find_vocab(args.vocab_file, [])
+    args.vocab_file = find_vocab(find_on_hub(args.vocab_file, "--vocab_file", ())[0], [])
     config = read_config(args.vocab_file, args.max_seq_length)
     tokenizer = FullTokenizer.fitting(args.vocab_file, args.do_lower_case, config)
     print(*tokenizer.notes, sep="\n")

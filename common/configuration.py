@@ -1,5 +1,5 @@
-"""What a checkpoint is: BertConfig, the shape of a BERT model (the file `bert_config.json` or `config.json`), which models are
-no BERT, and which variables of a TensorFlow checkpoint are the optimizer's. Every script asks here."""
+"""BertConfig, the shape of a BERT model, read by both frameworks (the file `bert_config.json` or `config.json`), and which
+models are no BERT. Every script asks here."""
 import dataclasses
 import os
 import re
@@ -43,7 +43,6 @@ PLAIN = {"position_embedding_type": "absolute", "is_decoder": False, "is_encoder
          "chunk_size_feed_forward": 0, "pruned_heads": {}, "use_task_id": False, "relative_attention": False,
          "use_relative_positions": False, "directionality": "bidi", "pooler_type": "first_token_transform"}
 KEPT = ("pad_token_id",)  # of the other keys: the rest belongs to the file's head, its storage or its library
-TRAINING_STATE = ("global_step", "beta1_power", "beta2_power", "loss_scale", "good_steps", "bad_steps", "current_loss_scale")
 
 
 def refuse_other_model(kind, where):
@@ -51,19 +50,6 @@ def refuse_other_model(kind, where):
     if kind and kind != "bert":
         instead = f"; take {OTHER_MODELS[kind]}" if kind in OTHER_MODELS else "; take a BERT, such as bert-base-uncased"
         raise UserError(f"{where} is a {kind} model, which computes other things than BERT{instead}")
-
-
-def check_names_of_weights(names, where):
-    """Raises UserError, its text starting with `where`, where names of weights (PyTorch's or TensorFlow's) are no BERT's."""
-    for first, *rest in (re.split("[./]", name) for name in names):
-        signs = [SIGNS[part] for part in (first, *rest) if part in SIGNS]
-        refuse_other_model(first if first in OTHER_MODELS else signs and signs[0], where)
-
-
-def is_training_state(name, names):
-    """Whether a variable of a TensorFlow checkpoint is the optimizer's: a counter, or a name below another variable's, such as
-    X/adam_m, X/BERTAdam_1 or X/LAMB below X. names: those of the checkpoint and of the model."""
-    return name in TRAINING_STATE or any(name[:slash.start()] in names for slash in re.finditer("/", name))
 
 
 def check_beside(folder, flag):

@@ -4,16 +4,16 @@ import re
 
 from common.command_line import UserError
 from common.configuration import CONFIG_NAMES
+from common.names import WEIGHT_FILES
 from common.vocabulary import VOCAB_NAMES
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # under which transformers finds weights in a folder
 NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
-FILE = re.compile(r".*\.(bin|safetensors|txt|json|pt|pth|h5|ckpt|index|meta)|.*ckpt-\d+")  # what is no name, but a slip in a path
+FILE = re.compile(r".*\.(bin|safetensors|txt|json|pt|pth|h5|ckpt|index|meta)|.*ckpt-\d+")  # no name, but a slip in a path
 
 
 def find_on_hub(path, flag, weights=WEIGHT_FILES):
-    """(the local folder, "NAME@COMMIT") of the model that `path`, the value of `flag`, names on the Hub; (`path`, None) where it
-    is no such name, or something is there by it.
+    """(the local folder, "NAME@COMMIT") of the model that `path`, the value of `flag`, names on the Hub; (`path`, None) where
+    it is no such name, or something is there by it.
 
     The files come through huggingface_hub: into its cache, by its variables (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE),
     the configuration and the vocabulary with the first of `weights` that the model has. Raises UserError where there is no such

@@ -301,7 +301,8 @@ def begin(args, inputs, folder, recipe, flags, world):
     clear(folder, inputs.tasks)
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.machine() + " CPU"
     os.makedirs(folder.path, exist_ok=True)
-    folder.begin(recipe, flags, versions=versions("torch", "numpy", "tokenizers", "scikit-learn"), device=device,
+    start = {"hub": inputs.hub} if inputs.hub else {}
+    folder.begin(recipe, flags, **start, versions=versions("torch", "numpy", "tokenizers", "scikit-learn"), device=device,
                  processes=world.size, threads=torch.get_num_threads())
 
 

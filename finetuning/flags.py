@@ -96,7 +96,8 @@ def add_model_flags(group):
     add("--vocab_file", type=path,
         help="The WordPiece vocabulary, a vocab.txt or tokenizer.json (default: the one in the folder --init_checkpoint).")
     add("--init_checkpoint", type=path, help="The weights to start from: a folder, a .bin or .safetensors file, the prefix of "
-        "a TensorFlow checkpoint, or the folder of a multi-task run; to evaluate or predict alone, a run's .../best.")
+        "a TensorFlow checkpoint, the folder of a multi-task run, or a model's name on the Hub, such as bert-base-uncased or "
+        "NAME@REVISION; to evaluate or predict alone, a run's .../best.")
     add_boolean(group, "--do_lower_case", None, "Lower-case the text, for uncased models (default: as tokenizer_config.json or "
                 "tokenizer.json beside the vocabulary says, else as the case of its tokens shows).")
     add("--max_seq_length", type=int, default=128,

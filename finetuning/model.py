@@ -6,6 +6,7 @@ import tasks
 from common.command_line import UserError
 from common.configuration import CONFIG_NAMES, BertConfig, find_config
 from common.files import read_json
+from common.hub import find_on_hub
 from common.vocabulary import VOCAB_NAMES, find_vocab
 from finetuning.data import head_and_tail
 from finetuning.flags import FEATURE_FLAGS, MODEL_FLAGS, READING_FLAGS, make_parser
@@ -25,16 +26,18 @@ RECORD_SCHEMA = {
 
 @dataclasses.dataclass
 class Inputs:
-    """What the flags of a command name: the model's configuration, its tokenizer, and each task with its data folder."""
+    """What the flags of a command name: the model's configuration, its tokenizer, each task with its data folder."""
     config: BertConfig
     tokenizer: FullTokenizer
     tasks: list
     data_dirs: list
+    hub: str | None  # the name and commit of a start on the Hub
 
 
 def read_inputs(args, given):
     """The Inputs that the flags name, or those stored in --init_checkpoint, by which `args` is completed. given: the names
     of the flags that the user gave. Raises UserError where something is missing or does not fit together."""
+    args.init_checkpoint, hub = find_on_hub(args.init_checkpoint, "--init_checkpoint")
     args.init_checkpoint = model_of_task(args.init_checkpoint, args.task_name, args.do_train)
     folder = args.init_checkpoint if args.init_checkpoint and os.path.isdir(args.init_checkpoint) else None
     stored_task = None if args.do_train else restore_flags(args, given, folder)
@@ -61,7 +64,9 @@ def read_inputs(args, given):
     args.do_lower_case = tokenizer.do_lower_case
     if args.init_checkpoint:  # what does not fit is refused before the data are read and a model takes memory
         read_weights(args.init_checkpoint, config, device="meta")
-    return Inputs(config, tokenizer, *read_tasks(args, stored_task))
+    if hub:
+        tokenizer.notes.insert(0, f"{hub} from the Hub, in {args.init_checkpoint}")
+    return Inputs(config, tokenizer, *read_tasks(args, stored_task), hub)
 
 
 def read_tasks(args, stored_task):

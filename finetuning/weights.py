@@ -18,22 +18,19 @@ import safetensors.torch
 import torch
 
 from common.command_line import UserError, tensorflow_start_up
-from common.configuration import check_names_of_weights, is_training_state, check_beside
+from common.configuration import check_beside
 from common.files import atomic_write, checkpoint_prefix, digest_of_file, require_file, write_json
+from common.names import (DUPLICATES, TIED, WEIGHT_FILES, check_names_of_weights, is_training_state, pytorch_name,
+                          with_our_names)
 from common.vocabulary import write_tokenizer
 from finetuning.data import pack
 from modeling import BertForPreTraining
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # under which transformers finds weights in a folder
 HEADS = {"masked LM": ("cls/predictions/", "cls.predictions."),
          "next sentence": ("cls/seq_relationship/", "cls.seq_relationship.")}  # name in TensorFlow, in PyTorch
 ARCHITECTURES = {(): "BertForPreTraining", ("next sentence",): "BertForMaskedLM",
                  ("masked LM",): "BertForNextSentencePrediction", ("masked LM", "next sentence"): "BertModel"}
 CLASSIFIER = {"output_weights": "classifier.weight", "output_bias": "classifier.bias"}  # Google's, of run_classifier.py
-TIED = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-        "cls.predictions.decoder.bias": "cls.predictions.bias"}  # two names of one tensor, in PyTorch alone
-# the last two: counters that old `transformers` files hold
-DUPLICATES = (*TIED, "bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
 TOLERANCE = 1e-5  # of --verify, times the largest value where that is above 1
 OTHER_CONFIG = "is --bert_config_file the one that came with it?"
 
@@ -141,18 +138,6 @@ def check_shapes(state, shapes, where):
             raise UserError(f"{where}: {name} is {list(state[name].shape)} there, the model's is {list(shape)}; {OTHER_CONFIG}")
 
 
-def with_our_names(state):
-    """Renames: DataParallel's `module.`, TensorFlow's gamma and beta, an encoder without `bert.` before it."""
-    renamed = {}
-    for name, value in state.items():
-        name = str(name).removeprefix("module.")
-        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-        if name.startswith(("embeddings.", "encoder.", "pooler.")):
-            name = "bert." + name
-        renamed[name] = value
-    return renamed
-
-
 def load_weights(model, state, where):
     """Loads a state dict into a model of modeling.py, where names match.
 
@@ -235,17 +220,6 @@ class Report:
               *(f"  the {head} head: absent, so it is not written" for head in self.absent_heads),
               *([f"  {len(self.optimizer)} variables of the optimizer ({', '.join(kinds)}): left out"] if kinds else []),
               f"{len(self.converted)} tensors converted, {len(self.left_out) + len(self.optimizer)} left out", sep="\n")
-
-
-def pytorch_name(name):
-    """(name in PyTorch, whether the matrix is transposed) of google-research/bert's variable `name`."""
-    *path, last = name.replace("/layer_", "/layer/").split("/")
-    path = ".".join(path)
-    if name.startswith("bert/embeddings/") and last.endswith("_embeddings"):
-        return f"{path}.{last}.weight", False
-    renamed = {"gamma": "weight", "beta": "bias", "kernel": "weight", "bias": "bias",
-               "output_weights": "weight", "output_bias": "bias"}
-    return f"{path}.{renamed[last]}", last == "kernel"
 
 
 def names_and_shapes(config):

@@ -1,6 +1,8 @@
 """Checkpoints as they are published: what a model says it is, vocabularies, case, optimizers, classifiers, names on the Hub."""
+import http.server
 import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -10,7 +12,10 @@ import torch
 import modeling
 import runs
 from common.command_line import UserError
-from common.configuration import OTHER_MODELS, PLAIN, BertConfig, is_training_state
+from common.configuration import OTHER_MODELS, PLAIN, BertConfig
+from common.files import digest
+from common.hub import find_on_hub
+from common.names import is_training_state
 from common.vocabulary import choose_case, find_vocab, read_fitting_vocab, read_vocab, write_tokenizer
 from conftest import ROOT
 from finetuning import weights
@@ -410,3 +415,150 @@ def test_half_a_classifier_and_one_without_a_vocabulary_are_refused(tiny, tmp_pa
         call(CONVERTER, "--tf_checkpoint_path", tmp_path / "x.ckpt", "--bert_config_file", write_config(tmp_path),
              "--pytorch_dump_path", tmp_path / "to" / "x.bin")
     assert "add --vocab_file" in capsys.readouterr().err and not (tmp_path / "to").exists()
+
+
+# Names on the Hub
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """What snapshot_download asks of the Hub, for one model, own/tiny: its commit, its files, each file."""
+    folder, asked = None, []
+
+    def do_GET(self):
+        Hub.asked.append(self.path)
+        path = self.path.partition("?")[0]
+        if path in ("/api/models/own/tiny", "/api/models/own/tiny/revision/main", f"/api/models/own/tiny/revision/{COMMIT}"):
+            self.answer(json.dumps({"id": "own/tiny", "modelId": "own/tiny", "sha": COMMIT, "siblings": [
+                {"rfilename": file.name} for file in Hub.folder.iterdir()]}).encode())
+        elif path == f"/api/models/own/tiny/tree/{COMMIT}":
+            self.answer(json.dumps([{"type": "file", "path": file.name, "size": file.stat().st_size, "oid": digest(file.name)}
+                                    for file in Hub.folder.iterdir()]).encode())
+        elif path.startswith(f"/own/tiny/resolve/{COMMIT}/") and (file := Hub.folder / path.rpartition("/")[2]).exists():
+            self.answer(file.read_bytes(), ETag=f'"{digest(file.name)}"')
+        else:
+            self.send_response(404)
+            for name, value in (("X-Error-Code", "RepoNotFound"), ("Content-Length", "0")):
+                self.send_header(name, value)
+            self.end_headers()
+
+    do_HEAD = do_GET
+
+    def answer(self, content, **headers):
+        self.send_response(200)
+        for name, value in {"Content-Length": len(content), "X-Repo-Commit": COMMIT, **headers}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def hub(tiny, tmp_path):
+    """The variables of a command that finds such a Hub; a model of transformers 5 lies there: no vocab.txt."""
+    import transformers
+    Hub.folder, Hub.asked = tmp_path / "hub", []
+    Hub.folder.mkdir()
+    shutil.copy(tiny / "bert_config.json", Hub.folder / "config.json")
+    transformers.BertTokenizer(str(tiny / "vocab.txt"), do_lower_case=True).save_pretrained(Hub.folder)
+    state = torch.load(tiny / "pytorch_model.bin")
+    weights.write_safetensors(state, Hub.folder / "model.safetensors")
+    (Hub.folder / "training_args.bin").write_bytes(b"not asked for")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0",
+           "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_a_name_on_the_hub_is_a_start_pinned_in_run_json_and_then_needs_no_network(script, refused, tiny, tmp_path, hub, file):
+    if file == "pytorch_model.bin":
+        (Hub.folder / "model.safetensors").unlink()
+        shutil.copy(tiny / "pytorch_model.bin", Hub.folder)
+    flags = ["--task_name", "ag", "--do_train", "--data_dir", tiny, "--no_cuda", "--max_seq_length", 16,
+             "--num_train_epochs", 0.1, "--num_datas", 16, "--save_models", "last"]
+
+    def run(name, folder, **more):
+        done = script("run_classifier_single_layer.py", *flags, "--init_checkpoint", name, "--output_dir", tmp_path / folder,
+                      env=hub | more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return read_json(tmp_path / folder / "run.json"), done.stdout
+    record, printed = run("own/tiny", "run")
+    assert record["hub"] == f"own/tiny@{COMMIT}" and f"own/tiny@{COMMIT} from the Hub" in printed
+    assert f"resolve/{COMMIT}/{file}" in "".join(Hub.asked) and "training_args" not in "".join(Hub.asked)
+    recipe = {key: value for key, value in record["recipe"].items()}
+    assert run(f"own/tiny@{COMMIT}", "pinned")[0]["recipe"] == recipe
+    assert run("own/tiny", "offline", HF_HUB_OFFLINE="1")[0]["recipe"] == recipe
+    assert run("own/tiny", "cut", HF_ENDPOINT="http://127.0.0.1:9")[0]["recipe"] == recipe
+    shutil.copytree(Hub.folder, tmp_path / "own" / "tiny")  # an existing path wins
+    asked = len(Hub.asked)
+    local, _ = run("own/tiny", "local")
+    assert local["recipe"] == recipe and "hub" not in local and len(Hub.asked) == asked
+    for name, more in (("own/other", {}), ("nobody", {"HF_ENDPOINT": "http://127.0.0.1:9"}),
+                       ("nobody", {"HF_HUB_OFFLINE": "1"})):
+        refused("run_classifier_single_layer.py", *flags, "--init_checkpoint", name, "--output_dir", tmp_path / "x",
+                words=f"there is no file or folder {name}, and no model of that name came from the Hub", env=hub | more,
+                cwd=tmp_path.parent)
+
+
+@pytest.mark.parametrize("path", [
+    "./own/tiny", "model.ckpt-8", "pytorch_model.bin", "a/b/c", "uncased/bert_model.ckpt", "", None,
+    "~/x", "/tmp/x", "x.safetensors"])
+def test_a_slip_in_a_path_is_not_looked_for_on_the_hub(path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    assert find_on_hub(path, "--init_checkpoint") == (path, None)
+
+
+def test_steps_2_to_4_take_a_name_on_the_hub(script, tiny, tmp_path, hub):
+    """Its vocabulary; its weights, in TensorFlow, as step 4 makes them and as step 3 reads them itself."""
+    (tmp_path / "corpus.txt").write_text("the police said .\nit was found .\n\nin the city .\nof london .\n" * 4)
+
+    def run(name, *arguments):
+        done = script(name, *arguments, env=hub, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+    printed = run("create_pretraining_data.py", f"--input_file={tmp_path}/corpus.txt", f"--output_file={tmp_path}/records",
+                  "--vocab_file=own/tiny", "--max_seq_length=16", "--max_predictions_per_seq=2")
+    assert "tokenizer_config.json says" in printed and "WARNING" not in printed
+    printed = run("convert_tf_checkpoint_to_pytorch.py", "--reverse", "--pytorch_dump_path", "own/tiny", "--tf_checkpoint_path",
+                  tmp_path / "tf" / "bert_model.ckpt", "--verify")
+    assert f"own/tiny@{COMMIT} from the Hub" in printed
+    assert (tmp_path / "tf" / "vocab.txt").read_bytes() == (tiny / "vocab.txt").read_bytes()
+    evaluated = {}
+    for name, start in (("hub", "own/tiny"), ("reversed", tmp_path / "tf" / "bert_model.ckpt")):
+        run("run_pretraining.py", f"--input_file={tmp_path}/records", f"--output_dir={tmp_path / name}", "--do_train",
+            "--do_eval", f"--init_checkpoint={start}", "--max_seq_length=16", "--max_predictions_per_seq=2",
+            "--num_train_steps=2",
+            "--num_warmup_steps=0", "--train_batch_size=4")
+        evaluated[name] = (tmp_path / name / "eval_results.txt").read_text()
+        assert (tmp_path / name / "vocab.txt").read_bytes() == (tiny / "vocab.txt").read_bytes()
+    assert evaluated["hub"] == evaluated["reversed"]
+    assert read_json(tmp_path / "hub" / "run.json")["hub"] == f"own/tiny@{COMMIT}"
+
+
+def test_what_step_3_reads_of_a_safetensors_file_is_step_4_s_to_the_bit(tiny, tmp_path):
+    from pretraining.checkpoints import fitting_values, read_start
+    config = BertConfig.from_json_file(tiny / "bert_config.json")
+    state = torch.load(tiny / "pytorch_model.bin")
+    weights.write_safetensors(state, tmp_path / "model.safetensors")
+    expected = weights.pytorch_to_tf(state, config)[0]
+    found = read_start(str(tmp_path), config)
+    assert found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in expected)
+    for kind in (torch.bfloat16, torch.float16):  # which become float32 in both
+        half = {name: value.to(kind) for name, value in state.items()}
+        weights.write_safetensors(half, tmp_path / "model.safetensors")
+        found, expected = fitting_values(config, read_start(str(tmp_path), config), ""), weights.pytorch_to_tf(half, config)[0]
+        assert all(found[name].dtype == np.float32 and np.array_equal(found[name], expected[name]) for name in expected)
+    for change, words in (({"bert.encoder.layer.2.output.dense.bias": torch.ones(32)}, "has what this model has not"),
+                          ({"cls.predictions.decoder.weight": torch.ones(2, 2)}, "is not the same as"),
+                          ({"bert.pooler.dense.bias": torch.ones(32).to(torch.int8)}, "of whole numbers")):
+        safetensors.torch.save_file({name: value.contiguous().clone() for name, value in state.items()
+                                     if "decoder" not in name} | change, tmp_path / "model.safetensors")
+        with pytest.raises(UserError, match=words):
+            read_start(str(tmp_path), config)
