@@ -103,7 +103,7 @@ def tokenize(args, inputs, texts, labels, name, world):
         dataset = make_dataset(inputs.tokenizer, texts, labels, args.max_seq_length, args.trunc_medium, max_fractions)
     fractions = f" in {np.diff(dataset.document_offsets).mean():.2f} fractions" if args.hierarchical else ""
     shown, warning = inputs.tokenizer.unknown(dataset.ids, name)
-    world.print(f"{name}: {len(dataset):,} texts, {dataset.lengths.mean():.1f} tokens on average{fractions}, {shown}, "
+    world.print(f"{name}: {len(dataset):,} texts, {dataset.lengths.mean():.1f} tokens on average ({shown}){fractions}, "
                 f"{dataset.num_cut:,} ({dataset.num_cut / len(dataset):.1%}) are truncated")
     if warning:
         world.print(warning)

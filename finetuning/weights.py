@@ -153,6 +153,9 @@ def load_weights(model, state, where):
     ignored = sorted(state.keys() - own.keys()) + other_head
     needed = [name for name in missing if name.startswith("bert.")
               and (model.get_parameter(name).requires_grad or "pooler" not in name)]
+    if needed == ["bert.pooler.dense.bias", "bert.pooler.dense.weight"]:  # as BertForMaskedLM is saved
+        raise UserError(f"{where} has no pooler, which --layers -2 reads; take the last layer instead, --layers "
+                        f"{len(model.bert.encoder.layer) - 1}")
     if needed:
         raise UserError(f"{where} lacks {len(needed)} of the encoder's weights, first {needed[0]}; {OTHER_CONFIG}")
     check_shapes(state, {name: own[name].shape for name in matched}, where)
