@@ -66,7 +66,10 @@ def read_inputs(args, given):
 def read_tasks(args, stored_task):
     """(the tasks of the command, the data folder of each). stored_task: that of a saved model, or None."""
     if stored_task is None and args.task_name == "csv":
-        stored_task = tasks.csv_task(args.data_dir, args.label_column, args.text_columns, args.sep, args.text_pair_columns)
+        stored_task = tasks.csv_task(args.data_dir, args.label_column, args.text_columns, args.sep, args.text_pair_columns,
+                                     args.encoding, args.quoting)
+    elif stored_task and stored_task.name == "csv":
+        stored_task = dataclasses.replace(stored_task, encoding=args.encoding, quoting=args.quoting)
     if stored_task:
         return [stored_task], [args.data_dir]
     several = isinstance(args.task_name, list)
