@@ -16,8 +16,9 @@ A data directory holds the files as their authors publish them (`python data/dow
 
 A published file separated by commas is csv: fields may be quoted, a quote inside is doubled, a quoted field may hold line
 ends. One separated by tabs has one row a line and no quoting: a quote is part of the text, because IMDb has hundreds of
-reviews that begin with a quoted title (the authors read them with pandas, which takes those quotes away). A byte order mark before the first row and lines with nothing in them are skipped. Otherwise fields stay
-exactly as they are: backslashes, ` #39;`, U+0085, empty strings; but for imdb's `<br />`, see Task.strip_html.
+reviews that begin with a quoted title (the authors read them with pandas, which takes those quotes away). A byte order
+mark before the first row and lines with nothing in them are skipped. Otherwise fields stay exactly as they are:
+backslashes, ` #39;`, U+0085, empty strings; but for imdb's `<br />`, see Task.strip_html.
 """
 import collections
 import dataclasses
@@ -53,8 +54,8 @@ class Task:
     strip_html      `<br />` becomes a space: so do all reviews of IMDb have the lengths of the paper's Table 1
     num_second      how many of the text columns, the last ones, are the second text of a pair (segment 1); 0: no pair
     encoding        of tables of your own, see common.tables.read_lines
-    quoting         the same, see common.tables.read_rows; None: a published data set. Neither these two are stored with a
-                    model, nor do they tell tasks apart: the next table may be written in another way
+    quoting         the same, see common.tables.read_rows; None: a published data set. Neither is stored with a model or
+                    tells tasks apart: the next table may be written in another way
     """
     name: str
     domain: str
@@ -168,8 +169,8 @@ def csv_task(data_dir, label_column, text_columns, sep=",", pair_columns=(), enc
     UserError where it cannot be read, lacks a column, has fewer than two labels or a header where columns are numbered.
     """
     task = own_task(label_column, text_columns, sep, pair_columns=pair_columns, encoding=encoding, quoting=quoting)
-    train, reader = find_source(task, data_dir, "train")
-    labels = collections.Counter(label for _, label, _ in reader(task, train))
+    train, _ = find_source(task, data_dir, "train")
+    labels = collections.Counter(label for _, label, _ in read_table(task, train))
     if isinstance(task.label_column, int):
         check_first_row(task, data_dir, train, labels)
     if len(labels) < 2:
@@ -181,17 +182,16 @@ def csv_task(data_dir, label_column, text_columns, sep=",", pair_columns=(), enc
 
 
 def check_first_row(task, data_dir, train, labels):
-    """Raises UserError where the first row of a training table with numbered columns is a header: its label occurs once, and
-    every other one again; or it is a word among numbers, the usual name of a label, or the first label of the test table,
-    too. labels: how often each occurs, in the order of the rows."""
+    """Raises UserError where the first row of a training table with numbered columns is a header: its label, no number, occurs
+    once, and every other one again; or the others are numbers, or it is the usual name of a label, or the test table begins
+    with the same row. labels: how often each occurs, in the order of the rows."""
     first, *others = labels
-    if labels[first] > 1 or not others:
+    if labels[first] > 1 or not others or is_number(first):
         return
-    is_header = (min(map(labels.get, others)) > 1 or first.casefold() in LABEL_NAMES
-                 or all(is_number(label) for label in others) and not is_number(first))
+    is_header = (min(map(labels.get, others)) > 1 or first.casefold() in LABEL_NAMES or all(map(is_number, others)))
     if not is_header and own_tables(data_dir, "test"):
-        test, reader = find_source(task, data_dir, "test")
-        is_header = next(reader(task, test)) == next(find_source(task, data_dir, "train")[1](task, train))
+        test, _ = find_source(task, data_dir, "test")
+        is_header = next(read_table(task, test)) == next(read_table(task, train))
     if is_header:
         raise UserError(f"{train}:1: the first row's label, {quoted(first)}, is the only one that does not occur again; if "
                         "the row is a header, give --label_column and --text_columns names instead of numbers")
@@ -202,7 +202,7 @@ def is_number(text):
 
 
 def read_documents(task, data_dir, split, left_out=None):
-    """Yields (line number, label index, fields) for each document of `split` ("train", "test", or your own "dev") in file order.
+    """Yields (line number, label index, fields) for each document of `split` ("train", "test", your own "dev") in file order.
 
     Streams: one document is in memory at a time. `fields` is a list of str, the text columns as `Task.clean` gives them.
     The line is the one in which the row begins (in aclImdb the number of the review in the split). left_out: a Counter of the
@@ -221,8 +221,8 @@ def read_documents(task, data_dir, split, left_out=None):
         else:
             hint = ""
             if task.name == "csv":
-                hint = ("; they are the labels that occur in the training file; --unseen_labels ignore leaves out the rows with "
-                        "others")
+                hint = ("; they are the labels that occur in the training file, and --unseen_labels ignore leaves rows with "
+                        "others out")
             elif line_number == 1:
                 hint = "; if the row is a header, remove it"
             raise UserError(f"{path}:{line_number}: label {quoted(label)} is none of the labels of the task "
@@ -275,8 +275,8 @@ def read_texts(task, path, encoding=None):
 def read_ids(task, path, column):
     """The column (a name, or a number as a str) of a table to predict, the value of --id_column: a list of str."""
     if task.name != "csv" or kind_of(path) not in READERS:
-        raise UserError(f"--id_column {column}: {path} is no table of a model that was trained with --task_name csv, and has no "
-                        "such column; leave the flag out")
+        raise UserError(f"--id_column {column}: {path} is no table for a model of --task_name csv, and has no such column; "
+                        "leave the flag out")
     named = isinstance(task.label_column, str)
     if not named and not column.isdecimal():
         raise UserError(f"--id_column {column}: the model numbers the columns of its tables; give a number from 0")
@@ -300,13 +300,13 @@ def describe_tables(task, data_dir, splits, left_out):
             elif hash(text) in known:
                 shared.append(line_number)
         path, _ = find_source(task, data_dir, split)
-        for lines, fault in ((empty, "empty"), (shared, "training texts, too: they are remembered, not understood")):
+        for fault, lines in (("empty texts", empty), ("texts that are in the training table, too", shared)):
             if lines:
-                remarks.append(f"{path}:{lines[0]}: {len(lines)} of {counts[split].total()} texts, this one first, are {fault}")
+                remarks.append(f"{path}:{lines[0]}: {fault}: {len(lines):,} of {counts[split].total():,}, the first one here")
         few = [label for label in task.labels if counts[split][label] < (2 if split == "train" else 1)]
         if few:
-            remarks.append(f"{path}: {'one text alone' if split == 'train' else 'no text'} of {len(few)} classes: "
-                           f"{shortened(', '.join(few), 200)}")
+            remarks.append(f"{path}: classes {'of one text' if split == 'train' else 'without a text'}: {len(few)} of "
+                           f"{len(task.labels)} ({shortened(', '.join(few), 200)})")
     rows = [("class", *splits)] + [(shortened(label, 40), *(f"{counts[split][label]:,}" for split in splits))
                                    for label in task.labels]
     width = max(len(row[0]) for row in rows)

@@ -36,10 +36,9 @@ def kind_of(path):
 def read_rows(path, sep=None, encoding=None, quoting=None):
     """Yields (number of the line in which the row begins, list of fields) for each row of a table.
 
-    For text files: sep, what separates columns, None: tab or comma, as the first line has it, and a comma: tab in
-    a .tsv; encoding, see `read_lines`;
-    quoting, of QUOTINGS, or None, as published data sets are: UTF-8, without any quoting where a tab separates. Raises
-    UserError where the file is damaged.
+    For text files: sep, what separates columns, None: tab or comma, as the first line has it (in .tsv, a comma means a tab);
+    encoding, see `read_lines`; quoting, of QUOTINGS, or None, as published data sets are: UTF-8, and where a tab separates
+    without any quoting. Raises UserError where the file is damaged.
     """
     kind = kind_of(path)
     if kind.startswith(".tsv") and sep in (None, ","):
@@ -57,9 +56,19 @@ def encoding_of(path, encoding=None):
 
 
 def described(path, encoding=None):
-    """A file as the log names it: by its path, and its encoding if that is another than UTF-8."""
+    """A file as the log names it: by its path, and its encoding if that is another than UTF-8. One encoding is given for all
+    files of a command, and nearly every file can be read as Latin-1: so it is said if one of them is UTF-8."""
     found = "utf-8" if kind_of(path) in (".parquet", ".xlsx") else encoding_of(path, encoding)
-    return str(path) if found == "utf-8" else f"{path} ({found.upper()})"
+    if found == "utf-8":
+        return str(path)
+    with opener_of(path)(path, "rb") as file:
+        sample = file.read(SAMPLE)
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(sample)
+    except UnicodeDecodeError:
+        return f"{path} ({found.upper()})"
+    doubt = "" if sample.isascii() else ", *** but its bytes are UTF-8: is --encoding right? ***"
+    return f"{path} ({found.upper()}{doubt})"
 
 
 def opener_of(path):
@@ -86,7 +95,7 @@ def read_lines(path, encoding=None, keep_ends=False):
             yield number, line if keep_ends else line.removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         line = error.object[:error.start].decode(found, "ignore").count("\r" if by_return else "\n") + 1
-        raise UserError(f"{path}:{line}: this is not {found.upper()}; name its encoding with --encoding") from None
+        raise UserError(f"{path}:{line}: this is not {found.upper()}; the file is damaged, or in another --encoding") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is no whole gzip file ({error}); copy or compress it again") from None
     except UserError as error:  # of decode_lines
@@ -104,7 +113,7 @@ def known_encoding(name):
         "".encode(name)  # refuses encodings of bytes, such as base64
         return codecs.lookup(name).name
     except LookupError:
-        raise argparse.ArgumentTypeError(f"'{name}' is no encoding that Python knows; latin-1, cp1252, utf-16, ... are") from None
+        raise argparse.ArgumentTypeError(f"'{name}' is no encoding that Python knows, as latin-1, cp1252, ... are") from None
 
 
 # Text tables
@@ -290,6 +299,12 @@ HEADED = READERS.keys() - {".csv", ".tsv", ".csv.gz", ".tsv.gz"}
 KINDS = ".csv, .tsv, .jsonl, .json (each may be .gz, too), .parquet or .xlsx"  # READERS in messages
 
 
+def tab_separated(fields, quote_all=False):
+    """A row of a tab-separated table that every csv reader reads as it was: what needs quotes has them, or all fields do."""
+    return "\t".join('"' + field.replace('"', '""') + '"' if quote_all or re.search('["\t\r\n]', field) else field
+                     for field in fields) + "\n"
+
+
 # Columns
 
 def read_columns(task, path, flag, columns):
@@ -363,8 +378,11 @@ def check_header(path, line_number, header, columns):
     for column in columns:
         if header.count(column) != 1:
             fault = "two columns are named" if column in header else "no column is named"
+            seps = {";": "';'", "|": "'|'", "\t": "tab", ",": "','"}
+            sep = next((seps[sep] for sep in seps if len(header) == 1 and column in header[0].split(sep)), None)
+            mend = f"add --sep {sep}" if sep else "without a header, columns are numbers from 0"
             raise UserError(f"{path}:{line_number}: {fault} {quoted(column)}; the header has "
-                            f"{shortened(', '.join(header), 200)} (without a header, columns are numbers from 0)")
+                            f"{shortened(', '.join(header), 200)} ({mend})")
 
 
 def shortened(text, length):

@@ -19,6 +19,7 @@ NOT_RECIPE = {"data_dir", "bert_config_file", "vocab_file", "init_checkpoint", "
               "do_train", "do_predict", "eval_batch_size", "gradient_checkpointing", "no_cuda", "local_rank",
               "rendezvous_timeout", "overwrite_output_dir", "save_checkpoints_steps", "save_models", "log_steps", "eval_every",
               "eval_sample", "allow_divergence", "seed", "encoding", "quoting", "unseen_labels", "id_column", "write_text"}
+CSV_FLAGS = {"label_column", "text_columns", "text_pair_columns", "sep", "encoding", "quoting", "unseen_labels", "id_column"}
 READING_FLAGS = {"label_column", "text_columns", "text_pair_columns", "sep", "keep_html", "text_pair"}  # how texts are read
 count, rate = number(int, minimum=1), number(float, minimum=0)
 
@@ -77,17 +78,17 @@ def add_data_flags(group, several_tasks):
             help="For csv, the columns of a second text: the model reads the pair [CLS] A [SEP] B [SEP], its longer text cut "
             "at the end (default: none, single texts).")
         add("--sep", default=",", help="For csv, the character between columns, or tab (default: a comma; in .tsv a tab).")
-        add("--encoding", type=known_encoding, help="The encoding of text tables for csv, and of --predict_file, unless a byte order "
-            "mark says another (default: utf-8).")
-        add("--quoting", choices=QUOTINGS, default="auto", help="For csv, whether quotes around a field belong to the format of "
-            "text tables: all, always, and predictions.tsv is quoted, too; none, they are text; auto, in .tsv where they show it, "
-            "else always (default: auto).")
+        add("--encoding", type=known_encoding, help="The encoding of text tables for csv, and of --predict_file, unless a byte "
+            "order mark says another (default: utf-8).")
+        add("--quoting", choices=QUOTINGS, default="auto", help="For csv, whether quotes around a field are its text: none, "
+            "they are; all, they are not, and predictions.tsv gets quotes, too; auto, they are in a .tsv that does not show "
+            "otherwise (default: auto).")
         add("--unseen_labels", choices=("error", "ignore"), default="error", help="For csv, what a label is that the training "
             "table lacks: an error, or a reason to leave the row out of the evaluation (default: error).")
         add("--predict_file", type=path, help="For --do_predict, a text per line; or, if the name ends as a table's "
             f"({KINDS}), rows as the task has them, with or without the label.")
-        add("--id_column", metavar="COLUMN", help="A column of a --predict_file for csv, by name or number, that predictions.tsv "
-            "shall have, too (default: none).")
+        add("--id_column", metavar="COLUMN", help="For csv, a column of --predict_file, by name or number, that "
+            "predictions.tsv gets, too (default: none).")
         add_boolean(group, "--write_text", False, "Write the texts into predictions.tsv, too (default: off).")
     add_boolean(group, "--keep_html", False, "For imdb, keep the `<br />` of the published text, which the paper's text has "
                 "not (default: off, it becomes a space).")
@@ -98,8 +99,8 @@ def add_data_flags(group, several_tasks):
     add("--num_test_datas", type=count_or_fraction,
         help="Evaluate on this many test examples or this fraction, the same for every seed (default: all).")
     add("--dev_fraction", type=number(float, minimum=0, below=1), default=0.0, help="Hold out this fraction of the training "
-        "data, choose the best epoch on it and test once (default: 0, the test set chooses it, as in the paper; for csv, a table "
-        "dev beside train takes its place).")
+        "data, choose the best epoch on it and test once (default: 0, the test set chooses it, as in the paper; for csv, a "
+        "table dev beside train takes its place).")
 
 
 def add_model_flags(group):
@@ -218,12 +219,11 @@ def faults(args, given):
     attention = {"attention_size"} if args.hierarchical == "self_attention" else set()  # which has one without the biLSTM
     dev_tables = tasks.own_tables(args.data_dir or "", "dev") if args.task_name == "csv" and trains else []
     develops = args.dev_fraction or dev_tables  # on data that are not the test's
-    development, = dev_tables or ["--dev_fraction"]
+    development = (dev_tables or ["--dev_fraction"])[0]
     evaluates, pairs = args.do_eval or develops, args.text_pair or args.text_pair_columns
     others = several and len(args.task_name) > 1  # beside the task of pairs, with single texts to cut
     of_csv, of_single, of_rates, of_bilstm = (min(flags & given, default=None) for flags in (
-        {"label_column", "text_columns", "text_pair_columns", "sep", "quoting", "unseen_labels", "id_column"}
-        | (set() if args.do_predict else {"encoding"}),
+        CSV_FLAGS - ({"encoding"} if args.do_predict else set()),
         {"hierarchical"} if others else {"hierarchical", "trunc_medium"},
         {"layer_learning_rate", "layer_learning_rate_decay", "embeddings_learning_rate"},
         {"lstm_hidden_size", "attention_hops", "attention_size"} - attention))
