@@ -29,6 +29,7 @@ import os
 
 from common.command_line import ArgumentParser, UserError, add_boolean, command, number, path, run
 from common.files import check_output_folder
+from common.run_folder import add_report_to, check_reporters
 from pretraining.command import GELUS, pretrain
 from pretraining.devices import STRATEGIES
 
@@ -109,6 +110,7 @@ def parse_arguments():
                         help="Number of newest checkpoints to keep; default: 5; 0 keeps all.")
     output.add_argument("--log_steps", type=POSITIVE, default=100, metavar="STEPS", help="Number of updates whose means make "
                         "one line of metrics.jsonl and one TensorBoard event; default: 100.")
+    add_report_to(output, "; default: tensorboard.")
     add_boolean(output, "--overwrite_output_dir", False, "Remove the run in --output_dir and start anew, instead of resuming "
                 "it or refusing another run's folder; default: False.")
     return parser.parse_args()
@@ -131,6 +133,7 @@ def check_flags(args):
     if args.overwrite_output_dir and not args.do_train:
         raise UserError("--overwrite_output_dir without --do_train would leave nothing to evaluate")
     check_output_folder(args.output_dir, "--output_dir")
+    check_reporters(args.report_to)
     for flag in ("bert_config_file", "init_checkpoint"):
         source = getattr(args, flag)
         if args.do_train and source and os.path.realpath(os.path.dirname(source)) == os.path.realpath(args.output_dir):

@@ -1,7 +1,7 @@
 """The folder of a run, of either framework: whose it is, its lock, its record and its metrics.
 
     run.json         kind of run, recipe, flags, versions, device, commit: what the run is
-    metrics.jsonl    a line for each --log_steps updates and each evaluation; TensorBoard's in tensorboard/
+    metrics.jsonl    a line for each --log_steps updates and each evaluation; --report_to shows them, in tensorboard/ or wandb/
 
 A run is known by its recipe: the flags that decide its result, and digests of what it reads (weights, vocabulary, data),
 never their paths. So a run whose files were moved is the same run, and other files under the same path make another.
@@ -9,6 +9,7 @@ never their paths. So a run whose files were moved is the same run, and other fi
 import contextlib
 import datetime
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -18,7 +19,7 @@ import sys
 import time
 
 from common.command_line import UserError
-from common.files import atomic_write, check_schema, locked, naming, parse_json, read_json, remove, write_json
+from common.files import digest, atomic_write, check_schema, locked, naming, parse_json, read_json, remove, write_json
 
 RUN_SCHEMA = {"kind": str, "recipe": dict, "flags": dict}
 LINE_SCHEMA = {"kind": str, "global_step": int}
@@ -127,15 +128,15 @@ def versions(*packages):
 
 
 class MetricsLog:
-    """The metrics of a run: lines of FOLDER/metrics.jsonl, and TensorBoard events in FOLDER/tensorboard. A context.
+    """The metrics of a run: lines of FOLDER/metrics.jsonl, and what `report_to`, names of REPORTERS, shows. A context.
 
     keep(line) says which lines of an earlier process stand: those of updates that are still to come, of a run that was
     stopped later than it was saved, do not. The others are dropped, and so, with a word, is a damaged line.
     """
 
-    def __init__(self, folder, keep=lambda line: True, step=0):
-        self.path, self.tensorboard = os.path.join(folder, "metrics.jsonl"), os.path.join(folder, "tensorboard")
-        self.step, self.events = step, None
+    def __init__(self, folder, keep=lambda line: True, step=0, report_to=("tensorboard",)):
+        self.path = os.path.join(folder, "metrics.jsonl")
+        self.reporters = [REPORTERS[name](folder, step) for name in report_to if name in REPORTERS]
         if os.path.exists(self.path):
             self.drop_lines(keep)
 
@@ -162,12 +163,29 @@ class MetricsLog:
         """Writes the metrics (name -> number) of this kind, such as `train` or `eval`, at a step."""
         with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "global_step": global_step} | values) + "\n")
-        with naming(self.tensorboard):
-            self.write_event(kind, global_step, values)
+        for reporter in self.reporters:
+            reporter.write(global_step, {f"{kind}/{name}": value for name, value in values.items() if name != "epoch"})
 
-    def write_event(self, kind, global_step, values):
-        """The same for TensorBoard, by its record writer, in this thread: its SummaryWriters import TensorFlow where that is
-        installed, and their own thread prints a traceback when the disk is full."""
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        for reporter in self.reporters:
+            reporter.close()
+
+
+class TensorBoard:
+    """Events in FOLDER/tensorboard, by TensorBoard's record writer, in this thread: its SummaryWriters import TensorFlow where
+    that is installed, and their own thread prints a traceback when the disk is full."""
+
+    def __init__(self, folder, step):
+        self.folder, self.step, self.events = os.path.join(folder, "tensorboard"), step, None
+
+    def write(self, global_step, values):
+        with naming(self.folder):
+            self.write_event(global_step, values)
+
+    def write_event(self, global_step, values):
         # imported here: a fifth of a second that a refused command does not wait for
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -177,23 +195,62 @@ class MetricsLog:
             self.events.write(Event(wall_time=time.time(), **fields).SerializeToString())
 
         if self.events is None:
-            os.makedirs(self.tensorboard, exist_ok=True)
+            os.makedirs(self.folder, exist_ok=True)
             name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
-            self.events = RecordWriter(open(os.path.join(self.tensorboard, name), "ab"))
+            self.events = RecordWriter(open(os.path.join(self.folder, name), "ab"))
             write(file_version="brain.Event:2")
             if self.step:  # TensorBoard drops what an earlier process wrote from here on
                 write(step=self.step + 1, session_log=SessionLog(status=SessionLog.START))
-        write(step=global_step, summary=Summary(value=[Summary.Value(tag=f"{kind}/{name}", simple_value=value)
-                                                       for name, value in values.items() if name != "epoch"]))
+        write(step=global_step, summary=Summary(value=[Summary.Value(tag=name, simple_value=value)
+                                                       for name, value in values.items()]))
         self.events.flush()  # TensorBoard shows it at once, and a full disk is seen here
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        with naming(self.tensorboard):  # closing tries once more to write what did not fit
+    def close(self):
+        with naming(self.folder):  # closing tries once more to write what did not fit
             if self.events:
                 self.events.close()
+
+
+class Wandb:
+    """A run of Weights & Biases, whose own variables (WANDB_PROJECT, WANDB_MODE, ...) say where. A run that is gone on with
+    here is the same one there."""
+
+    def __init__(self, folder, step):
+        self.folder, self.run = folder, None
+
+    def write(self, global_step, values):
+        if self.run is None:
+            import wandb
+            path, place = os.path.join(self.folder, "run.json"), os.path.abspath(self.folder)
+            known = {}
+            if os.path.exists(path):  # not where a checkpoint is evaluated without training
+                record = read_json(path, RUN_SCHEMA | {"started": str})
+                known = {"id": digest(place, record["started"]), "resume": "allow", "config": record["flags"]}
+            self.run = wandb.init(name=os.path.basename(place), dir=self.folder, **known)
+        self.run.log(values, step=global_step)
+
+    def close(self):
+        if self.run:
+            self.run.finish()
+
+
+# Each is made of the run's folder and the step it stands at; write(global_step, {name: number}) and close().
+REPORTERS = {"tensorboard": TensorBoard, "wandb": Wandb}
+
+
+def add_report_to(group, default):
+    """Adds --report_to to an argparse group. default: the words for it."""
+    group.add_argument("--report_to", nargs="+", choices=[*REPORTERS, "none"], default=["tensorboard"], help="What shows the "
+                       f"metrics beside metrics.jsonl: tensorboard, wandb (Weights & Biases), both or none {default}")
+
+
+def check_reporters(names):
+    """Raises UserError where --report_to contradicts itself or names a package that is not installed."""
+    if "none" in names and len(names) > 1:
+        raise UserError("--report_to: none stands alone")
+    spec = "wandb" in names and importlib.util.find_spec("wandb")
+    if "wandb" in names and not (spec and spec.origin):  # without an origin it is a folder that wandb left here
+        raise UserError("--report_to wandb: the package is not installed; pip install wandb, or leave it out")
 
 
 def write_key_values(path, values):

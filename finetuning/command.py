@@ -2,7 +2,7 @@
 
     run.json                          flags, versions, device, commit, recipe: what the run is
     metrics.jsonl, tensorboard/       its metrics
-    eval_results_epN.txt, results_epN.txt, classification_report_epN.txt    after epoch N
+    eval_results_epN.txt, results_epN.txt, classification_report_epN.txt, confusion_matrix_epN.csv and .png    after epoch N
     best/, last/                      the models of the best and of the last epoch: load again here and in transformers
     checkpoint.pt                     what a stopped run goes on from; removed at the end
     results.json                      the figures of the finished run
@@ -26,9 +26,9 @@ import torch
 import tasks
 from common.command_line import UserError, command, fields_of, warn_of_an_idle_gpu
 from common.files import atomic_write, check_output_folder, check_schema, digest_of_file, read_json, remove, write_json
-from common.run_folder import RunFolder, versions
+from common.run_folder import RunFolder, check_reporters, versions
 from common.tables import described, shortened, tab_separated
-from finetuning.data import make_dataset, make_pair_dataset
+from finetuning.data import BALANCED, class_weights, make_dataset, make_pair_dataset, read_class_weights
 from finetuning.evaluation import (METRICS, describe, describe_result, figures_by_task, measure, predict, summarize_seeds,
                                    write_evaluation)
 from finetuning.flags import NOT_RECIPE, WATCHED, parse
@@ -39,7 +39,8 @@ from finetuning.weights import digest_of_weights, save_classifier
 
 KIND = "fine-tuning"  # of a run, in its run.json
 OWNED = re.compile(r"run\.json|metrics\.jsonl|results\.json|checkpoint\.pt|(eval_results|results|classification_report)"
-                   r"(_ep\d+|_saved_model)?\.txt|best|last|tensorboard|\..*\.tmp")
+                   r"(_ep\d+|_saved_model)?\.txt|confusion_matrix(_ep\d+|_saved_model)?\.(csv|png)|best|last|tensorboard|wandb|"
+                   r"\..*\.tmp")
 SEED_FOLDER = re.compile(r"seed_(\d+)")
 run_folder = functools.partial(RunFolder, kind=KIND, owned=OWNED)
 
@@ -49,6 +50,7 @@ def run(parser, rates_of=lambda config, args: (None, None)):
     and None: --learning_rate."""
     args, given = parse(parser)
     check_output_folder(args.output_dir, "--output_dir")
+    check_reporters(args.report_to)
     use_gpu = torch.cuda.is_available() and not args.no_cuda
     if launch(args.num_processes, use_gpu):
         return
@@ -57,6 +59,8 @@ def run(parser, rates_of=lambda config, args: (None, None)):
             warn_of_an_idle_gpu("PyTorch", "Its driver may be too old for this build, see nvidia-smi."
                                 if torch.version.cuda else "This build is the one for CPUs: reinstall torch from PyPI.")
         inputs = world.together(read_inputs, args, given)
+        if args.class_weights not in (None, BALANCED):  # what the file says decides the result, not where it lies
+            args.class_weights = world.together(read_class_weights, args.class_weights, inputs.tasks[0].labels)
         # read before any work, so that hours of training do not end at a file that is missing
         to_predict = world.together(read_to_predict, args, inputs.tasks[0]) if args.do_predict else None
         model_folder = args.init_checkpoint
@@ -145,7 +149,7 @@ def task_run(args, inputs, index, train_set, dev_set, test_set, seed, folder):
     if args.eval_sample:
         sample = evaluated.subset(tasks.subsample(evaluated.labels, args.eval_sample, seed=0))
     return TaskRun(task, prefix_of(inputs, index), part_of(folder, inputs.tasks, task), train_set, evaluated, evaluated_name,
-                   sample, tested, save)
+                   sample, tested, class_weights(args.class_weights, train_set.labels, task.labels), save)
 
 
 def show_examples(inputs, run, world):
@@ -235,6 +239,9 @@ def run_seed(args, inputs, rates, recipe, folder, found, datasets, world):
         world.print(*lines, sep="\n")
         for run in runs:
             show_examples(inputs, run, world)
+            if run.class_weights is not None:
+                world.print(f"{run.prefix}class weights: " + ", ".join(
+                    f"{name} {weight:.4g}" for name, weight in zip(run.task.labels, run.class_weights)))
     held_out = f", {sum(len(run.evaluated) for run in runs):,} held out" if args.dev_fraction else ""
     world.print(f"seed {recipe['seed']}: {sum(len(run.train) for run in runs):,} training examples{held_out}")
     of_this_run = fields_of(Recipe, args, seed=recipe["seed"], layer_rates=rates[0], embeddings_rate=rates[1])
@@ -381,7 +388,7 @@ def evaluate_saved(args, inputs, world):
         write_evaluation(args.output_dir, suffix, measured, test_set.labels, logits, inputs.tasks[0].labels)
     path = os.path.join(args.output_dir, f"eval_results{suffix}.txt")
     world.print(f"{args.init_checkpoint}: {describe(measured)} on {len(test_set):,} {split} examples\nwrote {path}, "
-                f"results{suffix}.txt and classification_report{suffix}.txt")
+                f"results{suffix}.txt, classification_report{suffix}.txt and confusion_matrix{suffix}.csv and .png")
 
 
 def read_to_predict(args, task):

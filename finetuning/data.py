@@ -11,7 +11,39 @@ import numpy as np
 import torch
 
 from common.command_line import UserError
-from common.files import digest
+from common.files import decode_lines, digest, require_file
+
+
+BALANCED = "balanced"  # of --class_weights
+
+
+def read_class_weights(path, names):
+    """{class: weight} of a file of lines `class TAB weight`. names: the classes. Raises UserError, with the line, for what is
+    no class, is there twice or has no number above 0, and where a class is missing."""
+    weights = {}
+    for number, line in decode_lines(require_file(path, "--class_weights")):
+        name, _, text = line.rpartition("\t")
+        try:
+            weight = float(text)
+        except ValueError:
+            weight = math.nan
+        if not (name in names and name not in weights and 0 < weight < math.inf):
+            raise UserError(f"{path}:{number}: {line[:80]!r} is not `class TAB weight`, each class once, weights above 0; the "
+                            f"classes are {', '.join(names)[:200]}")
+        weights[name] = weight
+    if missing := [name for name in names if name not in weights]:
+        raise UserError(f"--class_weights: {path} has no line for {', '.join(missing)[:200]}")
+    return weights
+
+
+def class_weights(wanted, labels, names):
+    """The weight of each class in the loss, float64 [classes]; None where all count the same. wanted: None, {class: weight}, or
+    BALANCED: N / (number of classes that occur * the class's number of examples), as scikit-learn has it. labels: class indices
+    of the training data."""
+    if wanted != BALANCED:
+        return wanted and np.array([wanted[name] for name in names])
+    counts = np.bincount(labels, minlength=len(names))
+    return len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
 
 
 def head_and_tail(budget, trunc_medium):

@@ -1,6 +1,8 @@
 """Metrics, predictions, the best epoch, and means over seeds."""
+import csv
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -74,8 +76,9 @@ def describe(evaluation):
 
 def write_evaluation(folder, suffix, evaluation, labels, logits, names):
     """Writes results{suffix}.txt, a predicted class index a line, and eval_results{suffix}.txt, `key = value` lines of
-    `evaluation`: the authors' two files; and classification_report{suffix}.txt, each class's figures and the confusion
-    matrix. labels: class indices [N]. logits [N, classes]. names: the classes."""
+    `evaluation`: the authors' two files; classification_report{suffix}.txt, each class's figures and the confusion matrix; and
+    the matrix alone, confusion_matrix{suffix}.csv and .png. labels: class indices [N]. logits [N, classes]. names: the
+    classes."""
     import sklearn.metrics
     predictions = logits.argmax(axis=1)
     with atomic_write(os.path.join(folder, f"results{suffix}.txt")) as file:
@@ -85,9 +88,32 @@ def write_evaluation(folder, suffix, evaluation, labels, logits, names):
         file.write(sklearn.metrics.classification_report(labels, predictions, labels=classes, target_names=names, digits=4,
                                                          zero_division=0))
         file.write("\nconfusion matrix: a row for each true class, in it how often each class was predicted\n")
-        file.writelines(f"{name}\t" + "\t".join(map(str, row)) + "\n" for name, row in zip(
-            names, sklearn.metrics.confusion_matrix(labels, predictions, labels=classes)))
+        matrix = sklearn.metrics.confusion_matrix(labels, predictions, labels=classes)
+        file.writelines(f"{name}\t" + "\t".join(map(str, row)) + "\n" for name, row in zip(names, matrix))
+    with atomic_write(os.path.join(folder, f"confusion_matrix{suffix}.csv")) as file:
+        csv.writer(file, lineterminator="\n").writerows([["true", *names], *([name, *row] for name, row in zip(names, matrix))])
+    draw_confusion_matrix(os.path.join(folder, f"confusion_matrix{suffix}.png"), names, matrix)
     write_key_values(os.path.join(folder, f"eval_results{suffix}.txt"), evaluation)
+
+
+def draw_confusion_matrix(path, names, matrix):
+    """Writes a confusion matrix [classes, classes], a row for each true class, as a picture: a cell's shade is its share of the
+    row. Of more than 20 classes the counts, of more than 60 the names are left out, which could not be read."""
+    from matplotlib.figure import Figure  # not pyplot, which looks for a screen
+    size = len(names)
+    figure = Figure(figsize=(3 + min(0.5 * size, 12),) * 2, layout="constrained")
+    axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted", ylabel="true")
+    if size <= 60:  # parse_math: a $ in a name is no formula
+        axes.set_xticks(range(size), names, rotation=90, parse_math=False)
+        axes.set_yticks(range(size), names, parse_math=False)
+    for (row, column), count in np.ndenumerate(matrix if size <= 20 else matrix[:0]):
+        axes.text(column, row, count, ha="center", va="center", color="white" if shares[row, column] > 0.5 else "black")
+    with warnings.catch_warnings(), atomic_write(path, "wb") as file:
+        warnings.simplefilter("ignore")  # of a character that matplotlib's font has not
+        figure.savefig(file, format="png", dpi=100)
 
 
 def best_of(evaluations, best_metric):

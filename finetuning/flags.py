@@ -3,8 +3,9 @@ import argparse
 
 import tasks
 from common.command_line import ArgumentParser, UserError, add_boolean, number, path
+from common.run_folder import add_report_to
 from common.tables import KINDS, QUOTINGS, known_encoding
-from finetuning.data import SAMPLINGS
+from finetuning.data import BALANCED, SAMPLINGS
 from finetuning.evaluation import METRICS
 from modeling import CLASSIFIERS, FRACTION_POOLINGS, LAYER_POOLINGS, POOLINGS
 from optimization import CLIPPINGS, SCHEDULES
@@ -17,8 +18,9 @@ MODEL_FLAGS = ("do_lower_case", "max_seq_length", "trunc_medium", "max_fractions
 WATCHED = ("gradient_accumulation_steps", "fractions_at_once", "num_processes", "bf16", "compile")
 NOT_RECIPE = {"data_dir", "bert_config_file", "vocab_file", "init_checkpoint", "predict_file", "output_dir", *WATCHED,
               "do_train", "do_predict", "eval_batch_size", "gradient_checkpointing", "no_cuda", "local_rank",
-              "rendezvous_timeout", "overwrite_output_dir", "save_checkpoints_steps", "save_models", "log_steps", "eval_every",
-              "eval_sample", "allow_divergence", "seed", "encoding", "quoting", "unseen_labels", "id_column", "write_text"}
+              "rendezvous_timeout", "overwrite_output_dir", "save_checkpoints_steps", "save_models", "log_steps", "report_to",
+              "eval_every", "eval_sample", "allow_divergence", "seed", "encoding", "quoting", "unseen_labels", "id_column",
+              "write_text"}
 CSV_FLAGS = {"label_column", "text_columns", "text_pair_columns", "sep", "encoding", "quoting", "unseen_labels", "id_column"}
 READING_FLAGS = {"label_column", "text_columns", "text_pair_columns", "sep", "keep_html", "text_pair"}  # how texts are read
 count, rate = number(int, minimum=1), number(float, minimum=0)
@@ -57,6 +59,7 @@ def make_parser(description, several_tasks=False):
     add_boolean(parser.output, "--allow_divergence", False, "End a run whose loss is no longer a number as a finished one: its "
                 "last model is evaluated, outputs that are no numbers counted as 0 (default: off, it is an error).")
     add("--log_steps", type=count, default=10, help="Updates that a line of metrics.jsonl is a mean over (default: 10).")
+    add_report_to(parser.output, "(default: tensorboard).")
     return parser
 
 
@@ -166,6 +169,8 @@ def add_recipe_flags(group, several_tasks):
     add("--clip_grad", choices=CLIPPINGS, default="tensor",
         help="Clip each tensor's gradient to norm 1, as the authors do, or the whole gradient (default: tensor).")
     add_boolean(group, "--bias_correction", False, "Use Adam's bias correction, which the authors leave out (default: off).")
+    add("--class_weights", metavar="balanced|FILE", type=path, help="Weight the examples of each class in the training loss: "
+        "balanced, in inverse proportion to their number; or by a file of lines `class TAB weight` (default: all the same).")
     add("--best_metric", choices=METRICS, default="accuracy",
         help="The metric that chooses the best epoch; a tie goes to the lower loss (default: accuracy).")
     add("--patience", type=count,
@@ -191,7 +196,7 @@ def add_speed_flags(group):
     add_boolean(group, "--no_cuda", False, "Use the CPU even if there is a GPU (default: off).")
     add("--num_processes", type=count, help="Processes on this machine, one per device; each draws its own dropout (default: "
         "one per visible GPU; under torchrun, what torchrun started).")
-    add("--local_rank", type=int, default=-1,
+    add("--local_rank", "--local-rank", type=int, default=-1,
         help="The process's number on its machine, set by launchers (default: from LOCAL_RANK).")
     add("--rendezvous_timeout", type=number(float, above=0), default=300.0,
         help="Seconds to wait for the other processes at the start (default: 300).")
@@ -235,6 +240,9 @@ def faults(args, given):
         (not args.do_predict and (args.id_column or args.write_text),
          f"--{'id_column' if args.id_column else 'write_text'} is for predictions.tsv, which --do_predict writes"),
         (several and len(set(args.task_name)) < len(args.task_name), "--task_name names a task twice"),
+        (args.class_weights and not trains, "--class_weights weighs the training loss: add --do_train"),
+        (several and args.class_weights not in (None, BALANCED),
+         "--class_weights FILE is for one task, whose classes it names; give balanced, or one of the other scripts"),
         (several and not trains, "this script trains: add --do_train; to evaluate or predict, call "
                                  "run_classifier_single_layer.py with --init_checkpoint OUTPUT_DIR/TASK/best"),
         (not trains and not args.init_checkpoint,

@@ -61,6 +61,7 @@ class Execution:
     save_checkpoints_steps: int
     save_models: str
     log_steps: int
+    report_to: list
     eval_every: float | None
     allow_divergence: bool
 
@@ -76,6 +77,7 @@ class TaskRun:
     evaluated_name: str  # which of them
     sample: Dataset | None  # within epochs (--eval_every): a part of it
     tested: Dataset | None  # with the best model, in the end
+    class_weights: np.ndarray | None  # float64 [classes]: of each class in the loss, None: all the same
     save: Callable  # (classifier, folder): writes a model of the task
 
 
@@ -137,6 +139,8 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
     def factor(updates):  # of every group's rate
         return SCHEDULES[recipe.schedule](updates / t_total, recipe.warmup_proportion)
 
+    class_weights = [None if run.class_weights is None else torch.tensor(run.class_weights, dtype=torch.float32,
+                                                                         device=world.device) for run in runs]
     groups = parameter_groups(model, recipe.learning_rate, recipe.layer_rates, recipe.embeddings_rate, recipe.weight_decay)
     optimizer = BertAdam(groups, recipe.learning_rate, clip_grad=recipe.clip_grad, bias_correction=recipe.bias_correction)
     scheduler = LambdaLR(optimizer, factor)
@@ -160,7 +164,8 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
         return (line["global_step"] <= progress.global_step
                 and (not line["kind"].startswith("eval") or line.get("epoch", 0) <= progress.epoch))
 
-    with MetricsLog(folder, is_done, progress.global_step) if world.main else contextlib.nullcontext() as log:
+    log_of_run = functools.partial(MetricsLog, folder, is_done, progress.global_step, execution.report_to)
+    with log_of_run() if world.main else contextlib.nullcontext() as log:
         # An epoch under way (progress.update) is also finished where the run stopped after its very last update.
         while (progress.global_step < t_total or progress.update) and not (
                 progress.diverged or out_of_patience(progress, recipe)):
@@ -177,7 +182,9 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
                     own = indices[world.rank::world.size]
                     micro_batches = [part for part in np.array_split(own, execution.gradient_accumulation_steps)
                                      if len(part)] or [indices[:1]]
-                    weight = 1 / len(indices) if len(own) else 0.0
+                    weighted = runs[task].class_weights  # the mean is weighted, as torch.nn.CrossEntropyLoss's
+                    total = len(indices) if weighted is None else weighted[runs[task].train.labels[indices]].sum().item()
+                    weight = 1 / total if len(own) else 0.0
                     update_loss, correct = torch.zeros(2, device=world.device)
                     for part in micro_batches:
                         batch = runs[task].train.batch(part).to(world.device)
@@ -185,7 +192,7 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
                         with contextlib.nullcontext() if world.size == 1 or is_last else parallel.no_sync():
                             with torch.autocast(world.device.type, torch.bfloat16, enabled=execution.bf16):
                                 logits = parallel(batch, task)
-                            loss = weight * F.cross_entropy(logits, batch.labels, reduction="sum")
+                            loss = weight * F.cross_entropy(logits, batch.labels, class_weights[task], reduction="sum")
                             (loss * world.size).backward()  # DistributedDataParallel divides by the number of processes
                         update_loss += loss.detach()
                         correct += (logits.detach().argmax(dim=1) == batch.labels).sum() * bool(weight)

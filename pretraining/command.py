@@ -23,7 +23,7 @@ from pretraining.devices import Tpu, cluster_role, make_strategy, one_line_error
 
 KIND = "further pre-training"  # of a run, in its run.json
 OWNED = re.compile(r"model\.ckpt-\d+(\..+)?|checkpoint|run\.json|metrics\.jsonl|eval_results\.txt|evaluation\.json|tensorboard|"
-                   r"bert_config\.json|vocab\.txt")
+                   r"wandb|bert_config\.json|vocab\.txt")
 LEFTOVER = re.compile(rf"\.({OWNED.pattern})\.tmp")  # what a killed process was writing
 GELUS = {"erf": "gelu", "tanh": "gelu_new"}  # --gelu -> hidden_act
 RECIPE_FLAGS = ("max_seq_length", "max_predictions_per_seq", "train_batch_size", "learning_rate", "num_train_steps",
@@ -156,7 +156,7 @@ def run(args, inputs, role, folder):
             evaluated = evaluate(strategy, model, eval_records, args.eval_batch_size, args.max_eval_steps, bool(folder))
             results = results or evaluated
     if folder and args.do_eval:
-        keep_evaluation(folder.path, settings | {"weights": digest_of_checkpoint(final)}, final_step, results)
+        keep_evaluation(folder.path, settings | {"weights": digest_of_checkpoint(final)}, final_step, results, args.report_to)
 
 
 def prepare_folder(folder, inputs, recipe, found, step, flags, devices):
@@ -206,7 +206,7 @@ def digest_of_results(results):
     return digest(json.dumps(results, sort_keys=True))
 
 
-def keep_evaluation(output_dir, settings, step, results):
+def keep_evaluation(output_dir, settings, step, results, report_to):
     """Writes an evaluation, whatever of it is not there yet, and prints it. metrics.jsonl keeps the earlier ones."""
     values = {"global_step": step} | {name: f"{value:.7g}" for name, value in results.items()}
     text = "".join(f"{key} = {value}\n" for key, value in sorted(values.items()))
@@ -217,7 +217,8 @@ def keep_evaluation(output_dir, settings, step, results):
         write_json(os.path.join(output_dir, "evaluation.json"),
                    {"settings": settings, "global_step": step, "results": results, "digest": digest_of_results(results)})
     lines = []
-    with MetricsLog(output_dir, lambda line: not lines.append(line)) as log:  # it keeps all, and shows them here
+    # it keeps all lines, and shows them here
+    with MetricsLog(output_dir, lambda line: not lines.append(line), report_to=report_to) as log:
         if {"kind": "eval", "global_step": step} | results not in lines:
             log.write("eval", step, results)
     print(f"{path}:\n{text}", end="")

@@ -45,6 +45,7 @@ class Pace:
     log_steps: int = 100
     save_checkpoints_steps: int = 1000
     keep_checkpoint_max: int = 5
+    report_to: tuple = ("tensorboard",)
 
 
 # Devices
@@ -153,7 +154,7 @@ def train(strategy, model, optimizer, records, recipe, pace, output_dir):
         window = []  # rows of metrics since the last line of the log
         if output_dir:
             window = read_window(output_dir, step, len(TRAIN_METRICS))
-            log = stack.enter_context(MetricsLog(output_dir, lambda line: line["global_step"] <= step, step))
+            log = stack.enter_context(MetricsLog(output_dir, lambda line: line["global_step"] <= step, step, pace.report_to))
         while step < total:
             # as many updates as there are until something is due; their batches are drawn inside the call
             count = min(steps_a_call, total - step, pace.log_steps - step % pace.log_steps,

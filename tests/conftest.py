@@ -130,7 +130,7 @@ def start():
     """A function that starts a script in a process: start(script, flags, log file, event, environment) -> process."""
     import runs
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([runs.SINGLE, "tensorboard", "sklearn.metrics"])
+    context.set_forkserver_preload([runs.SINGLE, "tensorboard", "sklearn.metrics", "matplotlib.backends.backend_agg"])
     path = os.environ.get("PYTHONPATH")
     # for the fork server's imports
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *filter(None, [path])])

@@ -24,6 +24,7 @@ import warnings
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FOLDERS = ("", "data", "scripts")  # of scripts
 IMPORTED = ("tensorflow torch torch._dynamo torch.distributed.run numpy safetensors.torch sklearn.metrics tokenizers "
+            "matplotlib.backends.backend_agg "
             "pooch requests spacy.lang.en tensorboard.summary.writer.record_writer "
             "tensorboard.compat.proto.event_pb2 tokenization tasks modeling optimization pretraining.checkpoints "
             "pretraining.training finetuning.command").split()

@@ -19,7 +19,8 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 PRELOADED = ("numpy", "torch", "torch._dynamo", "torch.distributed.run", "tensorflow", "tokenizers",
              "safetensors.torch", "sklearn.metrics", "tqdm", "tensorboard.summary.writer.record_writer",
-             "tensorboard.compat.proto.event_pb2", "spacy", "matplotlib.pyplot")
+             "tensorboard.compat.proto.event_pb2", "spacy", "matplotlib.pyplot",
+             "matplotlib.backends.backend_agg")
 # Variables, by their beginnings, that are read once, as Python or a library loads. PYTHONPATH and OMP_NUM_THREADS are
 # imitated.
 READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "MPL", "OPENBLAS_", "MKL_")

@@ -102,7 +102,8 @@ def test_a_gpu_that_a_framework_does_not_see_is_said_loudly_by_both(gpu, capsys,
     flags = ["--do_predict", "--predict_file", str(tmp_path), "--init_checkpoint", str(tmp_path), "--output_dir", str(tmp_path)]
     for more, warned in (([], True), (["--no_cuda"], False)):
         with pytest.raises(UserError, match="classifier.json"):
-            command.run(parser, argv=flags + more)
+            monkeypatch.setattr("sys.argv", ["script", *flags, *more])
+            command.run(parser)
         assert ("but PyTorch sees none" in capsys.readouterr().err) == warned
 
 

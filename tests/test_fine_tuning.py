@@ -13,8 +13,10 @@ import sys
 import time
 
 import numpy as np
+import pandas
 import pytest
 import safetensors.torch
+import sklearn.metrics
 import torch
 
 import optimization
@@ -44,7 +46,8 @@ def finished(tiny, tmp_path_factory):
 def test_a_run_writes_what_the_contract_says(tiny, finished):
     assert sorted(path.name for path in finished.iterdir()) == sorted(
         ["best", "last", "metrics.jsonl", "results.json", "run.json", "tensorboard"]
-        + [f"{kind}_ep{epoch}.txt" for kind in ("eval_results", "results", "classification_report") for epoch in (1, 2, 3)])
+        + [f"{kind}_ep{epoch}.txt" for kind in ("eval_results", "results", "classification_report") for epoch in (1, 2, 3)]
+        + [f"confusion_matrix_ep{epoch}.{kind}" for kind in ("csv", "png") for epoch in (1, 2, 3)])
     labels = labels_of(tiny)
     for epoch in (1, 2, 3):
         predictions = predictions_of(finished / f"results_ep{epoch}.txt")
@@ -52,6 +55,10 @@ def test_a_run_writes_what_the_contract_says(tiny, finished):
         assert len(predictions) == NUM_TEST and set(predictions) <= {0, 1, 2, 3}
         assert evaluation["eval_accuracy"] == pytest.approx(np.mean(np.array(predictions) == labels), abs=1e-12)
         assert evaluation["global_step"] == 8 * epoch
+        matrix = pandas.read_csv(finished / f"confusion_matrix_ep{epoch}.csv", index_col="true")
+        assert matrix.columns.tolist() == ["1", "2", "3", "4"] and matrix.index.tolist() == [1, 2, 3, 4]
+        assert (matrix.to_numpy() == sklearn.metrics.confusion_matrix(labels, predictions, labels=range(4))).all()
+        assert (finished / f"confusion_matrix_ep{epoch}.png").read_bytes().startswith(b"\x89PNG")
     train = read_metrics(finished, "train")
     assert [line["global_step"] for line in train] == list(range(1, 25))
     rates = [line["learning_rate"] for line in train]

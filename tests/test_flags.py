@@ -3,18 +3,23 @@
 OBSERVED names the test that fails where a flag does nothing; tests/mutate_flags.py tries that.
 """
 import ast
+import importlib.machinery
+import importlib.util
+import json
 import math
 import shutil
 import sys
 
+import matplotlib.image
 import numpy as np
 import pytest
 import torch
 
 import modeling
 import optimization
+from common import run_folder
 from conftest import ROOT
-from finetuning import command, training
+from finetuning import command, evaluation, training
 from runs import (DISCRIMINATIVE, NUM_TEST, NUM_TRAIN, SINGLE, call, losses_of, make_bert, predictions_of, read_json,
                   read_metrics, start_together, train_flags, wait)
 from runs import weights as weights_of
@@ -74,6 +79,7 @@ OBSERVED = {  # flag -> file::test, a name alone being one of this file
     "weight_decay": "test_weight_decay_draws_matrices_alone_to_zero",
     "clip_grad": "test_what_is_held_to_norm_1",
     "bias_correction": "test_the_first_update_is_as_long_as_bias_correction_makes_it",
+    "class_weights": "test_the_weights_of_classes_are_those_of_torch_s_cross_entropy",
     "best_metric": "test_the_best_epoch_is_the_metric_s",
     "patience": "test_fine_tuning.py::test_patience_stops_when_nothing_gets_better",
     "seed": "test_what_a_seed_draws",
@@ -96,6 +102,7 @@ OBSERVED = {  # flag -> file::test, a name alone being one of this file
     "eval_every": "test_learning_curves.py::test_points_lie_where_the_flag_says_also_in_a_part_of_an_epoch",
     "eval_sample": "test_learning_curves.py::test_so_many_examples_are_evaluated_at_a_point",
     "allow_divergence": "test_learning_curves.py::test_a_run_that_diverges_is_a_finished_one_where_it_may",
+    "report_to": "test_metrics_go_where_report_to_says",
     "log_steps": "test_a_line_of_the_log_is_the_mean_of_so_many_updates",
     # of the converter
     "tf_checkpoint_path": "test_convert.py::test_the_folder_is_complete_and_loads_here",
@@ -401,6 +408,60 @@ def test_the_best_epoch_is_the_metric_s(train, monkeypatch, metric, best):
     assert read_json(folder / "results.json")["best"]["epoch"] == best
 
 
+def write_weights(path, content="4\t2\n1\t0.5\n2\t1\n3\t1e-1\n"):
+    path.write_text(content)
+    return path
+
+
+@pytest.mark.parametrize("wanted", ["balanced", "file"])
+def test_the_weights_of_classes_are_those_of_torch_s_cross_entropy(train, tmp_path, spy, wanted):
+    """The loss of each update, in micro-batches too, and balanced is scikit-learn's."""
+    outputs = spy(modeling.BertForSequenceClassification, "forward",
+                  lambda logits, model, batch: (logits.detach(), batch.labels) if model.training else None)
+    path = write_weights(tmp_path / "weights.tsv")
+    flags = "--class_weights", wanted if wanted == "balanced" else path, "--num_datas", 40, "--num_train_epochs", 2
+    folder = train(*flags)
+    outputs = [of_update for of_update in outputs if of_update]
+    labels = torch.cat([labels for _, labels in outputs[:5]]).numpy()  # an epoch: the 40 that --num_datas takes
+    weights = [0.5, 1, 0.1, 2] if wanted == "file" else len(labels) / (4 * np.bincount(labels))
+    loss = torch.nn.CrossEntropyLoss(weight=torch.tensor(weights, dtype=torch.float32))
+    expected = [loss(*of_update).item() for of_update in outputs]
+    assert losses_of(folder) == pytest.approx(expected, rel=1e-5) and len(expected) == 10
+    assert losses_of(train(*flags, "--gradient_accumulation_steps", 3, name="parts")) == pytest.approx(expected, rel=1e-4)
+    path.rename(tmp_path / "moved.tsv")
+    if wanted == "file":  # another path to the same weights is the same run, other weights are another one
+        train("--class_weights", tmp_path / "moved.tsv", *flags[2:])
+        write_weights(path, "1\t1\n2\t1\n3\t1\n4\t1\n")
+        with pytest.raises(SystemExit):
+            train("--class_weights", path, *flags[2:])
+        assert losses_of(train("--class_weights", path, *flags[2:], name="ones")) == losses_of(train(*flags[2:], name="plain"))
+
+
+@pytest.mark.parametrize("content, words", [
+    ("1\t1\n5\t1\n", "weights.tsv:2: '5\\t1' is not `class TAB weight`"), ("1\t1\n1\t2\n", "weights.tsv:2"),
+    ("1\tone\n", ":1:"), ("1 2\n", ":1:"), ("1\t0\n", ":1:"), ("1\tnan\n", ":1:"), ("1\tinf\n", ":1:"),
+    ("1\t1\n3\t1\n", "has no line for 2, 4"),
+    ("", "is empty")])
+def test_wrong_weights_of_classes_are_named(tiny, tmp_path, refused_here, content, words):
+    path = write_weights(tmp_path / "weights.tsv", content)
+    refused_here(SINGLE, *train_flags(tiny, tmp_path / "run"), "--class_weights", path, words=words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_classes_go_with_training_one_task(tiny, tmp_path, refused_here):
+    flags = train_flags(tiny, tmp_path / "run")
+    refused_here(SINGLE, *flags, "--do_train=False", "--class_weights", "balanced", words="add --do_train")
+    refused_here(MULTITASK, *flags, "--class_weights", write_weights(tmp_path / "weights.tsv"), words="is for one task")
+
+
+def test_names_of_classes_are_drawn_as_they_are(tmp_path):
+    """No formula, no character without a picture, and no limit to their number ends a run."""
+    for names in (["$\\frac{$", "电影"], [f"class {i}" for i in range(70)], ["a", "b"]):
+        evaluation.draw_confusion_matrix(tmp_path / "a.png", names, np.eye(len(names), dtype=int))
+        height, width = matplotlib.image.imread(tmp_path / "a.png").shape[:2]
+        assert 300 < height == width <= 1500
+
+
 # Speed
 
 @pytest.fixture
@@ -444,7 +505,8 @@ def test_checkpointed_layers_are_computed_twice(train, spy):
 
 
 @pytest.mark.parametrize("flags, no_cuda, expected", [
-    ([], True, (0, False)), (["--local_rank", 3], False, (3, True)), ([], False, (0, True))])
+    ([], True, (0, False)), (["--local_rank", 3], False, (3, True)),
+    (["--local-rank=2"], False, (2, True)), ([], False, (0, True))])
 def test_the_device_is_the_one_asked_for(tiny, tmp_path, monkeypatch, flags, no_cuda, expected):
     """(its number, whether it is a GPU), on a machine with GPUs."""
     seen = []
@@ -491,6 +553,58 @@ def test_a_line_of_the_log_is_the_mean_of_so_many_updates(train):
     for line, part in zip(together, (each[:3], each[3:6], each[6:])):
         for name in ("loss", "gradient_norm"):
             assert line[name] == pytest.approx(np.mean([other[name] for other in part]))
+
+
+WANDB = """
+import json, os
+def init(**settings):
+    class Run:
+        def log(self, values, step):
+            self.write({"step": step} | values)
+        def finish(self):
+            self.write("finished")
+        def write(self, value):
+            with open(os.environ["STAND_IN"], "a") as file:
+                file.write(json.dumps(value) + "\\n")
+    Run().write({key: settings[key] for key in ("id", "resume", "name")})
+    return Run()
+"""
+
+
+@pytest.mark.parametrize("reporters", [["wandb", "tensorboard"], ["wandb"], ["none"]], ids=str)
+def test_metrics_go_where_report_to_says(train, tmp_path, monkeypatch, reporters):
+    """A stand-in takes down what wandb is told; a run that goes on is the same one there."""
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "wandb.py").write_text(WANDB)
+    monkeypatch.syspath_prepend(str(tmp_path / "packages"))
+    monkeypatch.setenv("STAND_IN", str(tmp_path / "told.jsonl"))
+    sys.modules.pop("wandb", None)
+    folder = train("--report_to", *reporters, "--num_train_epochs", 0.5)
+    assert (folder / "tensorboard").exists() == ("tensorboard" in reporters)
+    assert len(read_metrics(folder, "train")) == 4
+    if "wandb" not in reporters:
+        assert not (tmp_path / "told.jsonl").exists()
+        return
+    first, *told, last = map(json.loads, (tmp_path / "told.jsonl").read_text().splitlines())
+    assert first["name"] == "run" and first["resume"] == "allow" and last == "finished"
+    for line, logged in zip(told, read_metrics(folder, "train") + read_metrics(folder, "eval"), strict=True):
+        kind, step, _ = logged.pop("kind"), logged.pop("global_step"), logged.pop("epoch")
+        assert line == {"step": step} | {f"{kind}/{name}": value for name, value in logged.items()}
+    with run_folder.MetricsLog(str(folder), report_to=["wandb"]) as log:
+        log.write("eval", 9, {"epoch": 2, "loss": 1.0})
+    sys.modules.pop("wandb", None)
+    assert json.loads((tmp_path / "told.jsonl").read_text().splitlines()[-3]) == first
+
+
+def test_a_reporter_that_is_not_installed_is_one_line(tiny, tmp_path, refused_here, monkeypatch):
+    """Also where wandb left its folder of the same name."""
+    flags = train_flags(tiny, tmp_path / "run")
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: importlib.machinery.PathFinder.find_spec(
+        name, [str(tmp_path)]))
+    refused_here(SINGLE, *flags, "--report_to", "wandb", words="--report_to wandb: the package is not installed")
+    refused_here(SINGLE, *flags, "--report_to", "none", "wandb", words="none stands alone")
+    assert not (tmp_path / "run").exists()
 
 
 # The converter

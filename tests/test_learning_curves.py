@@ -297,7 +297,7 @@ def test_a_diverging_run_that_is_killed_ends_as_if_it_had_not_been(tiny, tmp_pat
     log = tmp_path / "log.txt"
     assert wait(start(SINGLE, flags("whole"), log)) == [0], log.read_text()
     for event in (("rename", 1, "after"), ("rename", 1, "after"), ("update", 1, "after"), ("rename", 3, "before"),
-                  ("rename", 5, "after"), ("rename", 6, "after"), ("rename", 2, "before")):
+                  ("rename", 7, "after"), ("rename", 8, "after"), ("rename", 2, "before")):
         assert wait(start(SINGLE, flags("run"), log, (*event, KILL))) == [-KILL], (event, log.read_text())
     assert wait(start(SINGLE, flags("run"), log)) == [0], log.read_text()
     assert log.read_text().count("going on after update 1 ") == 4 and log.read_text().count("going on after update 2 ") == 2

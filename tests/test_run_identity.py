@@ -238,7 +238,8 @@ def left(folder):
 
 
 RUN = sorted(["best", "last", "metrics.jsonl", "results.json", "run.json", "tensorboard"] + [
-    f"{kind}_ep{epoch}.txt" for kind in ("classification_report", "eval_results", "results") for epoch in (1, 2)])
+    f"{kind}_ep{epoch}.txt" for kind in ("classification_report", "eval_results", "results") for epoch in (1, 2)] + [
+    f"confusion_matrix_ep{epoch}.{kind}" for kind in ("csv", "png") for epoch in (1, 2)])
 
 
 @pytest.mark.parametrize("first, second", [([1], [2, 3]), ([2, 3], [1]), ([1, 2], [2, 3])], ids=str)

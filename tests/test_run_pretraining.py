@@ -532,8 +532,8 @@ def test_the_loop_gets_what_the_flags_say(data, tmp_path, pretrain, monkeypatch)
     given = []
     monkeypatch.setattr(training, "train", lambda *arguments: given.extend(arguments[-3:]))
     pretrain(*flags_of(data, tmp_path / "out", "--random_seed", 7, "--gradient_accumulation_steps", 2, "--xla",
-                       "--iterations_per_loop", 6, "--keep_checkpoint_max", 3))
-    assert given == [training.Recipe(8, 1e-3, 12, 3, 7), training.Pace(2, True, 6, 1, 4, 3), str(tmp_path / "out")]
+                       "--iterations_per_loop", 6, "--keep_checkpoint_max", 3, "--report_to", "none"))
+    assert given == [training.Recipe(8, 1e-3, 12, 3, 7), training.Pace(2, True, 6, 1, 4, 3, ["none"]), str(tmp_path / "out")]
 
 
 RECIPE = {"input_file": "part-0", "init_checkpoint": "large", "gelu": "tanh", "train_batch_size": 5, "random_seed": 7}
@@ -961,6 +961,7 @@ OBSERVED = {  # flag -> the test that fails where it does nothing; tests/mutate_
     **dict.fromkeys(("input_file", "gelu", "vocab_file", "train_batch_size", "learning_rate", "num_warmup_steps",
                      "init_checkpoint", "random_seed"), RECIPES),
     "next_sentence": "test_the_masked_lm_alone_leaves_the_pooler_and_the_other_head_as_they_are",
+    "report_to": "test_the_loop_gets_what_the_flags_say",
     "num_train_steps": "test_the_loop_gets_what_the_flags_say",  # without training: the default is hours
     **dict.fromkeys(("gradient_accumulation_steps", "bf16", "xla", "deterministic"), SPEED),
     **dict.fromkeys(("tpu_name", "tpu_zone", "gcp_project", "num_tpu_cores"), TPU),
