@@ -9,6 +9,9 @@
 # scripts/experiment.sh. Two minutes before its time is over a run saves and stops. When all has ended, the same command submits
 # what is left: what was stopped, what failed, and what needs it. `bash scripts/run_all.sh --status` says how far it is.
 experiments=${*:-run_all}
+for name in $experiments; do
+    [ -e "$(dirname "$0")/$name.sh" ] || { echo "$0: there is no experiment $name; they are scripts/exp*.sh and run_all" >&2; exit 2; }
+done
 set --
 source "$(dirname "$0")/experiment.sh"
 folder=$OUT/slurm/$(date +%Y%m%d-%H%M%S)  # of this submission: the tasks of an earlier one may still read theirs

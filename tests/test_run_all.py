@@ -123,3 +123,9 @@ def test_slurm_gets_an_array_for_each_level_of_what_needs_what(cluster, tmp_path
     done, calls = cluster("exp1_catastrophic_forgetting", **variables)  # submits what is left
     assert [re.search(r"--job-name (\w+)", call)[1] for call in calls] == ["1_gpu", "2_cpu"], done.stderr
     assert (tmp_path / "out/results/figure2.csv").exists()
+
+
+def test_an_experiment_that_there_is_not_is_refused_before_anything_is_submitted(cluster, tmp_path):
+    done, calls = cluster("exp1_layers", "exp9")
+    assert done.returncode == 2 and "there is no experiment exp9; they are scripts/exp*.sh and run_all" in done.stderr
+    assert calls == [] and not (tmp_path / "out").exists()
