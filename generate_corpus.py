@@ -22,7 +22,7 @@ import os
 import tasks
 from common.command_line import ArgumentParser, UserError, add_boolean, path, run
 from common.files import atomic_write, check_output_file, decode_lines, require_file
-from common.tables import without_mark
+from common.tables import QUOTINGS, described, known_encoding, without_mark
 from pretraining import sentences
 
 DOMAINS = {domain: [task.name for task in tasks.TASKS.values() if task.domain == domain and task.language == "en"]
@@ -41,7 +41,11 @@ def parse_arguments():
                       help="Splits whose texts are written; default: train.")
     data.add_argument("--text_columns", nargs="+", help="For csv: names of the text columns, or their numbers from 0 if there "
                       "is no header; default: text.")
-    data.add_argument("--sep", help="For csv: the column separator, one character or tab; default: a comma.")
+    data.add_argument("--sep", help="For csv: the column separator, one character or tab; default: a comma, in .tsv a tab.")
+    data.add_argument("--encoding", type=known_encoding, help="For csv: the encoding of text tables, unless a byte order mark "
+                      "says another; default: utf-8.")
+    data.add_argument("--quoting", choices=QUOTINGS, help="For csv: whether quotes around a field are its text: none, they "
+                      "are; all, they are not; auto, they are in a .tsv that does not show otherwise; default: auto.")
     data.add_argument("--unlabelled_file", type=path, metavar="FILE", help="For csv: more texts for the corpus, one a line, "
                       "each a document; default: none.")
     recipe = parser.add_argument_group("recipe (changes the corpus)")
@@ -70,8 +74,9 @@ def select_tasks(args):
         for flag in ("leave_out_test_of", "keep_html"):
             if getattr(args, flag):
                 raise UserError(f"--{flag} belongs to the tasks by name, not to --task_name csv")
-        return [tasks.own_task(None, args.text_columns or ["text"], args.sep or ",", args.language or "en")]
-    for flag in ("text_columns", "sep", "language", "unlabelled_file"):
+        return [tasks.own_task(None, args.text_columns or ["text"], args.sep or ",", args.language or "en",
+                               encoding=args.encoding, quoting=args.quoting or "auto")]
+    for flag in ("text_columns", "sep", "encoding", "quoting", "language", "unlabelled_file"):
         if getattr(args, flag) is not None:
             raise UserError(f"--{flag} belongs to --task_name csv")
     if "csv" in args.task_name:
@@ -93,6 +98,9 @@ def main():
     known = [task.name for task in selected]
     tested = selected + [tasks.TASKS[name] for name in args.leave_out_test_of if name not in known]
     folders = tasks.data_folders([task.name for task in tested], args.data_dir)
+    if args.task_name == ["csv"]:
+        for split in args.splits:
+            print(f"{split} texts: {described(tasks.find_source(selected[0], folders[0], split)[0], args.encoding)}")
     left_out = collections.Counter()
     with atomic_write(args.output_file) as file:
         reserved = sentences.test_texts_of(tested, folders)
