@@ -11,25 +11,28 @@ A data directory holds the files as their authors publish them (`python data/dow
                                              order; title; content; comma or tab, as the first row has it
     imdb             train.csv, test.csv     0 or 1, tab, text; or the folders of aclImdb (train/pos/*.txt, ...)
     trec             train.csv, test.csv     LOC NUM HUM ENTY ABBR DESC, tab, text; or train_5500.label, TREC_10.label
-    csv              train.*, test.*         your own: --label_column, --text_columns, --sep; .csv, .tsv, .jsonl, .parquet
-                                             or .xlsx (common/tables.py)
+    csv              train.*, test.*, dev.*  your own, of any kind that common/tables.py reads: --label_column,
+                                             --text_columns, --sep, --encoding, --quoting
 
-A file separated by commas (or `;`, `|`, ...) is csv: fields may be quoted, a quote inside is doubled, a quoted field
-may hold line ends. A file separated by tabs has one row a line and no quoting: a quote is part of the text, because
-IMDb has hundreds of reviews that begin with a quoted title (the authors read them with pandas, which takes those
-quotes away). A byte order mark before the first row and lines with nothing in them are skipped. Otherwise fields stay
-exactly as they are: backslashes, ` #39;`, U+0085, empty strings; but for imdb's `<br />`, see Task.strip_html.
+A published file separated by commas is csv: fields may be quoted, a quote inside is doubled, a quoted field may hold line
+ends. One separated by tabs has one row a line and no quoting: a quote is part of the text, because IMDb has hundreds of
+reviews that begin with a quoted title (the authors read them with pandas, which takes those quotes away). A byte order
+mark before the first row and lines with nothing in them are skipped. Otherwise fields stay exactly as they are:
+backslashes, ` #39;`, U+0085, empty strings; but for imdb's `<br />`, see Task.strip_html.
 """
 import collections
 import dataclasses
-import itertools
 import os
 
 import numpy as np
 
 from common.command_line import UserError
 from common.files import decode_lines, require_file, require_folder
-from common.tables import HEADED, READERS, kind_of, read_rows, without_mark
+from common.tables import HEADED, KINDS, READERS, kind_of, quoted, read_columns, read_lines, shortened
+
+
+UNSTORED = ("encoding", "quoting")  # fields of a Task
+LABEL_NAMES = {"label", "labels", "class", "category", "target", "topic", "sentiment", "rating", "stars", "y"}  # of columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +53,9 @@ class Task:
     language        "en" or "zh"
     strip_html      `<br />` becomes a space: so do all reviews of IMDb have the lengths of the paper's Table 1
     num_second      how many of the text columns, the last ones, are the second text of a pair (segment 1); 0: no pair
+    encoding        of tables of your own, see common.tables.read_lines
+    quoting         the same, see common.tables.read_rows; None: a published data set. Neither is stored with a model or
+                    tells tasks apart: the next table may be written in another way
     """
     name: str
     domain: str
@@ -64,6 +70,8 @@ class Task:
     language: str = "en"
     strip_html: bool = False
     num_second: int = 0
+    encoding: str | None = dataclasses.field(default=None, compare=False)
+    quoting: str | None = dataclasses.field(default=None, compare=False)
 
     def clean(self, fields):
         """The fields (list of str) of a row as they are used."""
@@ -77,13 +85,13 @@ class Task:
 
     def to_dict(self):
         """The task as JSON-ready values, to be stored with a model; `task_from_dict` reads it."""
-        return dataclasses.asdict(self)
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in UNSTORED}
 
 
 def task_from_dict(values):
     """The Task that `Task.to_dict` stored, also after a round trip through JSON."""
     return Task(**{field.name: tuple(values[field.name]) if isinstance(values[field.name], list) else values[field.name]
-                   for field in dataclasses.fields(Task)})
+                   for field in dataclasses.fields(Task) if field.name not in UNSTORED})
 
 
 def numbers(last):
@@ -132,12 +140,12 @@ def data_folders(names, folders):
     return own if len(names) > 1 or os.path.isdir(own[0]) else folders
 
 
-def own_task(label_column, text_columns, sep=",", language="en", pair_columns=()):
+def own_task(label_column, text_columns, sep=",", language="en", pair_columns=(), encoding=None, quoting="auto"):
     """The Task of a file of your own, without its labels yet.
 
     label_column (str, or None where only the texts matter), text_columns and pair_columns (lists of str; the second text
     of a pair, if there is one) are names of a header's columns; or all are numbers from 0, and the files have no header.
-    `sep` is one character; a tab may be written `\\t` or `tab` and means a file without quoting.
+    `sep` is one character; a tab may be written `\\t` or `tab`.
     """
     columns = [str(column) for column in (label_column, *text_columns, *pair_columns) if column is not None]
     if not text_columns:
@@ -150,23 +158,21 @@ def own_task(label_column, text_columns, sep=",", language="en", pair_columns=()
     if len(sep) != 1 or sep in '"\r\n':
         raise UserError(f"--sep: {sep!r} separates nothing; give one character, or tab")
     return Task("csv", "own", (), text_columns=tuple(columns[label_column is not None:]), label_column=columns[0], sep=sep,
-                language=language, num_second=len(pair_columns))
+                language=language, num_second=len(pair_columns), encoding=encoding, quoting=quoting)
 
 
-def csv_task(data_dir, label_column, text_columns, sep=",", pair_columns=()):
-    """The Task of a file of your own: data_dir/train.csv and test.csv, or of another kind. Its labels are those of the training
-    file, sorted.
+def csv_task(data_dir, label_column, text_columns, sep=",", pair_columns=(), encoding=None, quoting="auto"):
+    """The Task of tables of your own: data_dir/train.csv and test.csv, or of other kinds. Its labels are those of the training
+    table, sorted.
 
     The flags are those of `own_task`. Labels sort as numbers where all are whole numbers. Reads the file once; raises
     UserError where it cannot be read, lacks a column, has fewer than two labels or a header where columns are numbered.
     """
-    task = own_task(label_column, text_columns, sep, pair_columns=pair_columns)
-    train, reader = find_source(task, data_dir, "train")
-    labels = collections.Counter(label for _, label, _ in reader(task, train))
-    first, *others = labels  # in the order of the rows
-    if isinstance(task.label_column, int) and labels[first] == 1 and others and min(map(labels.get, others)) > 1:
-        raise UserError(f"{train}:1: the first row's label, {quoted(first)}, is the only one that does not occur again; if "
-                        "the row is a header, give --label_column and --text_columns names instead of numbers")
+    task = own_task(label_column, text_columns, sep, pair_columns=pair_columns, encoding=encoding, quoting=quoting)
+    train, _ = find_source(task, data_dir, "train")
+    labels = collections.Counter(label for _, label, _ in read_table(task, train))
+    if isinstance(task.label_column, int):
+        check_first_row(task, data_dir, train, labels)
     if len(labels) < 2:
         raise UserError(f"{train}: column {task.label_column} holds one label only, {quoted(min(labels))}; "
                         "a classifier needs two or more")
@@ -175,28 +181,52 @@ def csv_task(data_dir, label_column, text_columns, sep=",", pair_columns=()):
     return dataclasses.replace(task, labels=tuple(sorted(labels)))
 
 
-def read_documents(task, data_dir, split):
-    """Yields (line number, label index, fields) for each document of `split` ("train" or "test") in file order.
+def check_first_row(task, data_dir, train, labels):
+    """Raises UserError where the first row of a training table with numbered columns is a header: its label, no number, occurs
+    once, and every other one again; or the others are numbers, or it is the usual name of a label, or the test table begins
+    with the same row. labels: how often each occurs, in the order of the rows."""
+    first, *others = labels
+    if labels[first] > 1 or not others or is_number(first):
+        return
+    is_header = (min(map(labels.get, others)) > 1 or first.casefold() in LABEL_NAMES or all(map(is_number, others)))
+    if not is_header and own_tables(data_dir, "test"):
+        test, _ = find_source(task, data_dir, "test")
+        is_header = next(read_table(task, test)) == next(read_table(task, train))
+    if is_header:
+        raise UserError(f"{train}:1: the first row's label, {quoted(first)}, is the only one that does not occur again; if "
+                        "the row is a header, give --label_column and --text_columns names instead of numbers")
+
+
+def is_number(text):
+    return text.removeprefix("-").replace(".", "", 1).isdecimal()
+
+
+def read_documents(task, data_dir, split, left_out=None):
+    """Yields (line number, label index, fields) for each document of `split` ("train", "test", your own "dev") in file order.
 
     Streams: one document is in memory at a time. `fields` is a list of str, the text columns as `Task.clean` gives them.
-    The line is the one in which the row begins (in aclImdb the number of the review in the split). Raises UserError
-    with file and line where a file is missing, empty, not text, cut off, or where a row has another number of columns
-    than the task or a label that the task does not have.
+    The line is the one in which the row begins (in aclImdb the number of the review in the split). left_out: a Counter of the
+    labels that the task does not have, if their rows shall be left out. Raises UserError with file and line where a file is
+    missing, empty, not text, cut off, or where a row has another number of columns than the task or such a label.
     """
     index = {label: number for number, label in enumerate(task.labels)}
     if task.numbered:
         index |= {str(number): number - 1 for number in range(1, len(task.labels) + 1)}
     path, reader = find_source(task, data_dir, split)
     for line_number, label, fields in reader(task, path):
-        if label not in index:
+        if label in index:
+            yield line_number, index[label], task.clean(fields)
+        elif left_out is not None:
+            left_out[label] += 1
+        else:
             hint = ""
             if task.name == "csv":
-                hint = "; they are the labels that occur in the training file"
+                hint = ("; they are the labels that occur in the training file, and --unseen_labels ignore leaves rows with "
+                        "others out")
             elif line_number == 1:
                 hint = "; if the row is a header, remove it"
             raise UserError(f"{path}:{line_number}: label {quoted(label)} is none of the labels of the task "
                             f"{task.name}: {shortened(', '.join(task.labels), 200)}{hint}")
-        yield line_number, index[label], task.clean(fields)
 
 
 def read_fields(task, data_dir, split):
@@ -206,35 +236,90 @@ def read_fields(task, data_dir, split):
         yield from (fields for _, _, fields in read_documents(task, data_dir, split))
     else:
         path, _ = find_source(task, data_dir, split)
-        yield from (fields for _, fields in read_columns(task, path, "--data_dir", task.text_columns, task.sep))
+        yield from (fields for _, fields in read_columns(task, path, "--data_dir", task.text_columns))
 
 
-def read_examples(task, data_dir, split):
-    """All documents of a split: the N texts (list of what `Task.text` gives) and class indices (int64 array [N])."""
+def read_examples(task, data_dir, split, left_out=None):
+    """All documents of a split: the N texts (list of what `Task.text` gives) and class indices (int64 array [N]). left_out: see
+    `read_documents`."""
     texts, labels = [], []
-    for _, label, fields in read_documents(task, data_dir, split):
+    for _, label, fields in read_documents(task, data_dir, split, left_out):
         texts.append(task.text(fields))
         labels.append(label)
+    if not texts:
+        raise UserError(f"--unseen_labels ignore: of the rows in {find_source(task, data_dir, split)[0]} none is left; their "
+                        f"labels are {shortened(', '.join(left_out), 200)}, those of the task "
+                        f"{shortened(', '.join(task.labels), 200)}")
     return texts, np.array(labels, np.int64)
 
 
-def read_texts(task, path):
+def read_texts(task, path, encoding=None):
     """The texts (list of what `Task.text` gives) of a file to predict, the value of --predict_file.
 
     Its name ends as a table's (common.tables.READERS): rows as `task` has them, with or without the label. Any other name:
     a text a line, an empty line is an empty text. Raises UserError as `read_documents` does.
     """
     if kind_of(path) in READERS:
-        return [task.text(task.clean(fields))
-                for _, fields in read_columns(task, path, "--predict_file", task.text_columns, task.sep)]
+        task = dataclasses.replace(task, encoding=encoding)
+        if kind_of(path) in HEADED and isinstance(task.label_column, int) and not task.num_second:  # then it is named `text`
+            return [task.clean([text])[0] for _, (text,) in read_columns(
+                dataclasses.replace(task, label_column="label"), path, "--predict_file", ("text",))]
+        return [task.text(task.clean(fields)) for _, fields in read_columns(task, path, "--predict_file", task.text_columns)]
     if task.num_second:
         raise UserError(f"--predict_file: the model classifies pairs of texts, and {path} holds one a line; give a table "
-                        f"({', '.join(READERS)}) with the columns that the model was trained on")
+                        f"({KINDS}) with the columns that the model was trained on")
     require_file(path, "--predict_file")
-    return task.clean([line for _, line in without_mark(decode_lines(path))])
+    return task.clean([line for _, line in read_lines(path, encoding)])
+
+
+def read_ids(task, path, column):
+    """The column (a name, or a number as a str) of a table to predict, the value of --id_column: a list of str."""
+    if task.name != "csv" or kind_of(path) not in READERS:
+        raise UserError(f"--id_column {column}: {path} is no table for a model of --task_name csv, and has no such column; "
+                        "leave the flag out")
+    named = isinstance(task.label_column, str)
+    if not named and not column.isdecimal():
+        raise UserError(f"--id_column {column}: the model numbers the columns of its tables; give a number from 0")
+    return [field for _, (field,) in read_columns(task, path, "--predict_file", (column if named else int(column),))]
+
+
+def describe_tables(task, data_dir, splits, left_out):
+    """What to know before training on tables of your own, as lines: how many texts each class has in each split, and what is
+    suspicious: a class of one text, one that is not tested, empty texts, texts of training in another table, too. left_out:
+    see `read_documents`."""
+    counts, remarks, known = {split: collections.Counter() for split in splits}, [], set()
+    for split in splits:
+        empty, shared = [], []
+        for line_number, label, fields in read_documents(task, data_dir, split, left_out):
+            counts[split][task.labels[label]] += 1
+            text = " ".join(fields).strip()
+            if not text:
+                empty.append(line_number)
+            elif split == "train":
+                known.add(hash(text))  # not the text: a table may be larger than memory
+            elif hash(text) in known:
+                shared.append(line_number)
+        path, _ = find_source(task, data_dir, split)
+        for fault, lines in (("empty texts", empty), ("texts that are in the training table, too", shared)):
+            if lines:
+                remarks.append(f"{path}:{lines[0]}: {fault}: {len(lines):,} of {counts[split].total():,}, the first one here")
+        few = [label for label in task.labels if counts[split][label] < (2 if split == "train" else 1)]
+        if few:
+            remarks.append(f"{path}: classes {'of one text' if split == 'train' else 'without a text'}: {len(few)} of "
+                           f"{len(task.labels)} ({shortened(', '.join(few), 200)})")
+    rows = [("class", *splits)] + [(shortened(label, 40), *(f"{counts[split][label]:,}" for split in splits))
+                                   for label in task.labels]
+    width = max(len(row[0]) for row in rows)
+    return [f"{name:<{width}}" + "".join(f"{number:>12}" for number in row) for name, *row in rows] + [
+        f"*** {remark} ***" for remark in remarks]
 
 
 # Finding and reading the files: each reader yields (line number, label as written, text fields)
+
+def own_tables(data_dir, split):
+    """The names of the tables of your own in data_dir that hold a split."""
+    return [f"{split}{kind}" for kind in READERS if os.path.exists(os.path.join(data_dir, f"{split}{kind}"))]
+
 
 def find_source(task, data_dir, split):
     """(path, reader) of a split: data_dir/SPLIT.csv (your own: of any kind of READERS), or else the task's original format.
@@ -242,10 +327,13 @@ def find_source(task, data_dir, split):
     Raises UserError, with the names looked for, where there is none, and where your own is there twice.
     """
     require_folder(data_dir, "--data_dir")
-    sources = [(f"{split}{kind}", read_table) for kind in (READERS if task.name == "csv" else (".csv",))]
-    there = [name for name, _ in sources if os.path.exists(os.path.join(data_dir, name))]
-    if len(there) > 1:
-        raise UserError(f"--data_dir: {data_dir} has {' and '.join(there)}; move all but one of them away")
+    if task.name == "csv":
+        names = own_tables(data_dir, split)
+        if len(names) != 1:
+            raise UserError(f"--data_dir: {data_dir} has " + (
+                f"{' and '.join(names)}; move all but one of them away" if names else f"no {split} table, {split}{KINDS}"))
+        return os.path.join(data_dir, names[0]), read_table
+    sources = [(f"{split}.csv", read_table)]
     if task.original == "aclImdb":
         sources += [(os.path.join(split, "pos"), read_acl_imdb), (os.path.join("aclImdb", split, "pos"), read_acl_imdb)]
     elif task.original == "label":
@@ -259,56 +347,14 @@ def find_source(task, data_dir, split):
 
 def read_table(task, path):
     """Reads the table of a split of any task."""
-    columns = (task.label_column, *task.text_columns)
-    for line_number, (label, *fields) in read_columns(task, path, "--data_dir", columns, task.sep):
-        yield line_number, label.strip(), fields
-
-
-def read_columns(task, path, flag, columns, sep):
-    """Yields (line number, the fields in `columns`) for each row of a table, the value of `flag`.
-
-    Every row must have as many columns as the task, or as the first row of a file of your own. Where no label is asked
-    for and there is no header, rows may also be without it.
-    """
-    require_file(path, flag)
-    rows = read_rows(path, sep)
-    first = next(rows, None)
-    if first is None:
-        raise UserError(f"{flag}: {path} holds no row")
-    line_number, first_row = first
-    width = len(first_row)
-    if isinstance(task.label_column, str):
-        check_header(path, line_number, first_row, columns)
-        columns = tuple(map(first_row.index, columns))
-    elif kind_of(path) in HEADED:
-        raise UserError(f"{path} names its columns: {shortened(', '.join(first_row), 200)}, and the task {task.name} numbers "
-                        "them; give names for --label_column and --text_columns, or a .csv file")
-    else:
-        rows = itertools.chain([first], rows)
-        if columns == task.text_columns and width == len(columns):
-            columns = tuple(map(sorted(columns).index, columns))
-        elif task.name != "csv":
-            width = 1 + len(task.text_columns)
-        if max(columns) >= width:
-            raise UserError(f"{path}:{line_number}: there is no column {max(columns)}, the row has the columns 0 to "
-                            f"{width - 1}; see --label_column, --text_columns and --sep")
-    line_number = None
-    for line_number, row in rows:
-        if len(row) != width:
-            raise UserError(f"{path}:{line_number}: {len(row)} columns, the task {task.name} has {width}; "
-                            "the row is cut off, or separated by something else")
-        yield line_number, [row[column] for column in columns]
-    if line_number is None:
-        raise UserError(f"{flag}: {path} holds a header and no row")
-
-
-def check_header(path, line_number, header, columns):
-    """Raises UserError unless each of `columns` (names) occurs once in `header` (list of str)."""
-    for column in columns:
-        if header.count(column) != 1:
-            fault = "two columns are named" if column in header else "no column is named"
-            raise UserError(f"{path}:{line_number}: {fault} {quoted(column)}; the header has "
-                            f"{shortened(', '.join(header), 200)} (without a header, columns are numbers from 0)")
+    for line_number, (label, *fields) in read_columns(task, path, "--data_dir", (task.label_column, *task.text_columns)):
+        label = label.strip()
+        if task.name == "csv" and not label:
+            raise UserError(f"{path}:{line_number}: the label is empty; name the class, or remove the row")
+        if task.name == "csv" and task.quoting != "all" and not {"\t", "\n", "\r"}.isdisjoint(label):
+            raise UserError(f"{path}:{line_number}: the label {quoted(label)} has a tab or a line end in it; is a quote not "
+                            "closed, or --label_column the text's? If it is meant, add --quoting all")
+        yield line_number, label, fields
 
 
 def read_label_file(task, path):
@@ -341,17 +387,6 @@ def read_acl_imdb(task, path):
             position += 1
             lines = [line for _, line in decode_lines(os.path.join(folder, review))]
             yield position, label, ["\n".join(lines)]
-
-
-def shortened(text, length):
-    """`text` for an error message: on one line and at most `length` characters."""
-    text = " ".join(text.split())
-    return text if len(text) <= length else text[:length] + "..."
-
-
-def quoted(text):
-    """A label or the start of a row as an error message shows it."""
-    return f"'{shortened(text, 40)}'"
 
 
 # Subsets: development data (--dev_fraction) and a part of the training data (--num_datas, Exp-IV)

@@ -72,13 +72,13 @@ def checkpoint_prefix(path):
 
 # Reading
 
-def decode_lines(path, encoding="utf-8", keep_ends=False):
+def decode_lines(path, encoding="utf-8", keep_ends=False, opener=open):
     """Yields (line number from 1, line without its end) of a text file; only \\n, \\r\\n end a line, never U+0085.
 
-    With `keep_ends` the line keeps its end, for a format whose records may hold line ends (csv). Raises UserError with the
-    line's number where the bytes are not text in `encoding`.
+    With `keep_ends` the line keeps its end, for a format whose records may hold line ends (csv). opener: gzip.open for a
+    compressed file. Raises UserError with the line's number where the bytes are not text in `encoding`.
     """
-    with open(path, "rb") as file:
+    with opener(path, "rb") as file:
         for line_number, raw in enumerate(file, 1):
             if b"\0" in raw:
                 raise UserError(f"{path}:{line_number}: a zero byte; this is no text file")

@@ -10,6 +10,7 @@
 Of several seeds each has such a folder, seed_N, and summary.json stands beside them. A run on several tasks writes what
 belongs to one task into a folder by the task's name.
 """
+import collections
 import contextlib
 import functools
 import json
@@ -26,6 +27,7 @@ import tasks
 from common.command_line import UserError, command, fields_of, warn_of_an_idle_gpu
 from common.files import atomic_write, check_output_folder, check_schema, digest_of_file, read_json, remove, write_json
 from common.run_folder import RunFolder, check_reporters, versions
+from common.tables import described, shortened, tab_separated
 from finetuning.data import BALANCED, class_weights, make_dataset, make_pair_dataset, read_class_weights
 from finetuning.evaluation import (METRICS, describe, describe_result, figures_by_task, measure, predict, summarize_seeds,
                                    write_evaluation)
@@ -61,14 +63,14 @@ def run(parser, rates_of=lambda config, args: (None, None)):
         if args.class_weights not in (None, BALANCED):  # what the file says decides the result, not where it lies
             args.class_weights = world.together(read_class_weights, args.class_weights, inputs.tasks[0].labels)
         # read before any work, so that hours of training do not end at a file that is missing
-        texts = world.together(tasks.read_texts, inputs.tasks[0], args.predict_file) if args.do_predict else None
+        to_predict = world.together(read_to_predict, args, inputs.tasks[0]) if args.do_predict else None
         model_folder = args.init_checkpoint
         if args.do_train:
             model_folder = fine_tune(args, inputs, rates_of(inputs.config, args), world)
         elif args.do_eval:
             evaluate_saved(args, inputs, world)
         if args.do_predict:
-            write_predictions(args, inputs, texts, model_folder, world)
+            write_predictions(args, inputs, *to_predict, model_folder, world)
 
 
 @contextlib.contextmanager
@@ -86,12 +88,28 @@ def out_of_memory_in_one_line():
 # Data
 
 def read_dataset(args, inputs, index, split, world, num=None):
-    """The split `train` or `test` of the task of that index, or a stratified part of it, as a finetuning.data.Dataset."""
-    texts, labels = tasks.read_examples(inputs.tasks[index], inputs.data_dirs[index], split)
+    """The split train, dev or test of the task of that index, or a stratified part of it, as a finetuning.data.Dataset."""
+    task, data_dir, left_out, name = inputs.tasks[index], inputs.data_dirs[index], unseen(args), f"{split} data"
+    texts, labels = tasks.read_examples(task, data_dir, split, left_out)
+    if task.name == "csv":
+        name += f" {described(tasks.find_source(task, data_dir, split)[0], args.encoding)}"
+    if left_out:
+        world.print(f"{name}: rows left out for their unseen labels: {left_out.total():,} "
+                    f"({shortened(', '.join(left_out), 200)})")
     if num:
         chosen = tasks.subsample(labels, num, seed=0)
         texts, labels = [texts[i] for i in chosen], labels[chosen]
-    return tokenize(args, inputs, texts, labels, f"{prefix_of(inputs, index)}{split} data", world)
+    return tokenize(args, inputs, texts, labels, prefix_of(inputs, index) + name, world)
+
+
+def unseen(args):
+    """What counts labels that the task does not have, where their rows are left out, else None."""
+    return collections.Counter() if args.unseen_labels == "ignore" else None
+
+
+def has_own(inputs, index, split):
+    """Whether the task of that index is tables of your own, with one of that split."""
+    return inputs.tasks[index].name == "csv" and bool(tasks.own_tables(inputs.data_dirs[index], split))
 
 
 def tokenize(args, inputs, texts, labels, name, world):
@@ -115,12 +133,13 @@ def prefix_of(inputs, index):
     return f"{inputs.tasks[index].name}: " if len(inputs.tasks) > 1 else ""
 
 
-def task_run(args, inputs, index, train_set, test_set, seed, folder):
-    """The TaskRun of one seed: its part of the training set, what is evaluated each epoch and what is tested at the end."""
+def task_run(args, inputs, index, train_set, dev_set, test_set, seed, folder):
+    """The TaskRun of one seed: its part of the training set, what is evaluated each epoch and what is tested at the end.
+    dev_set and test_set may be None."""
     task = inputs.tasks[index]
     if args.num_datas:
         train_set = train_set.subset(tasks.subsample(train_set.labels, args.num_datas, seed))
-    evaluated, evaluated_name, tested = test_set, "test", None
+    evaluated, evaluated_name, tested = (dev_set, "development", test_set) if dev_set else (test_set, "test", None)
     if args.dev_fraction:
         kept, held_out = tasks.split_train_dev(train_set.labels, args.dev_fraction, seed)
         evaluated, evaluated_name, tested = train_set.subset(held_out), "held-out", test_set
@@ -156,12 +175,22 @@ def fine_tune(args, inputs, rates, world):
     check_start(args)
     indices = range(len(inputs.tasks))
     train_sets = [world.together(read_dataset, args, inputs, index, "train", world) for index in indices]
-    test_sets = [world.together(read_dataset, args, inputs, index, "test", world, args.num_test_datas) if args.do_eval
-                 else None for index in indices]
-    if args.do_eval and not args.dev_fraction:
+    dev_sets = [world.together(read_dataset, args, inputs, index, "dev", world) if has_own(inputs, index, "dev") else None
+                for index in indices]
+    develops = args.dev_fraction or any(dev_sets)
+    tests = args.do_eval and (not develops or inputs.tasks[0].name != "csv" or has_own(inputs, 0, "test"))
+    test_sets = [world.together(read_dataset, args, inputs, index, "test", world, args.num_test_datas) if tests else None
+                 for index in indices]
+    if inputs.tasks[0].name == "csv":
+        splits = [split for split, sets in (("train", train_sets), ("dev", dev_sets), ("test", test_sets)) if any(sets)]
+        world.print(*world.on_main(tasks.describe_tables, inputs.tasks[0], inputs.data_dirs[0], splits,
+                                   unseen(args)), sep="\n")
+    if args.do_eval and not tests:
+        world.print(f"{args.data_dir} has no test table: the development set alone is evaluated, and chooses the best epoch")
+    if args.do_eval and not develops:
         world.print("the test set is evaluated after each epoch and chooses the best one, as in the paper; "
                     "--dev_fraction 0.1 chooses on held-out training data and tests once")
-    recipe = world.on_main(recipe_of, args, inputs, train_sets, test_sets)
+    recipe = world.on_main(recipe_of, args, inputs, train_sets, test_sets, dev_sets)
     folders = {seed: run_folder(seed_folder(args, seed)) for seed in args.seed}
     with contextlib.ExitStack() as locks:
         for path in dict.fromkeys([args.output_dir, *(folder.path for folder in folders.values())]):  # each once, in order
@@ -172,7 +201,7 @@ def fine_tune(args, inputs, rates, world):
         for seed, folder in folders.items():
             finished = found[seed] and finished_result(folder, world)
             results.append(finished or run_seed(args, inputs, rates, recipe | {"seed": seed}, folder, found[seed],
-                                                train_sets, test_sets, world))
+                                                list(zip(train_sets, dev_sets, test_sets)), world))
     if len(args.seed) > 1 and world.main:
         summary, lines = summarize_seeds(args.seed, results)
         print(*lines, sep="\n")
@@ -180,7 +209,7 @@ def fine_tune(args, inputs, rates, world):
         if not os.path.exists(path) or read_json(path, {}) != json.loads(json.dumps(summary)):
             write_json(path, summary)
     first = part_of(seed_folder(args, args.seed[0]), inputs.tasks, inputs.tasks[0])
-    saved = args.save_models if args.do_eval or args.dev_fraction else "last"
+    saved = args.save_models if args.do_eval or develops else "last"
     model_folder = os.path.join(first, "last" if saved == "last" else "best")
     following = ""
     if os.path.isdir(model_folder):  # none was kept, the run diverged, or they have been moved away
@@ -191,14 +220,14 @@ def fine_tune(args, inputs, rates, world):
     return model_folder
 
 
-def run_seed(args, inputs, rates, recipe, folder, found, train_sets, test_sets, world):
-    """The run of one seed: begins it in its folder, or goes on with it. found: its run.json, None where it is new.
-    Returns the figures of results.json."""
+def run_seed(args, inputs, rates, recipe, folder, found, datasets, world):
+    """The run of one seed: begins it in its folder, or goes on with it. found: its run.json, None where it is new. datasets: of
+    each task (training set, development set or None, test set or None). Returns the figures of results.json."""
     torch.manual_seed(recipe["seed"])
     # Before the folder changes, so that wrong weights, or too few examples, leave it as it is.
     model, lines = make_model(args, inputs, world.device)
     runs = [task_run(args, inputs, index, *sets, recipe["seed"], folder.path)
-            for index, sets in enumerate(zip(train_sets, test_sets))]
+            for index, sets in enumerate(datasets)]
     flags = vars(args) | {"num_processes": world.size}
     checkpoint = os.path.join(folder.path, "checkpoint.pt")
     state = world.together(read_checkpoint, checkpoint) if found and os.path.exists(checkpoint) else None
@@ -230,11 +259,11 @@ def run_seed(args, inputs, rates, recipe, folder, found, train_sets, test_sets, 
 
 # Whose folder it is
 
-def recipe_of(args, inputs, train_sets, test_sets):
+def recipe_of(args, inputs, train_sets, test_sets, dev_sets):
     """What decides the result of a run, beside the seed: the flags that do, and digests of all that is read. Two runs of
     an equal recipe are the same, wherever their files lie."""
     data = {f"{prefix_of(inputs, index)}{name} data": dataset.digest()
-            for name, datasets in (("training", train_sets), ("test", test_sets))
+            for name, datasets in (("training", train_sets), ("test", test_sets), ("development", dev_sets))
             for index, dataset in enumerate(datasets) if dataset}
     labels = {f"{prefix_of(inputs, index)}labels": list(task.labels) for index, task in enumerate(inputs.tasks)}
     model = {"weights (--init_checkpoint)": digest_of_weights(args.init_checkpoint),
@@ -350,8 +379,11 @@ def finished_result(folder, world):
 # A saved model
 
 def evaluate_saved(args, inputs, world):
-    """Evaluates a fine-tuned model on the test set."""
-    test_set = read_dataset(args, inputs, 0, "test", world, args.num_test_datas)
+    """Evaluates a fine-tuned model on the test set, or where your own tables have none, on the development set."""
+    split = "dev" if has_own(inputs, 0, "dev") and not has_own(inputs, 0, "test") else "test"
+    if split == "dev":
+        world.print(f"{args.data_dir} has no test table: the development set is evaluated")
+    test_set = read_dataset(args, inputs, 0, split, world, args.num_test_datas)
     classifier = make_model(args, inputs, world.device)[0].classifiers[0]
     logits = predict(classifier, test_set, args.eval_batch_size, world, args.bf16)
     measured = measure(test_set.labels, logits)
@@ -360,21 +392,33 @@ def evaluate_saved(args, inputs, world):
     if world.main:
         write_evaluation(args.output_dir, suffix, measured, test_set.labels, logits, inputs.tasks[0].labels)
     path = os.path.join(args.output_dir, f"eval_results{suffix}.txt")
-    world.print(f"{args.init_checkpoint}: {describe(measured)} on {len(test_set):,} test examples\nwrote {path}, "
+    world.print(f"{args.init_checkpoint}: {describe(measured)} on {len(test_set):,} {split} examples\nwrote {path}, "
                 f"results{suffix}.txt, classification_report{suffix}.txt and confusion_matrix{suffix}.csv and .png")
 
 
-def write_predictions(args, inputs, texts, model_folder, world):
-    """Writes predictions.tsv: a header, then the label and each class's probability for each of the texts."""
+def read_to_predict(args, task):
+    """(the texts of --predict_file, their --id_column or None)."""
+    return (tasks.read_texts(task, args.predict_file, args.encoding),
+            args.id_column and tasks.read_ids(task, args.predict_file, args.id_column))
+
+
+def write_predictions(args, inputs, texts, ids, model_folder, world):
+    """Writes predictions.tsv: a header, then for each text its id (--id_column), the label, each class's probability, and the
+    text (--write_text)."""
     task = inputs.tasks[0]
     args = type(args)(**vars(args) | {"do_train": False, "init_checkpoint": model_folder})
     classifier = make_model(args, inputs, world.device)[0].classifiers[0]
-    dataset = tokenize(args, inputs, texts, np.zeros(len(texts)), args.predict_file, world)
+    name = described(args.predict_file, args.encoding)
+    dataset = tokenize(args, inputs, texts, np.zeros(len(texts)), name, world)
     logits = predict(classifier, dataset, args.eval_batch_size, world, args.bf16)
     path = os.path.join(args.output_dir, "predictions.tsv")
     if world.main:
+        columns = {} if ids is None else {"id" if args.id_column.isdecimal() else args.id_column: ids}
+        of_text = dict(zip(("text", "text_pair"), zip(*texts) if task.num_second else [texts])) if args.write_text else {}
         with atomic_write(path) as file:
-            file.write("\t".join(["label", *task.labels]) + "\n")
-            for row in torch.from_numpy(logits).softmax(dim=1).numpy():
-                file.write("\t".join([task.labels[row.argmax()], *(f"{value:.6f}" for value in row)]) + "\n")
+            file.write(tab_separated([*columns, "label", *task.labels, *of_text], args.quoting == "all"))
+            for row, *more in zip(torch.from_numpy(logits).softmax(dim=1).numpy(), *columns.values(), *of_text.values()):
+                fields = [*more[:len(columns)], task.labels[row.argmax()], *(f"{value:.6f}" for value in row),
+                          *more[len(columns):]]
+                file.write(tab_separated(fields, args.quoting == "all"))
     world.print(f"wrote {path}: the label and the probability of each class for {len(texts):,} texts")

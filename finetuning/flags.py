@@ -4,6 +4,7 @@ import argparse
 import tasks
 from common.command_line import ArgumentParser, UserError, add_boolean, number, path
 from common.run_folder import add_report_to
+from common.tables import KINDS, QUOTINGS, known_encoding
 from finetuning.data import BALANCED, SAMPLINGS
 from finetuning.evaluation import METRICS
 from modeling import CLASSIFIERS, FRACTION_POOLINGS, LAYER_POOLINGS, POOLINGS
@@ -18,7 +19,9 @@ WATCHED = ("gradient_accumulation_steps", "fractions_at_once", "num_processes", 
 NOT_RECIPE = {"data_dir", "bert_config_file", "vocab_file", "init_checkpoint", "predict_file", "output_dir", *WATCHED,
               "do_train", "do_predict", "eval_batch_size", "gradient_checkpointing", "no_cuda", "local_rank",
               "rendezvous_timeout", "overwrite_output_dir", "save_checkpoints_steps", "save_models", "log_steps", "report_to",
-              "eval_every", "eval_sample", "allow_divergence", "seed"}
+              "eval_every", "eval_sample", "allow_divergence", "seed", "encoding", "quoting", "unseen_labels", "id_column",
+              "write_text"}
+CSV_FLAGS = {"label_column", "text_columns", "text_pair_columns", "sep", "encoding", "quoting", "unseen_labels", "id_column"}
 READING_FLAGS = {"label_column", "text_columns", "text_pair_columns", "sep", "keep_html", "text_pair"}  # how texts are read
 count, rate = number(int, minimum=1), number(float, minimum=0)
 
@@ -77,9 +80,19 @@ def add_data_flags(group, several_tasks):
         add("--text_pair_columns", nargs="+", default=[],
             help="For csv, the columns of a second text: the model reads the pair [CLS] A [SEP] B [SEP], its longer text cut "
             "at the end (default: none, single texts).")
-        add("--sep", default=",", help="For csv, the character between columns, or tab (default: a comma).")
-        add("--predict_file", type=path, help="For --do_predict, a text per line; or, if the name ends in .csv or .tsv, rows "
-            "as the task has them, with or without the label.")
+        add("--sep", default=",", help="For csv, the character between columns, or tab (default: a comma; in .tsv a tab).")
+        add("--encoding", type=known_encoding, help="The encoding of text tables for csv, and of --predict_file, unless a byte "
+            "order mark says another (default: utf-8).")
+        add("--quoting", choices=QUOTINGS, default="auto", help="For csv, whether quotes around a field are its text: none, "
+            "they are; all, they are not, and predictions.tsv gets quotes, too; auto, they are in a .tsv that does not show "
+            "otherwise (default: auto).")
+        add("--unseen_labels", choices=("error", "ignore"), default="error", help="For csv, what a label is that the training "
+            "table lacks: an error, or a reason to leave the row out of the evaluation (default: error).")
+        add("--predict_file", type=path, help="For --do_predict, a text per line; or, if the name ends as a table's "
+            f"({KINDS}), rows as the task has them, with or without the label.")
+        add("--id_column", metavar="COLUMN", help="For csv, a column of --predict_file, by name or number, that "
+            "predictions.tsv gets, too (default: none).")
+        add_boolean(group, "--write_text", False, "Write the texts into predictions.tsv, too (default: off).")
     add_boolean(group, "--keep_html", False, "For imdb, keep the `<br />` of the published text, which the paper's text has "
                 "not (default: off, it becomes a space).")
     add_boolean(group, "--text_pair", False, "For yahoo, read title and question as the first text of a pair, the answer as "
@@ -89,7 +102,8 @@ def add_data_flags(group, several_tasks):
     add("--num_test_datas", type=count_or_fraction,
         help="Evaluate on this many test examples or this fraction, the same for every seed (default: all).")
     add("--dev_fraction", type=number(float, minimum=0, below=1), default=0.0, help="Hold out this fraction of the training "
-        "data, choose the best epoch on it and test once (default: 0, the test set chooses it, as in the paper).")
+        "data, choose the best epoch on it and test once (default: 0, the test set chooses it, as in the paper; for csv, a "
+        "table dev beside train takes its place).")
 
 
 def add_model_flags(group):
@@ -163,7 +177,7 @@ def add_recipe_flags(group, several_tasks):
     add("--best_metric", choices=METRICS, default="accuracy",
         help="The metric that chooses the best epoch; a tie goes to the lower loss (default: accuracy).")
     add("--patience", type=count,
-        help="Stop after this many epochs without a better one; needs --dev_fraction (default: never).")
+        help="Stop after this many epochs without a better one; needs --dev_fraction, or a table dev (default: never).")
     add("--seed", type=number(int, minimum=0, maximum=2**32 - 1), nargs="+", default=[42],
         help="One run per seed; several are summarised by mean and standard deviation (default: 42).")
 
@@ -198,7 +212,8 @@ def parse(parser, argv=None):
     given = {name for name, value in vars(marked).items() if value is not unset}
     args = parser.parse_args(argv)
     for flag, value in (("task_sampling", "by_size"), ("task_sampling_alpha", 1.0), ("do_predict", False),
-                        ("predict_file", None), ("text_pair_columns", [])):
+                        ("predict_file", None), ("text_pair_columns", []), ("quoting", "auto"), ("unseen_labels", "error"),
+                        ("id_column", None), ("write_text", False)):
         setattr(args, flag, getattr(args, flag, value))  # the flags of one task's scripts alone, or of several tasks' alone
     for wrong, message in faults(args, given):
         if wrong:
@@ -210,10 +225,13 @@ def faults(args, given):
     """(whether it is there, what to say) of each fault that flags may have together; the first one counts."""
     trains, several, bilstm = args.do_train, isinstance(args.task_name, list), args.classifier == "bilstm_attention"
     attention = {"attention_size"} if args.hierarchical == "self_attention" else set()  # which has one without the biLSTM
-    evaluates, pairs = args.do_eval or args.dev_fraction, args.text_pair or args.text_pair_columns
+    dev_tables = tasks.own_tables(args.data_dir or "", "dev") if args.task_name == "csv" and trains else []
+    develops = args.dev_fraction or dev_tables  # on data that are not the test's
+    development = (dev_tables or ["--dev_fraction"])[0]
+    evaluates, pairs = args.do_eval or develops, args.text_pair or args.text_pair_columns
     others = several and len(args.task_name) > 1  # beside the task of pairs, with single texts to cut
     of_csv, of_single, of_rates, of_bilstm = (min(flags & given, default=None) for flags in (
-        {"label_column", "text_columns", "text_pair_columns", "sep"},
+        CSV_FLAGS - ({"encoding"} if args.do_predict else set()),
         {"hierarchical"} if others else {"hierarchical", "trunc_medium"},
         {"layer_learning_rate", "layer_learning_rate_decay", "embeddings_learning_rate"},
         {"lstm_hidden_size", "attention_hops", "attention_size"} - attention))
@@ -222,6 +240,8 @@ def faults(args, given):
         (not (trains or args.do_eval or args.do_predict), "nothing to do: give --do_train, --do_eval or --do_predict"),
         (args.do_predict and not args.predict_file, "--do_predict needs --predict_file"),
         (args.predict_file and not args.do_predict, "--predict_file is read only with --do_predict"),
+        (not args.do_predict and (args.id_column or args.write_text),
+         f"--{'id_column' if args.id_column else 'write_text'} is for predictions.tsv, which --do_predict writes"),
         (several and len(set(args.task_name)) < len(args.task_name), "--task_name names a task twice"),
         (args.class_weights and not trains, "--class_weights weighs the training loss: add --do_train"),
         (several and args.class_weights not in (None, BALANCED),
@@ -241,7 +261,10 @@ def faults(args, given):
         (pairs and of_single, f"--{of_single} is for single texts: a pair is cut at the end of its longer text; leave it out"),
         (not trains and len(args.seed) > 1, "several --seed need --do_train"),
         (len(set(args.seed)) < len(args.seed), "--seed names a seed twice"),
-        (args.patience and not args.dev_fraction, "--patience needs data to watch: add for example --dev_fraction 0.1"),
+        (args.dev_fraction and dev_tables, f"--dev_fraction: {args.data_dir} has {development}, which is the development set; "
+                                           "leave the flag out, or move the table away"),
+        ("unseen_labels" in given and not evaluates, "--unseen_labels needs data to evaluate: --do_eval"),
+        (args.patience and not develops, "--patience needs data to watch: add for example --dev_fraction 0.1"),
         (args.max_fractions and not args.hierarchical, "--max_fractions belongs to --hierarchical, which is not given"),
         (args.hierarchical and "trunc_medium" in given and not args.max_fractions,
          "--trunc_medium has nothing to cut with --hierarchical: add --max_fractions or leave it out"),
@@ -252,8 +275,8 @@ def faults(args, given):
          "--eval_every needs --do_train and data to evaluate: --do_eval or --dev_fraction"),
         ("eval_sample" in given and not args.eval_every, "--eval_sample needs --eval_every"),
         ("save_models" in given and not trains, "--save_models needs --do_train"),
-        (args.save_models in ("none", "last") and args.dev_fraction,
-         f"--save_models {args.save_models}: --dev_fraction tests the best model, keep it with best or both"),
+        (args.save_models in ("none", "last") and develops,
+         f"--save_models {args.save_models}: {development} tests the best model, keep it with best or both"),
         (args.save_models == "none" and args.do_predict, "--save_models none: --do_predict needs a model, keep last or best"),
         (args.save_models == "best" and not evaluates,
          "--save_models best: what is best is found by --do_eval or --dev_fraction, add one of them"),

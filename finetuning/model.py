@@ -9,7 +9,7 @@ from common.files import read_json
 from common.hub import find_on_hub
 from common.vocabulary import VOCAB_NAMES, find_vocab
 from finetuning.data import head_and_tail
-from finetuning.flags import FEATURE_FLAGS, MODEL_FLAGS, READING_FLAGS, make_parser
+from finetuning.flags import CSV_FLAGS, FEATURE_FLAGS, MODEL_FLAGS, READING_FLAGS, make_parser
 from finetuning.weights import find_weights, load_weights, read_weights
 from modeling import BertForSequenceClassification, MultiTaskModel, check_choices, check_features
 from tokenization import FullTokenizer
@@ -72,7 +72,10 @@ def read_inputs(args, given):
 def read_tasks(args, stored_task):
     """(the tasks of the command, the data folder of each). stored_task: that of a saved model, or None."""
     if stored_task is None and args.task_name == "csv":
-        stored_task = tasks.csv_task(args.data_dir, args.label_column, args.text_columns, args.sep, args.text_pair_columns)
+        stored_task = tasks.csv_task(args.data_dir, args.label_column, args.text_columns, args.sep, args.text_pair_columns,
+                                     args.encoding, args.quoting)
+    elif stored_task and stored_task.name == "csv":
+        stored_task = dataclasses.replace(stored_task, encoding=args.encoding, quoting=args.quoting)
     if stored_task:
         return [stored_task], [args.data_dir]
     several = isinstance(args.task_name, list)
@@ -104,11 +107,17 @@ def restore_flags(args, given, folder):
             raise UserError(f"{path}: {len(values)} {name}, at least {least} needed; the file is damaged, or not ours")
     if args.task_name not in (None, task.name):
         raise UserError(f"--task_name {args.task_name}: the model in {folder} was trained for {task.name}; leave the flag out")
+    of_csv = (given & CSV_FLAGS) - ({"encoding"} if args.do_predict else set())
+    if task.name != "csv" and of_csv:
+        raise UserError(f"--{min(of_csv)} belongs to --task_name csv, the model in {folder} was trained for {task.name}; leave "
+                        "the flag out")
     reading = sorted(given & READING_FLAGS)
     if reading:
         if task.name == "csv":
             asked = tasks.own_task(args.label_column, args.text_columns, args.sep, pair_columns=args.text_pair_columns)
             asked = dataclasses.replace(asked, labels=task.labels)
+            if "sep" in given:  # a table to predict may be written in another way than that of training
+                task = dataclasses.replace(task, sep=asked.sep)
         else:
             asked, = tasks.named_tasks([task.name], args.keep_html, args.text_pair)
         if asked != task:

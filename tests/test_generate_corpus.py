@@ -348,10 +348,29 @@ def test_a_file_of_ones_own_needs_no_label(tmp_path, monkeypatch, columns):
     assert corpus == "One.\nTwo\nThree?\nFour.\n\n"
 
 
+def test_unlabelled_texts_are_more_documents(tmp_path, monkeypatch):
+    (tmp_path / "train.csv").write_text("text\nOne. Two.\n")
+    (tmp_path / "more.txt").write_bytes(b"\xef\xbb\xbfThree. Four.\r\n\nFive\n")
+    corpus, printed = corpus_of(monkeypatch, tmp_path, "--task_name", "csv", "--data_dir", tmp_path, "--unlabelled_file",
+                                tmp_path / "more.txt")
+    assert corpus == "One.\nTwo.\n\nThree.\nFour.\n\nFive\n\n"
+    with pytest.raises(UserError, match="--unlabelled_file: there is no file"):
+        corpus_of(monkeypatch, tmp_path, "--task_name", "csv", "--data_dir", tmp_path, "--unlabelled_file", tmp_path / "absent")
+
+
 def test_a_file_of_ones_own_may_be_chinese(tmp_path, monkeypatch):
     (tmp_path / "train.csv").write_text("text\n好。不好。\n", encoding="utf-8")
     assert corpus_of(monkeypatch, tmp_path, "--task_name", "csv", "--language", "zh", "--data_dir",
                      tmp_path)[0] == "好。\n不好。\n\n"
+
+
+@pytest.mark.parametrize("quoting, corpus", [([], '“A café.”\n\n"Two."\n\n'),
+                                             (["--quoting", "all"], "“A café.”\n\nTwo.\n\n")])
+def test_a_file_of_ones_own_may_be_in_any_encoding_and_between_quotes(tmp_path, monkeypatch, quoting, corpus):
+    (tmp_path / "train.tsv").write_bytes('id\ttext\n1\t“A café.”\n2\t"Two."\n'.encode("cp1252"))
+    written, printed = corpus_of(monkeypatch, tmp_path, "--task_name", "csv", "--encoding", "cp1252", "--data_dir", tmp_path,
+                                 *quoting)
+    assert written == corpus and f"train texts: {tmp_path}/train.tsv (CP1252)\n" in printed
 
 
 def test_processes_do_not_change_a_corpus(data_sets, tmp_path, monkeypatch, split_by):
@@ -374,6 +393,8 @@ def test_spacy_forgets_the_words_of_a_batch():
     (["--task_name", "sogou", "--spacy_model", "en"], "--spacy_model splits English"),
     (["--task_name", "ag", "csv"], "csv stands alone"),
     (["--task_name", "ag", "--sep", ";"], "--sep belongs to --task_name csv"),
+    (["--task_name", "ag", "--encoding", "latin-1"], "--encoding belongs to --task_name csv"),
+    (["--task_name", "ag", "--quoting", "all"], "--quoting belongs to --task_name csv"),
     (["--task_name", "ag", "trec", "imdb", "--data_dir", "a", "b"], "2 folders for 3 tasks"),
     (["--task_name", "ag", "--data_dir", "absent"], "there is no folder absent"),
     (["--task_name", "csv", "--text_columns", "absent"], "no column is named 'absent'"),
@@ -464,7 +485,10 @@ OBSERVED = {  # (script, flag) -> the test that fails where it does nothing; tes
     ("generate_corpus", "output_file"): "test_each_task_s_documents",
     ("generate_corpus", "splits"): "test_a_folder_for_each_task_and_both_splits",
     ("generate_corpus", "text_columns"): "test_a_file_of_ones_own_needs_no_label",
+    ("generate_corpus", "unlabelled_file"): "test_unlabelled_texts_are_more_documents",
     ("generate_corpus", "sep"): "test_a_file_of_ones_own_needs_no_label",
+    ("generate_corpus", "encoding"): "test_a_file_of_ones_own_may_be_in_any_encoding_and_between_quotes",
+    ("generate_corpus", "quoting"): "test_a_file_of_ones_own_may_be_in_any_encoding_and_between_quotes",
     ("generate_corpus", "leave_out_test_of"):
         "test_test_texts_of_one_task_are_left_out_of_the_others_training_texts",
     ("generate_corpus", "keep_html"): "test_html_that_is_kept_hides_the_end_of_a_sentence",

@@ -408,13 +408,13 @@ def test_numbers_and_nothing_in_a_jsonl_file_stay_as_they_are_spelled(tmp_path):
 @pytest.mark.parametrize("files, words", [
     ({"train.jsonl": '{"label": 1, "text": "a"}\n{"label": 1}\n'}, "train.jsonl:2: the keys are label, those of the first row"),
     ({"train.jsonl": '{"label": 1, "text": "a"}\n[1, "a"]\n'}, "train.jsonl:2: a row is an object"),
-    ({"train.jsonl": '{"label": 1, "text": ["a"]}\n'}, "train.jsonl:1: a row is an object"),
+    ({"train.jsonl": '{"label": 1, "text": ["a"]}\n'}, """train.jsonl:1: column 'text' holds no text but \\["a"]"""),
     ({"train.jsonl": '{"label": 1, "text": "a"\n'}, "train.jsonl:1 is not whole JSON"),
     ({"train.jsonl": '{"class": 1, "text": "a"}\n'}, "no column is named 'label'; the header has class, text"),
     ({"train.parquet": "PAR1 but no more"}, "train.parquet is no whole parquet file"),
     ({"train.xlsx": "not a workbook"}, "train.xlsx is no whole xlsx file"),
     ({"train.csv": "label,text\na,b\n", "train.tsv": "label\ttext\na\tb\n"}, "has train.csv and train.tsv; move all but one"),
-    ({"train.txt": "a"}, "has no train.csv, no train.tsv, no train.jsonl, no train.parquet, no train.xlsx")])
+    ({"train.txt": "a"}, "has no train table, train.csv, .tsv, .jsonl, .json .each may be .gz, too., .parquet or .xlsx")])
 def test_tables_that_are_damaged_or_there_twice_are_refused(tmp_path, files, words):
     write(tmp_path, files)
     with pytest.raises(UserError, match=words):
