@@ -4,6 +4,7 @@ import re
 from common.configuration import OTHER_MODELS, SIGNS, refuse_other_model
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # under which transformers finds weights in a folder
+POOLER = ("bert/pooler/", "bert.pooler.")  # which BertForMaskedLM is saved without; in TensorFlow, in PyTorch
 TIED = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias"}  # two names of one tensor, in PyTorch alone
 # the last two: counters that old `transformers` files hold
@@ -22,6 +23,11 @@ def is_training_state(name, names):
     """Whether a variable of a TensorFlow checkpoint is the optimizer's: a counter, or a name below another variable's, such as
     X/adam_m, X/BERTAdam_1 or X/LAMB below X. names: those of the checkpoint and of the model."""
     return name in TRAINING_STATE or any(name[:slash.start()] in names for slash in re.finditer("/", name))
+
+
+def without_pooler(names):
+    """Whether a checkpoint with these names has neither a pooler nor the next sentence head, which reads it."""
+    return not any(name.startswith((*POOLER, "cls/seq_relationship/", "cls.seq_relationship.")) for name in names)
 
 
 def with_our_names(state):

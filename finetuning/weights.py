@@ -20,8 +20,8 @@ import torch
 from common.command_line import UserError, tensorflow_start_up
 from common.configuration import check_beside
 from common.files import atomic_write, checkpoint_prefix, digest_of_file, require_file, write_json
-from common.names import (DUPLICATES, TIED, WEIGHT_FILES, check_names_of_weights, is_training_state, pytorch_name,
-                          with_our_names)
+from common.names import (DUPLICATES, POOLER, TIED, WEIGHT_FILES, check_names_of_weights, is_training_state, pytorch_name,
+                          with_our_names, without_pooler)
 from common.vocabulary import write_tokenizer
 from finetuning.data import pack
 from modeling import BertForPreTraining
@@ -254,8 +254,8 @@ def check_names(expected, present, side, where):
         raise UserError(f"{where} is an object-based checkpoint of TensorFlow 2; a name-based one is needed, "
                         "as run_pretraining.py and google-research/bert write it")
     absent = tuple(head for head, prefixes in HEADS.items() if not any(n.startswith(prefixes[side]) for n in present))
-    missing = [name for name in expected if name not in present
-               and not any(name.startswith(HEADS[head][side]) for head in absent)]
+    may_lack = [HEADS[head][side] for head in absent] + [POOLER[side]] * without_pooler(present)
+    missing = [name for name in expected if name not in present and not name.startswith(tuple(may_lack))]
     for names, fault, remedy in ((missing, "lacks", ""), (unmatched, "has what this model has not:", " Name what shall be "
                                   "dropped with --leave_out of convert_tf_checkpoint_to_pytorch.py")):
         if names:
@@ -377,7 +377,7 @@ def verify(variables, state, config, absent_heads):
     theirs, ours = run_tensorflow(variables, config, *batch), run_pytorch(state, config, *batch)
     wrong = []
     for output in theirs:
-        if output in absent_heads:
+        if output in absent_heads or output == "pooled output" and without_pooler(state):
             continue
         difference = np.abs(theirs[output] - ours[output]).max()
         allowed = TOLERANCE * max(1.0, np.abs(theirs[output]).max())

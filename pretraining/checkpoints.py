@@ -26,9 +26,10 @@ import safetensors.numpy
 import tensorflow as tf
 
 from common.command_line import UserError
-from common.files import atomic_write, checkpoint_prefix, locked, read_json, remove, write_json
 from common.configuration import check_beside
-from common.names import (DUPLICATES, TIED, check_names_of_weights, is_training_state, pytorch_name, with_our_names)
+from common.files import atomic_write, checkpoint_prefix, locked, read_json, remove, write_json
+from common.names import (DUPLICATES, POOLER, TIED, check_names_of_weights, is_training_state, pytorch_name, with_our_names,
+                          without_pooler)
 from pretraining.devices import cannot_write
 from pretraining.modeling_tf import initial_values, variable_shapes
 from pretraining.optimization_tf import SLOTS
@@ -103,7 +104,8 @@ def fitting_values(config, values, where):
     layers = {int(name.split("/")[2].removeprefix("layer_")) for name in values if name.startswith("bert/encoder/layer_")}
     if layers and max(layers) + 1 != config.num_hidden_layers:
         raise UserError(f"{where} has {max(layers) + 1} layers, the config {config.num_hidden_layers}; {remedy}")
-    if missing := [name for name in shapes if name.startswith("bert/") and name not in values]:  # heads may be new
+    may_lack = ("cls/", *POOLER[:without_pooler(values)])  # these may be new
+    if missing := [name for name in shapes if not name.startswith(may_lack) and name not in values]:
         raise UserError(f"{where} lacks {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""))
     if unknown := sorted(name for name in values.keys() - shapes.keys() if name.startswith("bert/")
                          and not is_training_state(name, shapes)):

@@ -39,6 +39,10 @@ def write_vocab(folder, tokens, name="vocab.txt"):
     return str(folder / name)
 
 
+def all_variables(config):
+    return {name: np.zeros(shape, np.float32) for name, (_, _, shape) in weights.names_and_shapes(config).items()}
+
+
 # A model says what it is
 
 @pytest.mark.parametrize("values, words", [
@@ -112,7 +116,7 @@ def test_tensorflow_variables_of_another_model_are_refused_in_steps_3_and_4(name
     other = {"albert": "bert/encoder/transformer/group_0/inner_group_0/attention_1/self/query/kernel",
              "ernie": "bert/embeddings/task_type_embeddings", "longformer": "longformer/embeddings/word_embeddings"}[name]
     config = BertConfig(**SIZES)
-    variables = {key: np.zeros(shape, np.float32) for key, (_, _, shape) in weights.names_and_shapes(config).items()}
+    variables = all_variables(config)
     for check in (lambda values: fitting_values(config, values, "here"), lambda values: weights.tf_to_pytorch(values, config)):
         check(variables)
         with pytest.raises(UserError, match=f"is a {name} model"):
@@ -315,7 +319,7 @@ def test_without_the_flag_both_steps_lower_case_for_an_uncased_vocabulary(tiny, 
     ("shadow/ExponentialMovingAverage",)])
 def test_slots_of_any_optimizer_are_left_out_and_counted(slots, capsys):
     config = BertConfig(**SIZES)
-    variables = {key: np.zeros(shape, np.float32) for key, (_, _, shape) in weights.names_and_shapes(config).items()}
+    variables = all_variables(config)
     more = {f"{name}/{slot}": np.ones(1) for name in variables for slot in slots} | {"global_step": 1, "loss_scale": 1.0}
     state, report = weights.tf_to_pytorch(variables | more, config)
     assert len(report.converted) == len(variables) and set(report.optimizer) == more.keys() and not report.left_out
@@ -326,7 +330,7 @@ def test_slots_of_any_optimizer_are_left_out_and_counted(slots, capsys):
 
 def test_leave_out_takes_patterns():
     config = BertConfig(**SIZES)
-    variables = {key: np.zeros(shape, np.float32) for key, (_, _, shape) in weights.names_and_shapes(config).items()}
+    variables = all_variables(config)
     more = {"cls/squad/output_weights": np.ones((2, 32)), "cls/squad/output_bias": np.ones(2)}
     with pytest.raises(UserError, match="has what this model has not: cls/squad/output_bias and 1 more"):
         weights.tf_to_pytorch(variables | more, config)
@@ -405,7 +409,7 @@ def test_google_s_classifier_predicts_here_and_in_transformers_as_in_tensorflow(
 def test_half_a_classifier_and_one_without_a_vocabulary_are_refused(tiny, tmp_path, capsys):
     from pretraining.checkpoints import write_checkpoint
     config = BertConfig(**SIZES)
-    variables = {key: np.zeros(shape, np.float32) for key, (_, _, shape) in weights.names_and_shapes(config).items()}
+    variables = all_variables(config)
     for name, value in (("output_weights", np.ones((3, 32))), ("output_bias", np.ones(3))):
         with pytest.raises(UserError, match=f"has what this model has not: {name}"):
             weights.tf_to_pytorch(variables | {name: value}, config)
@@ -562,3 +566,32 @@ def test_what_step_3_reads_of_a_safetensors_file_is_step_4_s_to_the_bit(tiny, tm
                                      if "decoder" not in name} | change, tmp_path / "model.safetensors")
         with pytest.raises(UserError, match=words):
             read_start(str(tmp_path), config)
+
+
+def test_a_bert_saved_as_a_masked_lm_alone_has_no_pooler_and_is_a_start_all_the_same(tmp_path, capsys):
+    """As transformers' BertForMaskedLM is saved: step 3 initialises the pooler, step 4 converts there and back without it,
+    step 5 says which layer to take."""
+    import transformers
+
+    from pretraining.checkpoints import fitting_values, read_checkpoint, read_start, start_of_run
+    config = BertConfig(**SIZES)
+    transformers.BertForMaskedLM(transformers.BertConfig(**SIZES)).save_pretrained(tmp_path / "hf")
+    values = fitting_values(config, read_start(str(tmp_path / "hf"), config), "here")
+    assert "cls/predictions/transform/dense/kernel" in values and not any("pooler" in name for name in values)
+    start = start_of_run(config, 0, None, str(tmp_path / "hf"), True)
+    assert {name for name in start.new if name.startswith("bert/")} == {"bert/pooler/dense/bias", "bert/pooler/dense/kernel"}
+    call(CONVERTER, "--reverse", "--pytorch_dump_path", tmp_path / "hf", "--tf_checkpoint_path", tmp_path / "tf" / "x.ckpt",
+         "--verify")
+    back = read_checkpoint(str(tmp_path / "tf" / "x.ckpt"), "")
+    assert back.keys() == values.keys() and all(np.array_equal(back[name], values[name]) for name in values)
+    call(CONVERTER, "--tf_checkpoint_path", tmp_path / "tf" / "x.ckpt", "--pytorch_dump_path",
+         tmp_path / "again" / "pytorch_model.bin", "--verify")
+    printed = capsys.readouterr().out
+    assert printed.count("verify: masked LM") == 2 and "verify: pooled output" not in printed
+    again, info = transformers.BertForMaskedLM.from_pretrained(tmp_path / "again", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    for lacking, check in (("bert/pooler/dense/bias", lambda some: fitting_values(config, some, "here")),
+                           ("bert/pooler/dense/kernel", lambda some: weights.tf_to_pytorch(some, config))):
+        half = {name: value for name, value in all_variables(config).items() if name != lacking and "seq_rel" not in name}
+        with pytest.raises(UserError, match=f"lacks {lacking}"):
+            check(half)
