@@ -26,7 +26,7 @@ from common.command_line import ArgumentParser, UserError, add_boolean, command,
 from common.configuration import CONFIG_NAMES, BertConfig, find_config
 from common.files import check_output_file, checkpoint_prefix
 from common.hub import find_on_hub
-from common.vocabulary import choose_case, copy_vocab, find_vocab, read_fitting_vocab, read_vocab, write_tokenizer
+from common.vocabulary import carry_vocab, choose_case, find_vocab, read_fitting_vocab
 from finetuning.model import describe_google_classifier
 from finetuning.weights import (ARCHITECTURES, WEIGHT_FILES, describe_classifier_folder, pytorch_to_tf,
                                 read_tf_checkpoint, read_weights, tf_to_pytorch, verify, write_safetensors, write_torch)
@@ -98,19 +98,13 @@ def write_config(config, path, **more):
 
 
 def write_vocab(vocab_file, folder):
-    """Writes the vocabulary, and for a cased one the tokenizer's files, without which `transformers` lower-cases. Returns
-    whether text is to be lower-cased."""
+    """Writes the vocabulary, if there is one. Returns whether text is to be lower-cased."""
     if not vocab_file:
         print("no vocab.txt found beside the weights or the configuration: copy it to "
               f"{os.path.join(folder, 'vocab.txt')}, or give --vocab_file")
         return True
-    vocab = read_vocab(vocab_file)[0]
-    lower, notes = choose_case(None, vocab_file, vocab)
-    print(*notes, sep="\n")
-    copy_vocab(vocab_file, folder)
-    if not lower:
-        write_tokenizer(vocab_file, folder, lower)
-    print(f"wrote {os.path.join(folder, 'vocab.txt')}{'' if lower else ', tokenizer.json and tokenizer_config.json'}")
+    lower, notes = carry_vocab(vocab_file, folder)
+    print(*notes, f"wrote {os.path.join(folder, 'vocab.txt')}", sep="\n")
     return lower
 
 

@@ -143,6 +143,17 @@ def copy_vocab(path, folder):
     return target
 
 
+def carry_vocab(path, folder):
+    """Writes the vocabulary at `path` into a folder of pre-trained weights, and what says its case where that is known from
+    files beside it, or is not lower, as `transformers` takes it to be otherwise. Returns what `choose_case` does."""
+    lower, notes = choose_case(None, path, read_vocab(path)[0])
+    if lower and stated_case(path)[0] is None:
+        copy_vocab(path, folder)
+    else:
+        write_tokenizer(path, folder, lower)
+    return lower, notes
+
+
 def write_tokenizer(path, folder, do_lower_case, max_length=None):
     """Writes a folder's vocab.txt, from the vocabulary at `path`, and tokenizer.json and tokenizer_config.json, by which
     `transformers` gives the tokens that tokenization.py gives (but for words of over 100 characters, [UNK] there)."""

@@ -21,12 +21,12 @@ from common.files import digest, digest_of_file, expand_files, read_json, remove
 from common.hub import find_on_hub
 from common.names import WEIGHT_FILES
 from common.run_folder import MetricsLog, RunFolder, versions, write_key_values
-from common.vocabulary import copy_vocab, find_vocab, read_fitting_vocab
+from common.vocabulary import carry_vocab, find_vocab, read_fitting_vocab
 from pretraining.devices import Tpu, cluster_role, make_strategy, one_line_errors
 
 KIND = "further pre-training"  # of a run, in its run.json
 OWNED = re.compile(r"model\.ckpt-\d+(\..+)?|checkpoint|run\.json|metrics\.jsonl|eval_results\.txt|evaluation\.json|tensorboard|"
-                   r"wandb|bert_config\.json|vocab\.txt")
+                   r"wandb|bert_config\.json|vocab\.txt|tokenizer(_config)?\.json")
 LEFTOVER = re.compile(rf"\.({OWNED.pattern})\.tmp")  # what a killed process was writing
 GELUS = {"erf": "gelu", "tanh": "gelu_new"}  # --gelu -> hidden_act
 RECIPE_FLAGS = ("max_seq_length", "max_predictions_per_seq", "train_batch_size", "learning_rate", "num_train_steps",
@@ -180,7 +180,7 @@ def prepare_folder(folder, inputs, recipe, found, step, flags, devices):
         print(note)
     inputs.config.write(os.path.join(folder.path, "bert_config.json"))
     if inputs.vocab_file:
-        copy_vocab(inputs.vocab_file, folder.path)
+        carry_vocab(inputs.vocab_file, folder.path)
     else:
         print("note: no --vocab_file and no vocab.txt beside the config or checkpoint, so none is copied")
 

@@ -535,15 +535,16 @@ def test_steps_2_to_4_take_a_name_on_the_hub(script, tiny, tmp_path, hub):
     assert f"own/tiny@{COMMIT} from the Hub" in printed
     assert (tmp_path / "tf" / "vocab.txt").read_bytes() == (tiny / "vocab.txt").read_bytes()
     evaluated = {}
-    for name, start in (("hub", "own/tiny"), ("reversed", tmp_path / "tf" / "bert_model.ckpt")):
+    for name, start in (("direct", "own/tiny"), ("reversed", tmp_path / "tf" / "bert_model.ckpt")):
         run("run_pretraining.py", f"--input_file={tmp_path}/records", f"--output_dir={tmp_path / name}", "--do_train",
             "--do_eval", f"--init_checkpoint={start}", "--max_seq_length=16", "--max_predictions_per_seq=2",
             "--num_train_steps=2",
             "--num_warmup_steps=0", "--train_batch_size=4")
         evaluated[name] = (tmp_path / name / "eval_results.txt").read_text()
         assert (tmp_path / name / "vocab.txt").read_bytes() == (tiny / "vocab.txt").read_bytes()
-    assert evaluated["hub"] == evaluated["reversed"]
-    assert read_json(tmp_path / "hub" / "run.json")["hub"] == f"own/tiny@{COMMIT}"
+        assert read_json(tmp_path / name / "tokenizer_config.json")["do_lower_case"] is True  # the start's word goes along
+    assert evaluated["direct"] == evaluated["reversed"]
+    assert read_json(tmp_path / "direct" / "run.json")["hub"] == f"own/tiny@{COMMIT}"
 
 
 def test_what_step_3_reads_of_a_safetensors_file_is_step_4_s_to_the_bit(tiny, tmp_path):
