@@ -59,7 +59,7 @@ def to_pytorch(args, config, folder, vocab_file):
         print(f"note: transformers finds weights in a folder under the name {' or '.join(WEIGHT_FILES)} only")
     if classes:
         description = describe_google_classifier(args.labels or list(map(str, range(classes))), lower, config)
-        describe_classifier_folder(folder, config, description, vocab_file)
+        describe_classifier_folder(folder or ".", config, description, vocab_file)
         print(f"wrote the files of a classifier of {classes} classes into {folder or '.'}")
         return command("run_classifier_single_layer.py", do_predict=True, predict_file="FILE", init_checkpoint=folder or ".",
                        output_dir="./predictions")
@@ -131,6 +131,8 @@ def parse_arguments():
                 "(default: off).")
     add_boolean(group, "--safetensors", False, "Also write model.safetensors beside --pytorch_dump_path (default: off).")
     args = parser.parse_args()
+    if args.labels and len(set(args.labels)) < len(args.labels):
+        parser.error("--labels names a class twice")
     if args.reverse and args.labels:
         parser.error("--labels names the classes of a TensorFlow classifier, --reverse writes one: leave one out")
     if args.reverse and args.safetensors:

@@ -365,7 +365,8 @@ def tf_values(tiny, tmp_path):
 
 @pytest.mark.parametrize("classes, flags, labels", [
     (3, [], ["0", "1", "2"]), (2, ["--labels", "bad", "good"], ["bad", "good"])])
-def test_google_s_classifier_predicts_here_and_in_transformers_as_in_tensorflow(tiny, tmp_path, capsys, classes, flags, labels):
+def test_google_s_classifier_predicts_here_and_in_transformers_as_in_tensorflow(tiny, tmp_path, capsys, monkeypatch, classes, flags,
+                                                                                labels):
     import transformers
 
     from pretraining.checkpoints import write_checkpoint
@@ -376,11 +377,19 @@ def test_google_s_classifier_predicts_here_and_in_transformers_as_in_tensorflow(
     slots = {f"{name}/{slot}": np.ones(1, np.float32) for name in values for slot in ("adam_m", "adam_v")}
     write_checkpoint(str(tmp_path / "model.ckpt-1"), values | slots)
     folder = tmp_path / "classifier"
+    (tmp_path / "here").mkdir()
     convert = [CONVERTER, "--tf_checkpoint_path", tmp_path / "model.ckpt-1", "--bert_config_file", tiny / "bert_config.json",
                "--vocab_file", tiny / "vocab.txt", "--pytorch_dump_path", folder / "pytorch_model.bin"]
     with pytest.raises(SystemExit):
         call(*convert, "--labels", *"abcd")
     assert f"--labels: 4 names, but {tmp_path}/model.ckpt-1 has a classifier of {classes} classes" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        call(*convert, "--labels", *"aa")
+    assert "--labels names a class twice" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path / "here")
+    call(*convert[:-1], folder.name + ".bin")  # into the folder where one is
+    assert (tmp_path / "here" / "classifier.json").exists()
+    capsys.readouterr()
     call(*convert, "--verify", *flags)
     printed = capsys.readouterr().out
     assert "verify: classifier: largest difference" in printed and "--do_predict" in printed
