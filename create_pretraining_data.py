@@ -33,7 +33,7 @@ from common.command_line import ArgumentParser, UserError, add_boolean, command,
 from common.configuration import BertConfig
 from common.files import check_output_file, expand_files
 from pretraining.instances import Recipe, create_training_instances, read_corpus, write_instances
-from tokenization import FullTokenizer
+from tokenization import FullTokenizer, read_never_split
 
 EXAMPLES_SHOWN = 3
 NEARLY_ALL = 0.9  # of the documents: from then on the note about next sentence prediction is printed
@@ -48,6 +48,8 @@ def parse_arguments():
                       help="WordPiece vocabulary of the BERT model, one token a line.")
     add_boolean(data, "--do_lower_case", True, "Lower-case the text and strip accents; default: True, for uncased models; "
                 "False for cased ones.")
+    data.add_argument("--never_split", type=path, metavar="FILE", help="Own tokens, one a line, such as [URL] or @user, each "
+                      "of which stays one token; what the vocabulary lacks takes the place of an [unusedN]; default: none.")
     recipe = parser.add_argument_group("recipe (changes the records; the defaults are Google's)")
     recipe.add_argument("--max_seq_length", type=number(int, minimum=5), default=128, metavar="TOKENS", help="Length of a "
                         "record in tokens, [CLS] and two [SEP] included, the same as for run_pretraining.py; default: 128, at "
@@ -132,7 +134,8 @@ def main():
     input_files = expand_files(args.input_file, "--input_file")
     output_files = expand_output_files(args.output_file, input_files)
     check_positions(args.vocab_file, args.max_seq_length)
-    tokenizer = FullTokenizer(args.vocab_file, args.do_lower_case)
+    never_split = args.never_split and read_never_split(args.never_split)
+    tokenizer = FullTokenizer(args.vocab_file, args.do_lower_case, never_split)
     print("reading", *input_files, sep="\n  ")
     corpus = read_corpus(input_files, tokenizer, args.next_sentence)
     if args.next_sentence and corpus.share_of_single_sentences >= NEARLY_ALL:
