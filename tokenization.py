@@ -20,8 +20,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 
 from common.command_line import UserError
 from common.files import decode_lines, require_file
+from common.vocabulary import check_vocab, choose_case, read_vocab
 
 REQUIRED_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MOST_UNKNOWN = 0.05  # of the tokens, before it is warned of; English in bert-base-uncased has 0.0%
 CHARACTERS_PER_SLICE = 1 << 20  # bounds the Rust results in memory: about 100 bytes a token until its id is copied
 
 # What Google calls Chinese: each such character is a word. Hiragana, Katakana and Hangul are none.
@@ -73,16 +75,6 @@ def normalize(text, do_lower_case):
     return text
 
 
-def load_vocab(vocab_file):
-    """The vocabulary as a dict token -> id, the line's index from 0: an empty line takes one too, and a repeated token has its
-    last, as in Google's code. Raises UserError where the file is missing, empty, not UTF-8, or lacks one of REQUIRED_TOKENS."""
-    vocab = {line.strip(): number - 1 for number, line in decode_lines(require_file(vocab_file, "--vocab_file"))}
-    if missing := [token for token in REQUIRED_TOKENS if token not in vocab]:
-        raise UserError(f"--vocab_file: {vocab_file} has no line {' '.join(missing)}; it is no BERT vocabulary "
-                        "(one token a line, as vocab.txt beside a BERT checkpoint)")
-    return vocab
-
-
 UNUSED = re.compile(r"\[unused\d+\]")  # rows of Google's vocabularies that no text has
 
 
@@ -91,7 +83,7 @@ def read_never_split(path):
     tokens = []
     for number, line in decode_lines(require_file(path, "--never_split")):
         token = line.strip()
-        if len(token.split()) > 1 or token in tokens:
+        if token and len(normalize(token, do_lower_case=True).split()) != 1 or token in tokens:
             raise UserError(f"{path}:{number}: {token[:80]!r} {'is there twice' if token in tokens else 'is no single token'}; "
                             "give one token a line, without white space inside")
         tokens += [token] if token else []
@@ -125,23 +117,53 @@ class FullTokenizer:
 
     `vocab` is the dict token -> id, `inv_vocab` its inverse; `cls_id`, `sep_id`, `mask_id`, `unk_id` and `pad_id` are
     the ids of the special tokens ([PAD] is 0 where the vocabulary has none). A special token written in a text is
-    punctuation and letters, as any other text. Raises UserError as `load_vocab` does.
+    punctuation and letters, as any other text. vocab_file: a vocab.txt or tokenizer.json. `notes` are lines for the log.
+    Raises UserError as `read_vocab` does, and where the vocabulary lacks one of REQUIRED_TOKENS.
 
     never_split: own tokens, each of which stays one token in a text; one that the vocabulary lacks takes the row of an
-    [unusedN], in their order.
+    [unusedN], in their order. `own` is {token: (id, whether it counts only where it stands alone)}.
     """
 
     def __init__(self, vocab_file, do_lower_case=True, never_split=()):
-        self.vocab, own = place(load_vocab(vocab_file), never_split or (), do_lower_case)
-        self.inv_vocab = {index: token for token, index in self.vocab.items()}
+        self.vocab, self.notes = read_vocab(vocab_file)
+        if missing := [token for token in REQUIRED_TOKENS if token not in self.vocab]:
+            raise UserError(f"--vocab_file: {vocab_file} has no line {' '.join(missing)}; it is no BERT vocabulary "
+                            "(one token a line, as vocab.txt beside a BERT checkpoint)")
         self.do_lower_case = do_lower_case
         self.unk_id, self.cls_id, self.sep_id, self.mask_id = (self.vocab[token] for token in REQUIRED_TOKENS)
         self.pad_id = self.vocab.get("[PAD]", 0)
+        self.keep_whole(never_split)
+
+    def keep_whole(self, tokens):
+        """Makes own tokens of these, which may be None, as the case of the text now is."""
+        self.vocab, forms = place(self.vocab, tokens or (), self.do_lower_case)
+        self.inv_vocab = {index: token for token, index in self.vocab.items()}
+        self.own = {self.inv_vocab[index]: (index, stands_alone(form)) for form, index in forms.items()}
         self._rust = Tokenizer(models.WordPiece(
-            self.vocab | own, unk_token="[UNK]", max_input_chars_per_word=200))  # as Google: a longer word is [UNK]
+            self.vocab | forms, unk_token="[UNK]", max_input_chars_per_word=200))  # as Google: a longer word is [UNK]
         self._rust.pre_tokenizer = pre_tokenizers.Sequence([
             pre_tokenizers.Split(Regex(character_classes()[2]), "isolated"), pre_tokenizers.WhitespaceSplit()])
-        self._rust.add_tokens([AddedToken(form, single_word=stands_alone(form), normalized=False) for form in own])
+        self._rust.add_tokens([AddedToken(form, single_word=stands_alone(form), normalized=False) for form in forms])
+
+    @classmethod
+    def fitting(cls, vocab_file, do_lower_case, config=None, asked_by="--do_lower_case", never_split=()):
+        """The tokenizer of a model's vocabulary; do_lower_case None: found by `choose_case`. Raises UserError as `check_vocab`
+        does where the configuration has fewer embeddings."""
+        tokenizer = cls(vocab_file)
+        tokenizer.do_lower_case, more = choose_case(do_lower_case, vocab_file, tokenizer.vocab, asked_by)
+        if never_split:
+            tokenizer.keep_whole(never_split)
+        tokenizer.notes += more + (check_vocab(tokenizer.vocab, vocab_file, config) if config else [])
+        return tokenizer
+
+    def unknown(self, ids, what):
+        """The share of [UNK] among the tokens of an array of ids, [CLS] and [SEP] left out, in words; and a warning about
+        `what` has them, or None."""
+        total = len(ids) - np.isin(ids, (self.cls_id, self.sep_id)).sum()
+        share = (ids == self.unk_id).sum() / max(1, total)
+        warning = (f"WARNING: {share:.1%} of the tokens of {what} are [UNK], which the model cannot read: is the vocabulary of "
+                   "the texts' language, and the case right (--do_lower_case)?")
+        return f"{share:.1%} [UNK]", warning if share > MOST_UNKNOWN else None
 
     def tokenize(self, text):
         """The WordPiece tokens of one text, a list of str, without special tokens."""

@@ -110,6 +110,7 @@ OBSERVED = {  # flag -> file::test, a name alone being one of this file
     "pytorch_dump_path": "test_convert.py::test_the_folder_is_complete_and_loads_here",
     "reverse": "test_convert.py::test_round_trip_is_bit_equal",
     "leave_out": "test_the_converter_s_vocabulary_and_what_it_leaves_out",
+    "labels": "test_checkpoints.py::test_google_s_classifier_predicts_here_and_in_transformers_as_in_tensorflow",
     "verify": "test_convert.py::test_verify_prints_all_four_outputs_and_refuses_a_difference",
     "safetensors": "test_convert.py::test_the_folder_is_complete_and_loads_here",
 }
@@ -221,6 +222,10 @@ def test_own_tokens_are_not_split_and_the_model_remembers_them(train, tiny, tmp_
     folder = train("--never_split", tmp_path / "own.txt", "--vocab_file", tmp_path / "vocab.txt", "--data_dir", tmp_path)
     assert datasets[0].ids.tolist().count(rows[0]) == datasets[0].ids.tolist().count(rows[1]) == 8
     assert read_json(folder / "last" / "classifier.json")["never_split"] == ["@User", "[URL]"]
+    import transformers
+    theirs = transformers.AutoTokenizer.from_pretrained(folder / "last")
+    expected = [2, 90, *rows, 90, 3]
+    assert theirs("the @USER [url] the")["input_ids"] == expected and theirs("@users")["input_ids"] != [2, rows[0], 3]
     (tmp_path / "own.txt").write_text("[URL]\n@User\n")
     (tmp_path / "texts.txt").write_text("[url] @USER\n")
     flags = ["--do_predict", "--predict_file", tmp_path / "texts.txt", "--init_checkpoint", folder / "last", "--output_dir",
