@@ -5,14 +5,14 @@ import os
 import tasks
 from common.command_line import UserError
 from common.configuration import CONFIG_NAMES, BertConfig, find_config
-from common.files import read_json
+from common.files import check_schema, read_json
 from common.hub import find_on_hub
 from common.vocabulary import VOCAB_NAMES, find_vocab
 from finetuning.data import head_and_tail
 from finetuning.flags import CSV_FLAGS, FEATURE_FLAGS, MODEL_FLAGS, READING_FLAGS, make_parser
 from finetuning.weights import find_weights, load_weights, read_weights
 from modeling import BertForSequenceClassification, MultiTaskModel, check_choices, check_features
-from tokenization import FullTokenizer
+from tokenization import FullTokenizer, read_never_split
 
 RECORD = "classifier.json"  # which a saved model has beside its weights
 RECORD_SCHEMA = {
@@ -37,6 +37,7 @@ class Inputs:
 def read_inputs(args, given):
     """The Inputs that the flags name, or those stored in --init_checkpoint, by which `args` is completed. given: the names
     of the flags that the user gave. Raises UserError where something is missing or does not fit together."""
+    args.never_split = args.never_split and read_never_split(args.never_split)  # its content, which the model remembers
     args.init_checkpoint, hub = find_on_hub(args.init_checkpoint, "--init_checkpoint")
     args.init_checkpoint = model_of_task(args.init_checkpoint, args.task_name, args.do_train)
     folder = args.init_checkpoint if args.init_checkpoint and os.path.isdir(args.init_checkpoint) else None
@@ -60,7 +61,8 @@ def read_inputs(args, given):
         raise UserError(f"{os.path.join(folder, RECORD)}: {error}" if stored_task else str(error)) from None
     if (args.frozen_layers or 0) > config.num_hidden_layers:
         raise UserError(f"--frozen_layers {args.frozen_layers}: this model has {config.num_hidden_layers} layers")
-    tokenizer = FullTokenizer.fitting(args.vocab_file, args.do_lower_case, config, RECORD if stored_task else "--do_lower_case")
+    asked_by = RECORD if stored_task else "--do_lower_case"
+    tokenizer = FullTokenizer.fitting(args.vocab_file, args.do_lower_case, config, asked_by, args.never_split)
     args.do_lower_case = tokenizer.do_lower_case
     if args.init_checkpoint:  # what does not fit is refused before the data are read and a model takes memory
         read_weights(args.init_checkpoint, config, device="meta")
@@ -100,6 +102,8 @@ def restore_flags(args, given, folder):
         raise UserError(f"--init_checkpoint: {args.init_checkpoint} is no folder of a fine-tuned model (it has no "
                         "classifier.json); name a run's best or last folder, or add --do_train")
     stored = read_json(path, RECORD_SCHEMA)
+    stored.setdefault("never_split", None)  # of before there was the flag
+    check_schema(stored["never_split"] or [], [str], f"{path}, never_split")
     task = tasks.task_from_dict(stored["task"])
     check_choices(stored, f"{path}: ")
     for name, values, least in (("labels", task.labels, 2), ("layers", stored["layers"], 1)):

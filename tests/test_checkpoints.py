@@ -365,8 +365,8 @@ def tf_values(tiny, tmp_path):
 
 @pytest.mark.parametrize("classes, flags, labels", [
     (3, [], ["0", "1", "2"]), (2, ["--labels", "bad", "good"], ["bad", "good"])])
-def test_google_s_classifier_predicts_here_and_in_transformers_as_in_tensorflow(tiny, tmp_path, capsys, monkeypatch, classes, flags,
-                                                                                labels):
+def test_google_s_classifier_predicts_here_and_in_transformers_as_in_tensorflow(
+        tiny, tmp_path, capsys, monkeypatch, classes, flags, labels):
     import transformers
 
     from pretraining.checkpoints import write_checkpoint
