@@ -32,6 +32,7 @@ from common.tables import HEADED, KINDS, READERS, kind_of, quoted, read_columns,
 
 
 UNSTORED = ("encoding", "quoting")  # fields of a Task
+MAX_CLASSES = 200  # that are printed
 LABEL_NAMES = {"label", "labels", "class", "category", "target", "topic", "sentiment", "rating", "stars", "y"}  # of columns
 
 
@@ -308,9 +309,10 @@ def describe_tables(task, data_dir, splits, left_out):
             remarks.append(f"{path}: classes {'of one text' if split == 'train' else 'without a text'}: {len(few)} of "
                            f"{len(task.labels)} ({shortened(', '.join(few), 200)})")
     rows = [("class", *splits)] + [(shortened(label, 40), *(f"{counts[split][label]:,}" for split in splits))
-                                   for label in task.labels]
+                                   for label in task.labels[:MAX_CLASSES]]
     width = max(len(row[0]) for row in rows)
-    return [f"{name:<{width}}" + "".join(f"{number:>12}" for number in row) for name, *row in rows] + [
+    more = [f"... {len(task.labels):,} classes"] if len(task.labels) > MAX_CLASSES else []
+    return [f"{name:<{width}}" + "".join(f"{number:>12}" for number in row) for name, *row in rows] + more + [
         f"*** {remark} ***" for remark in remarks]
 
 

@@ -176,20 +176,20 @@ def style_of(path, sep, encoding, quoting):
 
     def rows(style):
         return split_rows(path, read_lines(path, encoding, style is not None), sep, style)
-    regular = next((style for style in styles if is_regular(rows(style))), None)
+    regular = next((style for doubt in (True, False) for style in styles if is_regular(rows(style), doubt and is_spaced)), None)
     if is_optional:
         return regular if regular and quotes_are_format(rows(None), rows(regular)) else None
     return regular or styles[0]
 
 
-def is_regular(rows):
-    """Whether every row is whole, all are equally wide (or one more than the header: R's row names), and no field begins with
-    a quote after spaces."""
+def is_regular(rows, spaced):
+    """Whether every row is whole, and all are equally wide (or one more than the header: R's row names). spaced: whether a
+    field that begins with a quote after spaces is taken for damage, too."""
     widths = []
     try:
         for _, row in rows:
             widths.append(len(row))
-            if any(field[:1] == " " and field.lstrip(" ")[:1] == '"' for field in row):
+            if spaced and any(field[:1] == " " and field.lstrip(" ")[:1] == '"' for field in row):
                 return False
     except UserError:
         return False
@@ -198,21 +198,20 @@ def is_regular(rows):
 
 def quotes_are_format(plain, quoted):
     """Whether the quotes of a tab-separated table are its format's, rather than text's, as a review's quoted title is. plain,
-    quoted: its rows read in both ways, the second known to be regular. They are the format's if only so all rows are equally
-    wide, if there are quotes inside quotes, or if a column has nothing but quoted fields below its header."""
+    quoted: its rows read in both ways, the second known to be regular. They are the format's if the first row has nothing else,
+    if there are quotes inside quotes, if only so all rows are equally wide, or if below its header a column has nothing else."""
     first, *rest = [row for _, row in plain]
-    num_rows = sum(1 for _ in quoted)
-    if {*map(len, rest)} - {len(first)}:
-        return not {*map(len, rest)} <= {len(first) + 1} or is_all_quoted(rest)
-    if num_rows != 1 + len(rest):  # quotes of several rows taken for one pair, unless lines are all there is to tell rows
+    inside = [field[1:-1] for row in rest for field in row if field[:1] == field[-1:] == '"']
+    if len(first) > 1 and all(field[:1] == field[-1:] == '"' for field in first) or any(
+            '""' in field or '\\"' in field for field in inside):
+        return True
+    widths = {len(row) - len(first) for row in rest}
+    if not widths <= {0} and widths != {1}:
+        return True
+    if sum(1 for _ in quoted) != 1 + len(rest):  # a quote of one text and a quote of another, unless a row is but one field
         return len(first) == 1
-    return is_all_quoted(rest or [first]) or any(len(field) > 3 and field[0] == field[-1] == '"' and (
-        '""' in field[1:-1] or '\\"' in field[1:-1]) for row in [first, *rest] for field in row)
-
-
-def is_all_quoted(rows):
-    """Whether one column has nothing but quoted fields."""
-    return any(all(field[:1] == '"' for field in column) for column in zip(*rows))
+    below = rest if len(rest) > 1 else [first, *rest]
+    return any(all(field[:1] == '"' for field in column) for column in zip(*below))
 
 
 # JSON
@@ -226,11 +225,10 @@ def read_jsonl(path, sep, encoding, quoting):
 def read_json(path, sep, encoding, quoting):
     """A list of objects; or objects one after another; or an object of columns, as pandas writes; or one with a list `data`."""
     text = "".join(line for _, line in read_lines(path, encoding, keep_ends=True))
-    position, values = 0, []
+    between, decoder, position, number, values = re.compile(r"\s*"), json.JSONDecoder(), 0, 1, []
     if text.lstrip()[:1] == "[":
-        parse_json(text, path)  # is it whole? so what stands between its objects needs no other look
-    between, decoder = re.compile(r"[\s,\[\]]*" if text.lstrip()[:1] == "[" else r"\s*"), json.JSONDecoder()
-    number = 1
+        parse_json(text, path)  # it is whole, so what stands between its objects needs no other look
+        between = re.compile(r"[\s,\[\]]*")
     while (start := between.match(text, position).end()) < len(text):
         number += text.count("\n", position, start)
         try:
@@ -251,7 +249,8 @@ def read_json(path, sep, encoding, quoting):
 
 
 def rows_of_objects(path, values):
-    """Rows of (number, object), each object with the keys of the first; numbers as they are spelled, null as an empty text."""
+    """Rows of (number, object), their columns the keys of the first; numbers as they are spelled, null as an empty text. An
+    object, a list, or None for a key that is not there stays: it is an error only where that column is asked for."""
     header = None
     for number, row in values:
         where = f"{path}:{number}"
@@ -260,10 +259,8 @@ def rows_of_objects(path, values):
         if header is None:
             header = list(row)
             yield number, header
-        if row.keys() != set(header):
-            raise UserError(f"{where}: the keys are {', '.join(row)}, those of the first row are {', '.join(header)}")
-        yield number, [field if isinstance(field, (str, dict, list)) else "" if field is None else json.dumps(field)
-                       for field in map(row.get, header)]
+        yield number, [None if name not in row else "" if row[name] is None else row[name]
+                       if isinstance(row[name], (str, dict, list)) else json.dumps(row[name]) for name in header]
 
 
 # By pandas
@@ -350,8 +347,9 @@ def read_columns(task, path, flag, columns):
         fields = [row[column] for column in columns]
         for field, column in zip(fields, columns):
             if not isinstance(field, str):
-                raise UserError(f"{path}:{line_number}: column {quoted(header[column])} holds no text but "
-                                f"{shortened(json.dumps(field), 40)}")
+                raise UserError(f"{path}:{line_number}: " + (
+                    f"the row has no {quoted(header[column])}" if field is None else
+                    f"column {quoted(header[column])} holds no text but {shortened(json.dumps(field), 40)}"))
         yield line_number, fields
     if line_number is None:
         raise UserError(f"{flag}: {path} holds a header and no row")

@@ -63,11 +63,23 @@ def test_nothing_is_re_interpreted(tmp_path, kind, text):
 
 @pytest.mark.parametrize("rows", [
     ['1\t"I Am Curious" is a film', "0\tfine"], ['1\t"Great!"', "0\tfine"], ['1\t"to be', '0\tor not to be"'],
-    ['1\tsix " of it', "0\tfine"], ['1\t"Great!"', '0\tso ""good""'], ['1\t"', '0\t"'], ['1\t"a" and "b"', '0\t"c"']])
+    ['1\tsix " of it', "0\tfine"], ['1\t "so" it', '0\t"c"'], ['1\t"Great!"', '0\tso ""good""'],
+    ['1\t"', '0\t"'], ['1\t"a" and "b"', '0\t"c"']])
 def test_quotes_of_a_text_between_tabs_stay(tmp_path, rows):
     expected = [tuple(row.split("\t")) for row in rows]
     assert read(tmp_path, "label\ttext\n" + "\n".join(rows) + "\n", "train.tsv") == expected
     assert read(tmp_path / "no", "\n".join(rows), "train.tsv", label="0", text="1") == expected
+
+
+@pytest.mark.parametrize("texts", [
+    ['", "', "x", "y"], ['so "good"', "x", "y"], [' "', "\t ", 'a\n"b'], [', "\\"\t', "x", "y"], ["a\n\nb", "x", ""],
+    ["a\r\n\r\nb", '"', ""]])
+@pytest.mark.parametrize("quoting", [0, 1])
+@pytest.mark.parametrize("sep, name", [("\t", "train.tsv"), (",", "train.csv"), (";", "train.csv")])
+def test_what_pandas_writes_between_quotes_is_what_is_read(tmp_path, texts, quoting, sep, name):
+    frame = pandas.DataFrame({"label": ["a", "b", "c"], "text": texts})
+    rows = read(tmp_path, frame.to_csv(index=False, sep=sep, quoting=quoting), name, sep=sep if name.endswith("csv") else ",")
+    assert rows == list(zip("abc", texts))
 
 
 @pytest.mark.parametrize("quoting, name, content, expected", [
@@ -126,8 +138,10 @@ def test_the_names_of_r_s_rows_are_no_column(tmp_path, names):
 
 
 def test_a_nested_value_beside_the_columns_is_no_matter(tmp_path):
-    lines = '{"label": 1, "text": "x", "tags": ["a"]}\n{"label": 2, "text": "y", "tags": {}}\n'
-    assert read(tmp_path, lines, "train.jsonl") == [("1", "x"), ("2", "y")]
+    """Nor is one that is missing, or that the first row does not have."""
+    lines = ['{"label": 1, "text": "x", "tags": ["a"]}', '{"label": 2, "text": "y", "tags": {}}', '{"text": "z", "label": 2}',
+             '{"label": 1, "text": "w", "more": 1}']
+    assert read(tmp_path, "\n".join(lines), "train.jsonl") == [("1", "x"), ("2", "y"), ("2", "z"), ("1", "w")]
 
 
 def test_empty_rows_of_a_sheet_are_skipped(tmp_path):
@@ -233,6 +247,12 @@ def test_what_is_suspicious_is_said_before_training(run, folder, capsys):
                   f"{folder}/test.jsonl:7: texts that are in the training table, too: 2 of 8"):
         assert f"*** {words}" in table
     assert table.count("***") == 8 and f"train data {folder}/train.tsv (UTF-16): 26 texts" in printed
+
+
+def test_of_many_classes_not_all_are_printed(tmp_path):
+    (tmp_path / "train.csv").write_text("label,text\n" + "".join(f"{i},x\n{i},y\n" for i in range(300)))
+    lines = tasks.describe_tables(tasks.csv_task(tmp_path, "label", ["text"]), tmp_path, ["train"], None)
+    assert lines[1].split() == ["0", "2"] and lines[-1] == "... 300 classes" and len(lines) == 202
 
 
 def test_an_ordinary_folder_has_nothing_suspicious(tiny, folder, run, capsys):
