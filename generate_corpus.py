@@ -16,12 +16,13 @@ that is a test text of another is left out and counted: the reviews of Yelp P. a
 of tasks that are not in the corpus but will be tested after it: --leave_out_test_of.
 """
 import collections
+import itertools
 import os
 
 import tasks
 from common.command_line import ArgumentParser, UserError, add_boolean, path, run
-from common.files import atomic_write, check_output_file
-from common.tables import QUOTINGS, described, known_encoding
+from common.files import atomic_write, check_output_file, decode_lines, require_file
+from common.tables import QUOTINGS, described, known_encoding, without_mark
 from pretraining import sentences
 
 DOMAINS = {domain: [task.name for task in tasks.TASKS.values() if task.domain == domain and task.language == "en"]
@@ -45,6 +46,8 @@ def parse_arguments():
                       "says another; default: utf-8.")
     data.add_argument("--quoting", choices=QUOTINGS, help="For csv: whether quotes around a field are its text: none, they "
                       "are; all, they are not; auto, they are in a .tsv that does not show otherwise; default: auto.")
+    data.add_argument("--unlabelled_file", type=path, metavar="FILE", help="For csv: more texts for the corpus, one a line, "
+                      "each a document; default: none.")
     recipe = parser.add_argument_group("recipe (changes the corpus)")
     recipe.add_argument("--leave_out_test_of", nargs="+", type=str.lower, choices=tasks.TASKS, default=[],
                         metavar="TASK", help="Further tasks whose test texts are removed from the training texts, "
@@ -73,7 +76,7 @@ def select_tasks(args):
                 raise UserError(f"--{flag} belongs to the tasks by name, not to --task_name csv")
         return [tasks.own_task(None, args.text_columns or ["text"], args.sep or ",", args.language or "en",
                                encoding=args.encoding, quoting=args.quoting or "auto")]
-    for flag in ("text_columns", "sep", "encoding", "quoting", "language"):
+    for flag in ("text_columns", "sep", "encoding", "quoting", "language", "unlabelled_file"):
         if getattr(args, flag) is not None:
             raise UserError(f"--{flag} belongs to --task_name csv")
     if "csv" in args.task_name:
@@ -103,13 +106,16 @@ def main():
         reserved = sentences.test_texts_of(tested, folders)
         documents = (((task.name, split), *document) for task, folder in zip(selected, folders) for split in args.splits
                      for document in sentences.documents_of(task, folder, split, reserved, left_out))
+        if args.unlabelled_file:
+            lines = without_mark(decode_lines(require_file(args.unlabelled_file, "--unlabelled_file")))
+            documents = itertools.chain(documents, ((("csv", "unlabelled"), "", [line]) for _, line in lines))
         tallies = sentences.write_corpus(documents, collections.defaultdict(lambda: [file]), selected[0].language,
                                          args.spacy_model, args.batch_size, args.num_processes)
         num_documents, num_lines = (sum(getattr(tally, name) for tally in tallies.values()) for name in ("documents", "lines"))
         if not num_documents:
             raise UserError(f"--data_dir: none of the texts in {' '.join(folders[:len(selected)])} has a sentence")
     for task in selected:
-        own = [tallies[task.name, split] for split in args.splits]
+        own = [tallies[task.name, split] for split in (*args.splits, "unlabelled")]
         print(f"{task.name}: {sum(tally.documents for tally in own)} documents, {sum(tally.lines for tally in own)} "
               "sentences" + (f"; {left_out[task.name]} training texts left out that are test texts of another task"
                              if len(tested) > 1 else ""))

@@ -14,6 +14,7 @@
 #     SPACY_MODEL   model that splits English text; empty: rules (default: en_core_web_md, the authors', where it is installed)
 #     LAST_LAYER=1  classify by the last layer's [CLS] state, the paper's equation 1, in place of the pooled output, the default
 #                   of the authors' code (default OUT: experiments_last_layer)
+#     LOWER_CASE=False, NEXT_SENTENCE=False   records of a cased BERT, or of the masked LM alone (default: True)
 #     KEEP_RECORDS=1  keep the TFRecords of finished further pre-trainings
 #     DRY_RUN=1 prints the commands and runs none of them; they run when pasted here after `source .venv/bin/activate`
 #     SMOKE=1   runs everything on the sample with a tiny BERT: shows that it works, not what the paper found
@@ -91,6 +92,10 @@ job() {  # job NAME KIND NEEDS PRODUCT COMMAND...: adds a job to the plan; scrip
 finish() {  # finish RESULTS...: does all jobs, then writes these tables and figures (none named: all)
     [ "${DECLARE:-}" = jobs ] || job "collect_${1:-all}" last "${1:+$runs}" - python scripts/collect_results.py --runs "$OUT" \
         --output_dir "$OUT/results" ${1:+--only "$@"}
+    run_plan
+}
+
+run_plan() {  # does all jobs that were declared
     if [ -n "${DECLARE:-}" ]; then
         printf %s "$declared"
         return
@@ -151,8 +156,9 @@ records() {  # records NAME MODEL TASKS [flags]: the texts of TASKS as corpus an
         --output_file "$folder/corpus.txt" $corpus_flags "${@:4}"
     job "pretrained/$1/tfrecord" cpu "pretrained/$1/corpus models/$2" "$folder/corpus.tfrecord" \
         python create_pretraining_data.py --input_file="$folder/corpus.txt" --output_file="$folder/corpus.tfrecord" \
-        --vocab_file="$OUT/models/$2/vocab.txt" --do_lower_case=True --max_seq_length="$PRETRAINING_LENGTH" \
-        --max_predictions_per_seq=20 --masked_lm_prob=0.15 --random_seed=12345 --dupe_factor=5
+        --vocab_file="$OUT/models/$2/vocab.txt" --do_lower_case="${LOWER_CASE:-True}" \
+        --max_seq_length="$PRETRAINING_LENGTH" --max_predictions_per_seq=20 --masked_lm_prob=0.15 --random_seed=12345 \
+        --dupe_factor=5 ${NEXT_SENTENCE:+--next_sentence="$NEXT_SENTENCE"}
 }
 
 train_on() {  # train_on RECORDS NAME MODEL [flags]: further pre-trains MODEL on the records of that name (section 5.2)
@@ -163,7 +169,7 @@ train_on() {  # train_on RECORDS NAME MODEL [flags]: further pre-trains MODEL on
         --bert_config_file="$model/config.json" --init_checkpoint="$model/bert_model.ckpt" --train_batch_size=32 \
         --max_seq_length="$PRETRAINING_LENGTH" --max_predictions_per_seq=20 --num_train_steps="$STEPS" \
         --num_warmup_steps="$WARMUP" --save_checkpoints_steps=$((STEPS / POINTS)) --keep_checkpoint_max=$keep \
-        --learning_rate=5e-5 ${TF_FLAGS:-} "${@:4}"
+        --learning_rate=5e-5 ${NEXT_SENTENCE:+--next_sentence="$NEXT_SENTENCE"} ${TF_FLAGS:-} "${@:4}"
     convert "$2" "$STEPS" "$2"
 }
 

@@ -10,7 +10,9 @@
 # what is left: what was stopped, what failed, and what needs it. `bash scripts/run_all.sh --status` says how far it is.
 experiments=${*:-run_all}
 for name in $experiments; do
-    [ -e "$(dirname "$0")/$name.sh" ] || { echo "$0: there is no experiment $name; they are scripts/exp*.sh and run_all" >&2; exit 2; }
+    [ -e "$(dirname "$0")/$name.sh" ] && continue
+    echo "$0: there is no experiment $name; they are scripts/exp*.sh and run_all" >&2
+    exit 2
 done
 set --
 source "$(dirname "$0")/experiment.sh"

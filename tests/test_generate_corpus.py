@@ -348,6 +348,16 @@ def test_a_file_of_ones_own_needs_no_label(tmp_path, monkeypatch, columns):
     assert corpus == "One.\nTwo\nThree?\nFour.\n\n"
 
 
+def test_unlabelled_texts_are_more_documents(tmp_path, monkeypatch):
+    (tmp_path / "train.csv").write_text("text\nOne. Two.\n")
+    (tmp_path / "more.txt").write_bytes(b"\xef\xbb\xbfThree. Four.\r\n\nFive\n")
+    corpus, printed = corpus_of(monkeypatch, tmp_path, "--task_name", "csv", "--data_dir", tmp_path, "--unlabelled_file",
+                                tmp_path / "more.txt")
+    assert corpus == "One.\nTwo.\n\nThree.\nFour.\n\nFive\n\n"
+    with pytest.raises(UserError, match="--unlabelled_file: there is no file"):
+        corpus_of(monkeypatch, tmp_path, "--task_name", "csv", "--data_dir", tmp_path, "--unlabelled_file", tmp_path / "absent")
+
+
 def test_a_file_of_ones_own_may_be_chinese(tmp_path, monkeypatch):
     (tmp_path / "train.csv").write_text("text\n好。不好。\n", encoding="utf-8")
     assert corpus_of(monkeypatch, tmp_path, "--task_name", "csv", "--language", "zh", "--data_dir",
@@ -475,6 +485,7 @@ OBSERVED = {  # (script, flag) -> the test that fails where it does nothing; tes
     ("generate_corpus", "output_file"): "test_each_task_s_documents",
     ("generate_corpus", "splits"): "test_a_folder_for_each_task_and_both_splits",
     ("generate_corpus", "text_columns"): "test_a_file_of_ones_own_needs_no_label",
+    ("generate_corpus", "unlabelled_file"): "test_unlabelled_texts_are_more_documents",
     ("generate_corpus", "sep"): "test_a_file_of_ones_own_needs_no_label",
     ("generate_corpus", "encoding"): "test_a_file_of_ones_own_may_be_in_any_encoding_and_between_quotes",
     ("generate_corpus", "quoting"): "test_a_file_of_ones_own_may_be_in_any_encoding_and_between_quotes",

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# A classifier of your own texts in one command, as the paper recommends: BERT further pre-trained on the texts, then BERT-FiT
+# (head+tail, a rate for each layer, decay 0.95), beside the same without further pre-training; then a report with a table,
+# learning curves, the confusion matrix, the ten worst mistakes and the command to predict.
+#
+#     DATA=my_data BERT=uncased_L-12_H-768_A-12 bash scripts/your_data.sh     # the same again goes on
+#     DATA=my_data BERT=uncased_L-12_H-768_A-12 bash scripts/your_data.sh --status
+#
+# DATA has the tables train and test (docs/formats.md), if you like dev, and unlabelled.txt: more texts of the kind, one a line,
+# for further pre-training alone. Settings, beside those of scripts/experiment.sh (GPUS, FLAGS, STEPS, LENGTH, EPOCHS, ...):
+#
+#     OUT           folder of all runs; the report is OUT/report/report.md (default: your_data)
+#     LABEL, TEXTS  columns of the label and of the texts (default: label, text)
+#     TABLE_FLAGS   more flags for reading the tables, for example --sep tab (default: none)
+#     DEV_FRACTION  held-out part of the training data that chooses the best epoch, where there is no dev table (default: 0.1)
+#     SEEDS         seeds of the fine-tunings (default: 42)
+#     LANGUAGE      en or zh, for the ends of sentences (default: en)
+#
+# STEPS is the paper's 100000, about an hour on a GPU; take fewer for few texts or a CPU. NEXT_SENTENCE=False for tweets and
+# other texts of one sentence.
+refuse() {
+    echo "your_data.sh: error: $1" >&2
+    exit 2
+}
+[ -d "${DATA:-}" ] || refuse "DATA='${DATA:-}' is no folder; name that of your tables train and test"
+[ -d "${BERT:-}" ] || refuse "BERT='${BERT:-}' is no folder; name that of a BERT, such as data/download.py gets"
+DATA=$(cd "$DATA" && pwd) BERT=$(cd "$BERT" && pwd) OUT=${OUT:-your_data} SEEDS=${SEEDS:-42}
+[ "${LANGUAGE:=en}" = en ] || SPACY_MODEL=
+if [ -z "${LOWER_CASE:-}" ]; then  # a cased vocabulary has words that begin with a capital letter
+    LOWER_CASE=True
+    ! LC_ALL=C grep -q '^[A-Z]' "$BERT/vocab.txt" 2> /dev/null || LOWER_CASE=False
+fi
+source "$(dirname "$0")/experiment.sh"
+test_table=$(find "$DATA" -maxdepth 1 -name 'test.*' | sort | head -n 1)
+[ -n "$test_table" ] || refuse "there is no table test in $DATA"
+read_as="--text_columns ${TEXTS:-text} ${TABLE_FLAGS:-}"
+develop="--dev_fraction ${DEV_FRACTION:-0.1}"
+[ -z "$(find "$DATA" -maxdepth 1 -name 'dev.*')" ] || develop=
+unlabelled=$DATA/unlabelled.txt
+[ -e "$unlabelled" ] || unlabelled=
+
+pretrain own base csv --language "$LANGUAGE" $read_as ${unlabelled:+--unlabelled_file "$unlabelled"}
+names=
+for model in base own; do
+    fit "fine_tuned/$model" csv "$model" --data_dir "$DATA" --label_column "${LABEL:-label}" $read_as $develop \
+        --do_lower_case "$LOWER_CASE" --save_models best ${FLAGS:-}  # last, so that yours count
+    job "predictions/$model" gpu "fine_tuned/$model" - python run_classifier_discriminative.py --do_predict \
+        --predict_file "$test_table" --init_checkpoint "$OUT/fine_tuned/$model/seed_${SEEDS%% *}/best" \
+        --output_dir "$OUT/predictions/$model"
+    names+=" fine_tuned/$model predictions/$model"
+done
+job report last "$names" - python scripts/your_data_report.py --runs "$OUT" --data_dir "$DATA" --output_dir "$OUT/report"
+run_plan
