@@ -49,26 +49,29 @@ def read_rows(path, sep=None, encoding=None, quoting=None):
 # Lines
 
 def encoding_of(path, encoding=None):
-    """The encoding of a text file: what its byte order mark says, else `encoding`, else UTF-8."""
+    """The encoding of a text file: what its byte order mark says; UTF-8 if it is that, as nothing else looks like it; else
+    `encoding`. So one encoding may be named for many files, some of which are in UTF-8."""
     with opener_of(path)(path, "rb") as file:
         start = file.read(4)
-    return next((name for mark, name in MARKS.items() if start.startswith(mark)), encoding or "utf-8")
+        marked = next((name for mark, name in MARKS.items() if start.startswith(mark)), None)
+        if marked or not encoding or encoding.startswith("utf"):
+            return marked or encoding or "utf-8"
+        decoder, is_ascii, chunk = codecs.getincrementaldecoder("utf-8")(), True, start
+        try:
+            while chunk:
+                is_ascii = is_ascii and chunk.isascii()
+                decoder.decode(chunk)
+                chunk = file.read(SAMPLE)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return encoding
+    return encoding if is_ascii else "utf-8"
 
 
 def described(path, encoding=None):
-    """A file as the log names it: by its path, and its encoding if that is another than UTF-8. One encoding is given for all
-    files of a command, and nearly every file can be read as Latin-1: so it is said if one of them is UTF-8."""
+    """A file as the log names it: by its path, and its encoding if that is another than UTF-8."""
     found = "utf-8" if kind_of(path) in (".parquet", ".xlsx") else encoding_of(path, encoding)
-    if found == "utf-8":
-        return str(path)
-    with opener_of(path)(path, "rb") as file:
-        sample = file.read(SAMPLE)
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(sample)
-    except UnicodeDecodeError:
-        return f"{path} ({found.upper()})"
-    doubt = "" if sample.isascii() else ", *** but its bytes are UTF-8: is --encoding right? ***"
-    return f"{path} ({found.upper()}{doubt})"
+    return str(path) if found == "utf-8" else f"{path} ({found.upper()})"
 
 
 def opener_of(path):
@@ -107,13 +110,19 @@ def without_mark(lines):
     return ((number, line.removeprefix("\ufeff") if number == 1 else line) for number, line in lines)
 
 
-def known_encoding(name):
-    """argparse type: the name by which Python knows an encoding of text."""
+def is_encoding(name):
+    """Whether Python knows an encoding of text by that name."""
     try:
-        "".encode(name)  # refuses encodings of bytes, such as base64
-        return codecs.lookup(name).name
+        return "".encode(name) is not None  # refuses encodings of bytes, such as base64
     except LookupError:
-        raise argparse.ArgumentTypeError(f"'{name}' is no encoding that Python knows, as latin-1, cp1252, ... are") from None
+        return False
+
+
+def encoding_name(text):
+    """argparse type of the name of an encoding."""
+    if not is_encoding(text):
+        raise argparse.ArgumentTypeError(f"'{text}' is no encoding that Python knows, as latin-1, cp1252, utf-16, ... are")
+    return codecs.lookup(text).name
 
 
 # Text tables
@@ -199,7 +208,7 @@ def is_regular(rows, spaced):
 def quotes_are_format(plain, quoted):
     """Whether the quotes of a tab-separated table are its format's, rather than text's, as a review's quoted title is. plain,
     quoted: its rows read in both ways, the second known to be regular. They are the format's if the first row has nothing else,
-    if there are quotes inside quotes, if only so all rows are equally wide, or if below its header a column has nothing else."""
+    if there are quotes inside quotes, if only so all rows are equally wide, or if a column has nothing else below its name."""
     first, *rest = [row for _, row in plain]
     inside = [field[1:-1] for row in rest for field in row if field[:1] == field[-1:] == '"']
     if len(first) > 1 and all(field[:1] == field[-1:] == '"' for field in first) or any(
@@ -311,7 +320,8 @@ def read_columns(task, path, flag, columns):
     for and there is no header, rows may also be without it.
     """
     require_file(path, flag)
-    rows = read_rows(path, task.sep, task.encoding, task.quoting)
+    is_own = task.name == "csv"
+    rows = read_rows(path, task.sep, task.encoding, task.quoting if is_own else None)
     first = next(rows, None)
     if first is None:
         raise UserError(f"{flag}: {path} holds no row")
@@ -326,13 +336,13 @@ def read_columns(task, path, flag, columns):
         raise UserError(f"{path} names its columns: {shortened(', '.join(header), 200)}, and the task {task.name} numbers "
                         "them; give names for --label_column and --text_columns, or a .csv file")
     else:
-        if task.quoting and width > 1 and header == [str(number) for number in range(width)]:
+        if is_own and width > 1 and header == [str(number) for number in range(width)]:
             raise UserError(f"{path}:{line_number}: {','.join(header)} are no data but the names that pandas gives to columns; "
                             "write the file with header=False")
         rows = itertools.chain([first], rows)
         if columns == task.text_columns and width == len(columns):
             columns = tuple(map(sorted(columns).index, columns))
-        elif not task.quoting:
+        elif not is_own:
             width = 1 + len(task.text_columns)
         if max(columns) >= width:
             raise UserError(f"{path}:{line_number}: there is no column {max(columns)}, the row has the columns 0 to "
