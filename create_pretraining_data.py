@@ -30,8 +30,10 @@ import os
 import random
 
 from common.command_line import ArgumentParser, UserError, add_boolean, command, fields_of, number, path, run
-from common.configuration import BertConfig
+from common.configuration import BertConfig, find_config
 from common.files import check_output_file, expand_files
+from common.hub import find_on_hub
+from common.vocabulary import find_vocab
 from pretraining.instances import Recipe, create_training_instances, read_corpus, write_instances
 from tokenization import FullTokenizer
 
@@ -44,10 +46,10 @@ def parse_arguments():
     data = parser.add_argument_group("data")
     data.add_argument("--input_file", required=True, help="Corpus files: names and globs separated by commas; one sentence a "
                       "line, an empty line between documents.")
-    data.add_argument("--vocab_file", required=True, type=path,
-                      help="WordPiece vocabulary of the BERT model, one token a line.")
-    add_boolean(data, "--do_lower_case", True, "Lower-case the text and strip accents; default: True, for uncased models; "
-                "False for cased ones.")
+    data.add_argument("--vocab_file", required=True, type=path, help="WordPiece vocabulary of the BERT model: vocab.txt, "
+                      "tokenizer.json, the model's folder, or its name on the Hub.")
+    add_boolean(data, "--do_lower_case", None, "Lower-case the text and strip accents, for uncased models; default: as the "
+                "tokenizer_config.json or tokenizer.json beside the vocabulary says, else as the case of its tokens shows.")
     recipe = parser.add_argument_group("recipe (changes the records; the defaults are Google's)")
     recipe.add_argument("--max_seq_length", type=number(int, minimum=5), default=128, metavar="TOKENS", help="Length of a "
                         "record in tokens, [CLS] and two [SEP] included, the same as for run_pretraining.py; default: 128, at "
@@ -88,11 +90,14 @@ def expand_output_files(names, input_files):
     return files
 
 
-def check_positions(vocab_file, max_seq_length):
-    """Raises UserError where the model, its configuration beside the vocabulary, has fewer positions than a record."""
-    config_file = os.path.join(os.path.dirname(vocab_file), "bert_config.json")
-    if os.path.exists(config_file):
-        BertConfig.from_json_file(config_file, "beside --vocab_file").check_max_seq_length(max_seq_length)
+def read_config(vocab_file, max_seq_length):
+    """The configuration of the model beside the vocabulary, None without one. Raises UserError where it is no BERT, or has
+    fewer positions than a record."""
+    config_file = find_config([os.path.dirname(vocab_file)])
+    config = config_file and BertConfig.from_json_file(config_file, "beside --vocab_file")
+    if config:
+        config.check_max_seq_length(max_seq_length)
+    return config
 
 
 def show_examples(instances, order, recipe, tokenizer):
@@ -106,11 +111,14 @@ def show_examples(instances, order, recipe, tokenizer):
             print(f"{name}:", " ".join(map(str, values)))
 
 
-def report(args, corpus, instances, recipe, output_files):
+def report(args, tokenizer, corpus, instances, recipe, output_files):
     """Prints what was made, how full it is, and the next command of the pipeline."""
     records, tokens, predictions = len(instances), len(instances.ids), len(instances.masked_ids)
     length, num_predictions = recipe.max_seq_length, recipe.max_predictions_per_seq
-    print(f"corpus: {corpus.num_documents} documents, {corpus.num_sentences} sentences, {len(corpus.ids)} tokens")
+    shown, warning = tokenizer.unknown(corpus.ids, args.input_file)
+    print(f"corpus: {corpus.num_documents} documents, {corpus.num_sentences} sentences, {len(corpus.ids)} tokens, {shown}")
+    if warning:
+        print(warning)
     random_next = f"{sum(instances.is_random_next) / records:.1%} with a random next sentence, " if args.next_sentence else ""
     print(f"instances: {records}, {random_next}{predictions / records:.1f} masked tokens each, "
           f"{1 - tokens / (records * length):.1%} of the {length} positions are padding")
@@ -131,8 +139,10 @@ def main():
     recipe = fields_of(Recipe, args)
     input_files = expand_files(args.input_file, "--input_file")
     output_files = expand_output_files(args.output_file, input_files)
-    check_positions(args.vocab_file, args.max_seq_length)
-    tokenizer = FullTokenizer(args.vocab_file, args.do_lower_case)
+    args.vocab_file = find_vocab(find_on_hub(args.vocab_file, "--vocab_file", ())[0], [])
+    config = read_config(args.vocab_file, args.max_seq_length)
+    tokenizer = FullTokenizer.fitting(args.vocab_file, args.do_lower_case, config)
+    print(*tokenizer.notes, sep="\n")
     print("reading", *input_files, sep="\n  ")
     corpus = read_corpus(input_files, tokenizer, args.next_sentence)
     if args.next_sentence and corpus.share_of_single_sentences >= NEARLY_ALL:
@@ -142,7 +152,7 @@ def main():
     instances, order = create_training_instances(corpus, tokenizer, recipe, args.dupe_factor, random.Random(args.random_seed))
     write_instances(instances, order, recipe, output_files)
     show_examples(instances, order, recipe, tokenizer)
-    report(args, corpus, instances, recipe, output_files)
+    report(args, tokenizer, corpus, instances, recipe, output_files)
 
 
 if __name__ == "__main__":

@@ -50,11 +50,13 @@ def parse_arguments():
                       "tokens in a record, the same as for create_pretraining_data.py; default: 20.")
 
     model = parser.add_argument_group("model")
-    model.add_argument("--bert_config_file", required=True, type=path, help="Configuration of the model: bert_config.json.")
+    model.add_argument("--bert_config_file", type=path, help="Configuration of the model: bert_config.json; default: the "
+                       "config.json or bert_config.json beside --init_checkpoint.")
     model.add_argument("--init_checkpoint", type=path, metavar="PREFIX", help="Prefix of the TensorFlow checkpoint to start "
-                       "from, such as bert_model.ckpt; weights that it lacks are initialised; default: none, so all are.")
+                       "from, such as bert_model.ckpt; or a folder with model.safetensors, or a model's name on the Hub, such "
+                       "as bert-base-uncased; weights that it lacks are initialised; default: none, so all are.")
     model.add_argument("--vocab_file", type=path, help="Vocabulary to check and copy to the output folder; default: the "
-                       "vocab.txt beside --bert_config_file or --init_checkpoint, if there is one.")
+                       "vocab.txt or tokenizer.json beside --bert_config_file or --init_checkpoint, if there is one.")
     model.add_argument("--gelu", choices=GELUS, help="Formula of gelu: the error function (the authors' code) or its tanh "
                        "approximation (Google's latest code); default: hidden_act of --bert_config_file, where gelu means erf.")
 
@@ -136,7 +138,8 @@ def check_flags(args):
     check_reporters(args.report_to)
     for flag in ("bert_config_file", "init_checkpoint"):
         source = getattr(args, flag)
-        if args.do_train and source and os.path.realpath(os.path.dirname(source)) == os.path.realpath(args.output_dir):
+        folders = map(os.path.realpath, (source, os.path.dirname(source)) if source else ())
+        if args.do_train and os.path.realpath(args.output_dir) in folders:
             raise UserError(f"--output_dir is the folder of --{flag}, whose files would be mixed with the run's; choose "
                             "another")
 

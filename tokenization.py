@@ -19,9 +19,10 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from common.command_line import UserError
-from common.files import decode_lines, require_file
+from common.vocabulary import check_vocab, choose_case, read_vocab
 
 REQUIRED_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MOST_UNKNOWN = 0.05  # of the tokens, before it is warned of; English in bert-base-uncased has 0.0%
 CHARACTERS_PER_SLICE = 1 << 20  # bounds the Rust results in memory: about 100 bytes a token until its id is copied
 
 # What Google calls Chinese: each such character is a word. Hiragana, Katakana and Hangul are none.
@@ -73,26 +74,20 @@ def normalize(text, do_lower_case):
     return text
 
 
-def load_vocab(vocab_file):
-    """The vocabulary as a dict token -> id, the line's index from 0: an empty line takes one too, and a repeated token has its
-    last, as in Google's code. Raises UserError where the file is missing, empty, not UTF-8, or lacks one of REQUIRED_TOKENS."""
-    vocab = {line.strip(): number - 1 for number, line in decode_lines(require_file(vocab_file, "--vocab_file"))}
-    if missing := [token for token in REQUIRED_TOKENS if token not in vocab]:
-        raise UserError(f"--vocab_file: {vocab_file} has no line {' '.join(missing)}; it is no BERT vocabulary "
-                        "(one token a line, as vocab.txt beside a BERT checkpoint)")
-    return vocab
-
-
 class FullTokenizer:
     """WordPiece tokenization with Google's interface and Google's output.
 
     `vocab` is the dict token -> id, `inv_vocab` its inverse; `cls_id`, `sep_id`, `mask_id`, `unk_id` and `pad_id` are
     the ids of the special tokens ([PAD] is 0 where the vocabulary has none). A special token written in a text is
-    punctuation and letters, as any other text. Raises UserError as `load_vocab` does.
+    punctuation and letters, as any other text. vocab_file: a vocab.txt or tokenizer.json. `notes` are lines for the log.
+    Raises UserError as `read_vocab` does, and where the vocabulary lacks one of REQUIRED_TOKENS.
     """
 
     def __init__(self, vocab_file, do_lower_case=True):
-        self.vocab = load_vocab(vocab_file)
+        self.vocab, self.notes = read_vocab(vocab_file)
+        if missing := [token for token in REQUIRED_TOKENS if token not in self.vocab]:
+            raise UserError(f"--vocab_file: {vocab_file} has no line {' '.join(missing)}; it is no BERT vocabulary "
+                            "(one token a line, as vocab.txt beside a BERT checkpoint)")
         self.inv_vocab = {index: token for token, index in self.vocab.items()}
         self.do_lower_case = do_lower_case
         self.unk_id, self.cls_id, self.sep_id, self.mask_id = (self.vocab[token] for token in REQUIRED_TOKENS)
@@ -101,6 +96,24 @@ class FullTokenizer:
             self.vocab, unk_token="[UNK]", max_input_chars_per_word=200))  # as Google: a longer word is [UNK]
         self._rust.pre_tokenizer = pre_tokenizers.Sequence([
             pre_tokenizers.Split(Regex(character_classes()[2]), "isolated"), pre_tokenizers.WhitespaceSplit()])
+
+    @classmethod
+    def fitting(cls, vocab_file, do_lower_case, config=None, asked_by="--do_lower_case"):
+        """The tokenizer of a model's vocabulary; do_lower_case None: found by `choose_case`. Raises UserError as `check_vocab`
+        does where the configuration has fewer embeddings."""
+        tokenizer = cls(vocab_file)
+        tokenizer.do_lower_case, more = choose_case(do_lower_case, vocab_file, tokenizer.vocab, asked_by)
+        tokenizer.notes += more + (check_vocab(tokenizer.vocab, vocab_file, config) if config else [])
+        return tokenizer
+
+    def unknown(self, ids, what):
+        """The share of [UNK] among the tokens of an array of ids, [CLS] and [SEP] left out, in words; and a warning about
+        `what` has them, or None."""
+        total = len(ids) - np.isin(ids, (self.cls_id, self.sep_id)).sum()
+        share = (ids == self.unk_id).sum() / max(1, total)
+        warning = (f"WARNING: {share:.1%} of the tokens of {what} are [UNK], which the model cannot read: is the vocabulary of "
+                   "the texts' language, and the case right (--do_lower_case)?")
+        return f"{share:.1%} [UNK]", warning if share > MOST_UNKNOWN else None
 
     def tokenize(self, text):
         """The WordPiece tokens of one text, a list of str, without special tokens."""

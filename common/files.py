@@ -1,4 +1,4 @@
-"""Files: checks of paths, text and JSON decoded line by line, writes that are whole or absent, globs, vocabularies."""
+"""Files: checks of paths, text and JSON decoded line by line, writes that are whole or absent, globs."""
 import contextlib
 import fcntl
 import glob
@@ -242,13 +242,3 @@ def remove(path):
         shutil.rmtree(path)
     elif os.path.lexists(path):
         os.unlink(path)
-
-
-def find_vocab(vocab_file, folders, config):
-    """The vocabulary that goes with weights: --vocab_file, else the vocab.txt of one of the folders, else None. Raises
-    UserError where it is missing or has another number of tokens than the model has embeddings."""
-    beside = (os.path.join(folder, "vocab.txt") for folder in folders)
-    path = vocab_file or next(filter(os.path.isfile, beside), None)
-    if path:
-        config.check_vocab(sum(1 for _ in decode_lines(require_file(path, "--vocab_file"))), path)
-    return path

@@ -12,7 +12,8 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(FOLDER))  # the scripts of the pipeline are no installed package
 from common.command_line import ArgumentParser, command, number, path, run, tensorflow_start_up  # noqa: E402
 from common.configuration import BertConfig  # noqa: E402
-from common.files import check_output_folder, copy_file, find_vocab  # noqa: E402
+from common.files import check_output_folder, copy_file  # noqa: E402
+from common.vocabulary import read_fitting_vocab  # noqa: E402
 
 
 def main():
@@ -30,7 +31,8 @@ def main():
     args = parser.parse_args()
     check_output_folder(args.output_dir, "--output_dir")
     config = BertConfig.from_json_file(args.bert_config_file)
-    find_vocab(args.vocab_file, [], config)
+    for line in read_fitting_vocab(args.vocab_file, config):
+        print(line)
     with tensorflow_start_up():
         from pretraining.checkpoints import write_checkpoint  # takes seconds: wrong flags are refused before
         from pretraining.modeling_tf import initial_values

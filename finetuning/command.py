@@ -59,6 +59,7 @@ def run(parser, rates_of=lambda config, args: (None, None)):
             warn_of_an_idle_gpu("PyTorch", "Its driver may be too old for this build, see nvidia-smi."
                                 if torch.version.cuda else "This build is the one for CPUs: reinstall torch from PyPI.")
         inputs = world.together(read_inputs, args, given)
+        world.print(*inputs.tokenizer.notes, sep="\n")
         if args.class_weights not in (None, BALANCED):  # what the file says decides the result, not where it lies
             args.class_weights = world.together(read_class_weights, args.class_weights, inputs.tasks[0].labels)
         # read before any work, so that hours of training do not end at a file that is missing
@@ -119,8 +120,11 @@ def tokenize(args, inputs, texts, labels, name, world):
         max_fractions = (args.max_fractions or math.inf) if args.hierarchical else 1
         dataset = make_dataset(inputs.tokenizer, texts, labels, args.max_seq_length, args.trunc_medium, max_fractions)
     fractions = f" in {np.diff(dataset.document_offsets).mean():.2f} fractions" if args.hierarchical else ""
-    world.print(f"{name}: {len(dataset):,} texts, {dataset.lengths.mean():.1f} tokens on average{fractions}, "
+    shown, warning = inputs.tokenizer.unknown(dataset.ids, name)
+    world.print(f"{name}: {len(dataset):,} texts, {dataset.lengths.mean():.1f} tokens on average ({shown}){fractions}, "
                 f"{dataset.num_cut:,} ({dataset.num_cut / len(dataset):.1%}) are truncated")
+    if warning:
+        world.print(warning)
     return dataset
 
 
@@ -333,7 +337,8 @@ def begin(args, inputs, folder, recipe, flags, world):
     clear(folder, inputs.tasks)
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.machine() + " CPU"
     os.makedirs(folder.path, exist_ok=True)
-    folder.begin(recipe, flags, versions=versions("torch", "numpy", "tokenizers", "scikit-learn"), device=device,
+    start = {"hub": inputs.hub} if inputs.hub else {}
+    folder.begin(recipe, flags, **start, versions=versions("torch", "numpy", "tokenizers", "scikit-learn"), device=device,
                  processes=world.size, threads=torch.get_num_threads())
 
 

@@ -110,10 +110,13 @@ def add_data_flags(group, several_tasks):
 def add_model_flags(group):
     add = group.add_argument
     add("--bert_config_file", type=path, help="The model's configuration (default: the one in the folder --init_checkpoint).")
-    add("--vocab_file", type=path, help="The WordPiece vocabulary (default: the one in the folder --init_checkpoint).")
+    add("--vocab_file", type=path,
+        help="The WordPiece vocabulary, a vocab.txt or tokenizer.json (default: the one in the folder --init_checkpoint).")
     add("--init_checkpoint", type=path, help="The weights to start from: a folder, a .bin or .safetensors file, the prefix of "
-        "a TensorFlow checkpoint, or the folder of a multi-task run; to evaluate or predict alone, a run's .../best.")
-    add_boolean(group, "--do_lower_case", False, "Lower-case the text, for uncased models (default: off).")
+        "a TensorFlow checkpoint, the folder of a multi-task run, or a model's name on the Hub, such as bert-base-uncased or "
+        "NAME@REVISION; to evaluate or predict alone, a run's .../best.")
+    add_boolean(group, "--do_lower_case", None, "Lower-case the text, for uncased models (default: as tokenizer_config.json or "
+                "tokenizer.json beside the vocabulary says, else as the case of its tokens shows).")
     add("--max_seq_length", type=int, default=128,
         help="Maximum length of a sequence in tokens, [CLS] and [SEP] included (default: 128).")
     add("--trunc_medium", type=int, default=-2, help="What to keep of a longer text: -2 the head, -1 the tail, 0 half and "

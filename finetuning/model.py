@@ -4,11 +4,13 @@ import os
 
 import tasks
 from common.command_line import UserError
-from common.configuration import BertConfig
+from common.configuration import CONFIG_NAMES, BertConfig, find_config
 from common.files import check_schema, read_json
+from common.hub import find_on_hub
 from common.tables import QUOTINGS, is_encoding
+from common.vocabulary import VOCAB_NAMES, find_vocab
 from finetuning.data import head_and_tail
-from finetuning.flags import CSV_FLAGS, FEATURE_FLAGS, MODEL_FLAGS, READING_FLAGS, WRITTEN_FLAGS
+from finetuning.flags import CSV_FLAGS, FEATURE_FLAGS, MODEL_FLAGS, READING_FLAGS, WRITTEN_FLAGS, make_parser
 from finetuning.weights import find_weights, load_weights, read_weights
 from modeling import BertForSequenceClassification, MultiTaskModel, check_choices, check_features
 from tokenization import FullTokenizer
@@ -25,27 +27,29 @@ RECORD_SCHEMA = {
 
 @dataclasses.dataclass
 class Inputs:
-    """What the flags of a command name: the model's configuration, its tokenizer, and each task with its data folder."""
+    """What the flags of a command name: the model's configuration, its tokenizer, each task with its data folder."""
     config: BertConfig
     tokenizer: FullTokenizer
     tasks: list
     data_dirs: list
+    hub: str | None  # the name and commit of a start on the Hub
 
 
 def read_inputs(args, given):
     """The Inputs that the flags name, or those stored in --init_checkpoint, by which `args` is completed. given: the names
     of the flags that the user gave. Raises UserError where something is missing or does not fit together."""
+    args.init_checkpoint, hub = find_on_hub(args.init_checkpoint, "--init_checkpoint")
     args.init_checkpoint = model_of_task(args.init_checkpoint, args.task_name, args.do_train)
     folder = args.init_checkpoint if args.init_checkpoint and os.path.isdir(args.init_checkpoint) else None
     stored_task = None if args.do_train else restore_flags(args, given, folder)
     if args.init_checkpoint:
         find_weights(args.init_checkpoint)
-    for flag, names in (("bert_config_file", ("config.json", "bert_config.json")), ("vocab_file", ("vocab.txt",))):
+    beside = [folder] if folder else []
+    args.bert_config_file = args.bert_config_file or find_config(beside)
+    args.vocab_file = find_vocab(args.vocab_file, beside)
+    for flag, names in (("bert_config_file", CONFIG_NAMES), ("vocab_file", VOCAB_NAMES)):
         if getattr(args, flag) is None:
-            beside = [os.path.join(folder, name) for name in names] if folder else []
-            setattr(args, flag, next(filter(os.path.exists, beside), None))
-            if getattr(args, flag) is None:
-                raise UserError(f"--{flag} is needed: --init_checkpoint is no folder with {' or '.join(names)}")
+            raise UserError(f"--{flag} is needed: --init_checkpoint is no folder with {' or '.join(names)}")
     config = BertConfig.from_json_file(args.bert_config_file)
     if args.layers is None:
         args.layers = [config.num_hidden_layers - 1] if args.hierarchical or args.classifier != "linear" else [-2]
@@ -57,11 +61,13 @@ def read_inputs(args, given):
         raise UserError(f"{os.path.join(folder, RECORD)}: {error}" if stored_task else str(error)) from None
     if (args.frozen_layers or 0) > config.num_hidden_layers:
         raise UserError(f"--frozen_layers {args.frozen_layers}: this model has {config.num_hidden_layers} layers")
-    tokenizer = FullTokenizer(args.vocab_file, do_lower_case=args.do_lower_case)
-    config.check_vocab(len(tokenizer.vocab), args.vocab_file)
+    tokenizer = FullTokenizer.fitting(args.vocab_file, args.do_lower_case, config, RECORD if stored_task else "--do_lower_case")
+    args.do_lower_case = tokenizer.do_lower_case
     if args.init_checkpoint:  # what does not fit is refused before the data are read and a model takes memory
         read_weights(args.init_checkpoint, config, device="meta")
-    return Inputs(config, tokenizer, *read_tasks(args, stored_task))
+    if hub:
+        tokenizer.notes.insert(0, f"{hub} from the Hub, in {args.init_checkpoint}")
+    return Inputs(config, tokenizer, *read_tasks(args, stored_task), hub)
 
 
 def read_tasks(args, stored_task):
@@ -132,6 +138,15 @@ def restore_flags(args, given, folder):
 def describe_classifier(args, task):
     """What classifier.json holds: all that `restore_flags` reads."""
     return {"task": task.to_dict()} | {flag: getattr(args, flag) for flag in MODEL_FLAGS}
+
+
+def describe_google_classifier(labels, do_lower_case, config):
+    """The same for a classifier of Google's run_classifier.py: its pooled output, and the defaults of all flags."""
+    args = make_parser("").parse_args(["--output_dir", "."])
+    args.layers, args.do_lower_case = [-2], do_lower_case
+    args.max_seq_length = min(args.max_seq_length, config.max_position_embeddings)
+    task = tasks.own_task(args.label_column, args.text_columns, args.sep, pair_columns=args.text_pair_columns)
+    return describe_classifier(args, dataclasses.replace(task, labels=tuple(labels)))
 
 
 def make_model(args, inputs, device):

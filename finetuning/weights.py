@@ -6,6 +6,7 @@
 TensorFlow is imported here alone, and only for a TensorFlow checkpoint.
 """
 import dataclasses
+import fnmatch
 import os
 import re
 import warnings
@@ -17,20 +18,19 @@ import safetensors.torch
 import torch
 
 from common.command_line import UserError, tensorflow_start_up
-from common.files import atomic_write, checkpoint_prefix, copy_file, digest_of_file, require_file, write_json
+from common.configuration import check_beside
+from common.files import atomic_write, checkpoint_prefix, digest_of_file, require_file, write_json
+from common.names import (DUPLICATES, TIED, WEIGHT_FILES, check_names_of_weights, is_training_state, pytorch_name,
+                          with_our_names)
+from common.vocabulary import write_tokenizer
 from finetuning.data import pack
 from modeling import BertForPreTraining
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # under which transformers finds weights in a folder
-OPTIMIZER_SLOTS = ("adam_m", "adam_v", "Adam", "Adam_1", "lamb_m", "lamb_v")  # last part of a slot's name
-TRAINING_STATE = ("global_step", "beta1_power", "beta2_power")
 HEADS = {"masked LM": ("cls/predictions/", "cls.predictions."),
          "next sentence": ("cls/seq_relationship/", "cls.seq_relationship.")}  # name in TensorFlow, in PyTorch
 ARCHITECTURES = {(): "BertForPreTraining", ("next sentence",): "BertForMaskedLM",
                  ("masked LM",): "BertForNextSentencePrediction", ("masked LM", "next sentence"): "BertModel"}
-TIED = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-        "cls.predictions.decoder.bias": "cls.predictions.bias"}  # two names of one tensor, in PyTorch alone
-DUPLICATES = (*TIED, "bert.embeddings.position_ids")  # the last: a counter that old `transformers` files hold
+CLASSIFIER = {"output_weights": "classifier.weight", "output_bias": "classifier.bias"}  # Google's, of run_classifier.py
 TOLERANCE = 1e-5  # of --verify, times the largest value where that is above 1
 OTHER_CONFIG = "is --bert_config_file the one that came with it?"
 
@@ -91,7 +91,13 @@ def read_weights(path, config, flag="--init_checkpoint", device="cpu"):
     path = find_weights(path, flag)
     where = f"{flag}: {path}"
     if os.path.exists(path + ".index"):
-        return tf_to_pytorch(read_tf_checkpoint(path, flag, device), config, where=where)[0]
+        values = read_tf_checkpoint(path, flag, device)
+        heads = {name for name in values if not is_training_state(name, values) and ".ATTRIBUTES" not in name
+                 and not name.startswith(("bert/", *(prefix for prefix, _ in HEADS.values())))}
+        heads -= CLASSIFIER.keys() if CLASSIFIER.keys() <= heads else set()
+        state = tf_to_pytorch({name: values[name] for name in values.keys() - heads}, config, where=where)[0]
+        return state | {name: torch.empty(0) for name in heads}  # of other tasks: load_weights lists their names
+    check_beside(os.path.dirname(path), flag)
     if path.endswith(".safetensors"):
         try:
             state = safetensors.torch.load_file(path)  # maps the file: what is not used is not read
@@ -102,6 +108,11 @@ def read_weights(path, config, flag="--init_checkpoint", device="cpu"):
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{where} is a pickle, but no dictionary of tensors, so no checkpoint of a model")
     state = with_our_names(state)
+    check_names_of_weights(state, where)
+    if whole := [name for name, value in state.items() if re.fullmatch(r"bert\..*\.(weight|bias)", name)
+                 and not value.is_floating_point()]:
+        raise UserError(f"{where}: {whole[0]} is of whole numbers ({state[whole[0]].dtype}), as in a quantized model; take the "
+                        "model that is not quantized")
     check_sizes(state, config, where)
     return state
 
@@ -127,18 +138,6 @@ def check_shapes(state, shapes, where):
             raise UserError(f"{where}: {name} is {list(state[name].shape)} there, the model's is {list(shape)}; {OTHER_CONFIG}")
 
 
-def with_our_names(state):
-    """Renames: DataParallel's `module.`, TensorFlow's gamma and beta, an encoder without `bert.` before it."""
-    renamed = {}
-    for name, value in state.items():
-        name = str(name).removeprefix("module.")
-        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-        if name.startswith(("embeddings.", "encoder.", "pooler.")):
-            name = "bert." + name
-        renamed[name] = value
-    return renamed
-
-
 def load_weights(model, state, where):
     """Loads a state dict into a model of modeling.py, where names match.
 
@@ -154,6 +153,9 @@ def load_weights(model, state, where):
     ignored = sorted(state.keys() - own.keys()) + other_head
     needed = [name for name in missing if name.startswith("bert.")
               and (model.get_parameter(name).requires_grad or "pooler" not in name)]
+    if needed == ["bert.pooler.dense.bias", "bert.pooler.dense.weight"]:  # as BertForMaskedLM is saved
+        raise UserError(f"{where} has no pooler, which --layers -2 reads; take the last layer instead, --layers "
+                        f"{len(model.bert.encoder.layer) - 1}")
     if needed:
         raise UserError(f"{where} lacks {len(needed)} of the encoder's weights, first {needed[0]}; {OTHER_CONFIG}")
     check_shapes(state, {name: own[name].shape for name in matched}, where)
@@ -185,47 +187,42 @@ def write_safetensors(state, path):
 def save_classifier(classifier, folder, config, description, vocab_file):
     """Writes a BertForSequenceClassification as a folder that loads here and in transformers; the weights come last, in one
     rename. description: what classifier.json holds, from which the model is built again here (finetuning/model.py)."""
+    plain = classifier.use_pooler and not classifier.pool_fractions  # what transformers' own head computes
+    describe_classifier_folder(folder, config, description, vocab_file, plain)
+    write_safetensors(classifier.state_dict(), os.path.join(folder, WEIGHT_FILES[0]))
+
+
+def describe_classifier_folder(folder, config, description, vocab_file, plain=True):
+    """Writes all files of such a folder but the weights."""
     labels = description["task"]["labels"]
     os.makedirs(folder, exist_ok=True)
-    plain = classifier.use_pooler and not classifier.pool_fractions  # what transformers' own head computes
     config.write(os.path.join(folder, "config.json"), model_type="bert",
                  architectures=["BertForSequenceClassification" if plain else "BertModel"],
                  id2label={str(index): label for index, label in enumerate(labels)},
                  label2id={label: index for index, label in enumerate(labels)})
     write_json(os.path.join(folder, "classifier.json"), description)
-    write_json(os.path.join(folder, "tokenizer_config.json"), {
-        "tokenizer_class": "BertTokenizer", "do_lower_case": description["do_lower_case"],
-        "model_max_length": description["max_seq_length"]})
-    copy_file(vocab_file, os.path.join(folder, "vocab.txt"))
-    write_safetensors(classifier.state_dict(), os.path.join(folder, WEIGHT_FILES[0]))
+    write_tokenizer(vocab_file, folder, description["do_lower_case"], description["max_seq_length"])
 
 
 # TensorFlow <-> PyTorch
 
 @dataclasses.dataclass
 class Report:
-    """What became of every name: converted (name there, name here, shape, transposed), left out, heads absent."""
+    """What became of every name: converted (name there, name here, shape, transposed), left out, the optimizer's (left out as
+    well), heads absent."""
     converted: list
     left_out: list
+    optimizer: list
     absent_heads: tuple
 
     def print(self):
+        kinds = sorted({name.rsplit("/", 1)[-1] for name in self.optimizer})
         print(*(f"  {source} {list(shape)} -> {target}{' (transposed)' if transposed else ''}"
                 for source, target, shape, transposed in self.converted),
               *(f"  {name}: left out" for name in self.left_out),
               *(f"  the {head} head: absent, so it is not written" for head in self.absent_heads),
-              f"{len(self.converted)} tensors converted, {len(self.left_out)} left out", sep="\n")
-
-
-def pytorch_name(name):
-    """(name in PyTorch, whether the matrix is transposed) of google-research/bert's variable `name`."""
-    *path, last = name.replace("/layer_", "/layer/").split("/")
-    path = ".".join(path)
-    if name.startswith("bert/embeddings/") and last.endswith("_embeddings"):
-        return f"{path}.{last}.weight", False
-    renamed = {"gamma": "weight", "beta": "bias", "kernel": "weight", "bias": "bias",
-               "output_weights": "weight", "output_bias": "bias"}
-    return f"{path}.{renamed[last]}", last == "kernel"
+              *([f"  {len(self.optimizer)} variables of the optimizer ({', '.join(kinds)}): left out"] if kinds else []),
+              f"{len(self.converted)} tensors converted, {len(self.left_out) + len(self.optimizer)} left out", sep="\n")
 
 
 def names_and_shapes(config):
@@ -249,11 +246,6 @@ def read_tf_checkpoint(prefix, flag="--tf_checkpoint_path", device="cpu"):
         return read_checkpoint(prefix, flag)
 
 
-def is_training_state(name):
-    """Whether a variable belongs to the optimizer and not to the model."""
-    return name in TRAINING_STATE or name.rsplit("/", 1)[-1] in OPTIMIZER_SLOTS
-
-
 def check_names(expected, present, side, where):
     """The heads that are absent as a whole. Raises UserError where other names than those `expected` are `present`, or
     one of the encoder's, the pooler's or of half a head is missing. `side`: 0: TensorFlow's names, 1: PyTorch's."""
@@ -275,20 +267,30 @@ def check_names(expected, present, side, where):
 def translate(values, config, side, leave_out, where):
     """Weights by the names of one framework, {name: array}, as those of the other: ({name: float32 array}, Report).
 
-    side: 0 from TensorFlow's names to PyTorch's, 1 back. Kernels are transposed. leave_out: names to drop beside the
-    optimizer's. Raises UserError, its text starting with `where`, for a name that is missing or that the model has not,
-    and for a shape that does not fit the configuration.
+    side: 0 from TensorFlow's names to PyTorch's, 1 back. Kernels are transposed. leave_out: names or patterns (cls/*) to drop
+    beside the optimizer's. Raises UserError, its text starting with `where`, for a name that is missing or that the model
+    has not, and for a shape that does not fit the configuration.
     """
-    for name in leave_out:
-        if name not in values:
-            raise UserError(f"{where} has no {name}, which --leave_out names")
-    left_out = sorted(name for name in values if is_training_state(name) or name in DUPLICATES or name in leave_out)
+    for pattern in leave_out:
+        if not fnmatch.filter(values, pattern):
+            raise UserError(f"{where} has no {pattern}, which --leave_out names")
+    both = names_and_shapes(config)
+    optimizer = sorted(name for name in values if side == 0 and is_training_state(name, values.keys() | both.keys()))
+    left_out = sorted(name for name in values.keys() - set(optimizer) if name in DUPLICATES
+                      or any(fnmatch.fnmatchcase(name, pattern) for pattern in leave_out))
+    present = values.keys() - {*optimizer, *left_out}
+    check_names_of_weights(present, where)
+    weight, bias = (CLASSIFIER.keys(), CLASSIFIER.values())[side]
+    if {weight, bias} <= present:
+        classes = len(values[bias])
+        both |= {name: (target, False, (classes, config.hidden_size)[:1 + target.endswith("weight")])
+                 for name, target in CLASSIFIER.items()}
     names = {(source, target)[side]: ((target, source)[side], transposed, shape)
-             for source, (target, transposed, shape) in names_and_shapes(config).items()}
-    absent_heads = check_names(names, values.keys() - set(left_out), side, where)
+             for source, (target, transposed, shape) in both.items()}
+    absent_heads = check_names(names, present, side, where)
     translated, converted = {}, []
     for name, (target, transposed, shape) in names.items():
-        if name in values:
+        if name in present:
             value = np.asarray(values[name], np.float32)
             turned = value.T if transposed else value
             found = (value, turned)[side].shape  # in TensorFlow
@@ -297,7 +299,7 @@ def translate(values, config, side, leave_out, where):
                                 f"configuration it is {list(shape)}")
             translated[target] = np.array(turned, order="C")
             converted.append((name, target, shape, transposed))
-    return translated, Report(converted, left_out, absent_heads)
+    return translated, Report(converted, left_out, optimizer, absent_heads)
 
 
 def tf_to_pytorch(variables, config, leave_out=(), where="the TensorFlow checkpoint"):
@@ -347,19 +349,25 @@ def run_tensorflow(variables, config, sequences, segments):
     positions = tf.tile(tf.range(longest)[tf.newaxis], [len(sequences), 1])
     logits = model.masked_lm_logits(hidden_states[-1], positions)
     real = input_mask.numpy().astype(bool)
-    return {"hidden states": np.stack([layer.numpy()[real] for layer in hidden_states]),
-            "pooled output": pooled.numpy(), "masked LM": logits.numpy()[real],
-            "next sentence": model.next_sentence_logits(pooled).numpy()}
+    outputs = {"hidden states": np.stack([layer.numpy()[real] for layer in hidden_states]),
+               "pooled output": pooled.numpy(), "masked LM": logits.numpy()[real],
+               "next sentence": model.next_sentence_logits(pooled).numpy()}
+    if CLASSIFIER.keys() <= variables.keys():
+        weight, bias = (variables[name] for name in CLASSIFIER)
+        outputs["classifier"] = (tf.matmul(pooled, weight, transpose_b=True) + bias).numpy()
+    return outputs
 
 
 def run_pytorch(state, config, sequences, segments):
     """The same of PyTorch, packed."""
     model = BertForPreTraining(config).eval()
     model.load_state_dict(state, strict=False)  # a head may be absent; tf_to_pytorch has checked the names
+    weight, bias = (state.get(name) for name in CLASSIFIER.values())
     with torch.no_grad():
         hidden_states, pooled, logits, next_sentence = model(pack(sequences, segments))
+        classifier = {} if weight is None else {"classifier": torch.nn.functional.linear(pooled, weight, bias).numpy()}
     return {"hidden states": torch.stack(hidden_states).numpy(), "pooled output": pooled.numpy(),
-            "masked LM": logits.numpy(), "next sentence": next_sentence.numpy()}
+            "masked LM": logits.numpy(), "next sentence": next_sentence.numpy()} | classifier
 
 
 def verify(variables, state, config, absent_heads):

@@ -21,10 +21,14 @@ import pathlib
 import re
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 import tensorflow as tf
 
 from common.command_line import UserError
 from common.files import atomic_write, checkpoint_prefix, locked, read_json, remove, write_json
+from common.configuration import check_beside
+from common.names import (DUPLICATES, TIED, check_names_of_weights, is_training_state, pytorch_name, with_our_names)
 from pretraining.devices import cannot_write
 from pretraining.modeling_tf import initial_values, variable_shapes
 from pretraining.optimization_tf import SLOTS
@@ -55,6 +59,36 @@ def read_checkpoint(prefix, flag="--init_checkpoint"):
         raise UserError(f"{flag}: {prefix} is no whole checkpoint ({reason})") from None
 
 
+def safetensors_file(path):
+    """The safetensors file that `path`, it or its folder, names; None where it names none."""
+    found = path if path.endswith(".safetensors") else os.path.join(path, "model.safetensors")
+    return found if os.path.isfile(found) else None
+
+
+def read_start(path, config, flag="--init_checkpoint"):
+    """What `read_checkpoint` gives, of a checkpoint's prefix; or of PyTorch's weights for `transformers`, in a safetensors file
+    or its folder, by TensorFlow's names. Raises UserError as that does, and where the weights are not such a BERT's."""
+    file = safetensors_file(path)
+    if not file:
+        return read_checkpoint(path, flag)
+    where = f"{flag}: {file}"
+    check_beside(os.path.dirname(file), flag)
+    try:
+        state = with_our_names(safetensors.numpy.load_file(file))
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{where} is no whole safetensors file ({error})") from None
+    check_names_of_weights(state, where)
+    names = {pytorch_name(name)[0]: (name, pytorch_name(name)[1]) for name in variable_shapes(config)}
+    for copy, original in TIED.items():
+        if copy in state and original in state and not np.array_equal(state[copy], state[original]):
+            raise UserError(f"{where}: {copy} is not the same as {original}; BERT in TensorFlow has one tensor for both")
+    if other := [name for name in state if name.startswith("bert.") and name not in names and name not in DUPLICATES]:
+        raise UserError(f"{where} has what this model has not: {min(other)}; take the config.json that came with it")
+    if whole := [name for name in state if name in names and state[name].dtype.kind in "iub"]:
+        raise UserError(f"{where}: {whole[0]} is of whole numbers, as in a quantized model; take the one that is not quantized")
+    return {names[name][0]: value.T if names[name][1] else value for name, value in state.items() if name in names}
+
+
 def fitting_values(config, values, where):
     """Those of a checkpoint's `values` that are the model's: name -> float32 array, pre-training heads if it has them.
 
@@ -62,6 +96,7 @@ def fitting_values(config, values, where):
     the checkpoint is of another model: no BERT, an encoder variable missing, other shapes, another depth.
     """
     shapes = variable_shapes(config)
+    check_names_of_weights(values, where)
     if not any(name.startswith("bert/") for name in values):
         raise UserError(f"{where} holds no BERT: none of its variables is named bert/...")
     remedy = "take the bert_config.json that came with the checkpoint"
@@ -70,6 +105,10 @@ def fitting_values(config, values, where):
         raise UserError(f"{where} has {max(layers) + 1} layers, the config {config.num_hidden_layers}; {remedy}")
     if missing := [name for name in shapes if name.startswith("bert/") and name not in values]:  # heads may be new
         raise UserError(f"{where} lacks {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""))
+    if unknown := sorted(name for name in values.keys() - shapes.keys() if name.startswith("bert/")
+                         and not is_training_state(name, shapes)):
+        raise UserError(f"{where} has what this model has not: {unknown[0]}" + (f" and {len(unknown) - 1} more" if unknown[1:]
+                                                                               else ""))
     for name, shape in shapes.items():
         if name in values and np.shape(values[name]) != shape:
             raise UserError(f"{where} does not fit the config: {name} has the shape {list(np.shape(values[name]))}, by the "
@@ -201,7 +240,7 @@ def start_of_run(config, seed, folder, init_checkpoint, to_train):
     prefix, values = newest_checkpoint(folder) if folder else (None, None)
     resumed = prefix is not None
     if not resumed and init_checkpoint:
-        prefix, values = init_checkpoint, read_checkpoint(init_checkpoint)
+        prefix, values = init_checkpoint, read_start(init_checkpoint, config)
     if prefix is None:
         if folder and not to_train:
             raise UserError(f"--do_eval: {folder} holds no checkpoint and there is no --init_checkpoint")

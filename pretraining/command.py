@@ -16,9 +16,12 @@ import re
 import time
 
 from common.command_line import UserError, fields_of, tensorflow_start_up
-from common.configuration import BertConfig
-from common.files import copy_file, digest, digest_of_file, expand_files, find_vocab, read_json, remove, write_json
+from common.configuration import CONFIG_NAMES, BertConfig, find_config
+from common.files import digest, digest_of_file, expand_files, read_json, remove, write_json
+from common.hub import find_on_hub
+from common.names import WEIGHT_FILES
 from common.run_folder import MetricsLog, RunFolder, versions, write_key_values
+from common.vocabulary import copy_vocab, find_vocab, read_fitting_vocab
 from pretraining.devices import Tpu, cluster_role, make_strategy, one_line_errors
 
 KIND = "further pre-training"  # of a run, in its run.json
@@ -35,29 +38,37 @@ EVALUATION_SCHEMA = {"settings": dict, "global_step": int, "results": {str: floa
 
 # What a run is made of
 
-Inputs = collections.namedtuple("Inputs", "config files eval_files vocab_file recipe")
-Inputs.__doc__ = "What a run reads, found and checked. recipe: what it is made of, without its records, which are read last."
+Inputs = collections.namedtuple("Inputs", "config files eval_files vocab_file recipe notes hub")
+Inputs.__doc__ = """What a run reads, found and checked. recipe: what it is made of, without its records, which are read last;
+notes: lines to print about the vocabulary; hub: the name and commit of a start on the Hub, or None."""
 
 
 def find_inputs(args):
     """The Inputs that the flags name. Raises UserError where one is missing or does not fit the others."""
+    args.init_checkpoint, hub = find_on_hub(args.init_checkpoint, "--init_checkpoint", WEIGHT_FILES[:1])
+    start = args.init_checkpoint or ""
+    folders = [start if os.path.isdir(start) else os.path.dirname(start)] if start else []
+    args.bert_config_file = args.bert_config_file or find_config(folders)
+    if args.bert_config_file is None:
+        raise UserError(f"--bert_config_file is needed: beside --init_checkpoint is no {' or '.join(CONFIG_NAMES)}")
     config = BertConfig.from_json_file(args.bert_config_file)
     config.hidden_act = GELUS.get(args.gelu, config.hidden_act)
     config.check_max_seq_length(args.max_seq_length)
     files = expand_files(args.input_file, "--input_file")
     eval_files = expand_files(args.eval_file, "--eval_file") if args.eval_file else []
-    beside = [os.path.dirname(path) for path in (args.bert_config_file, args.init_checkpoint) if path]
-    vocab_file = find_vocab(args.vocab_file, beside, config)
+    vocab_file = find_vocab(args.vocab_file, [os.path.dirname(args.bert_config_file), *folders])
+    notes = read_fitting_vocab(vocab_file, config)
     recipe = {f"--{name}": getattr(args, name) for name in RECIPE_FLAGS} | config.identity()
     recipe |= {} if args.next_sentence else {"--next_sentence": False}  # so runs of before there was the flag are gone on with
     recipe |= {"--init_checkpoint": digest_of_checkpoint(args.init_checkpoint),
                "--vocab_file": vocab_file and digest_of_file(vocab_file)}
-    return Inputs(config, files, eval_files, vocab_file, recipe)
+    return Inputs(config, files, eval_files, vocab_file, recipe, notes, hub)
 
 
 def digest_of_checkpoint(prefix):
-    """A digest of a checkpoint's index, which has the checksums of all its values; None without a checkpoint."""
-    return digest_of_file(f"{prefix}.index") if prefix and os.path.isfile(f"{prefix}.index") else None
+    """A digest of a checkpoint's index, which has the checksums of all its values, or of PyTorch's weights; None without."""
+    files = (prefix, os.path.join(prefix, WEIGHT_FILES[0]), f"{prefix}.index") if prefix else ()
+    return next(map(digest_of_file, filter(os.path.isfile, files)), None)
 
 
 # A run from its flags to its results
@@ -96,7 +107,8 @@ def run(args, inputs, role, folder):
         tf.config.experimental.enable_op_determinism()
     strategy, name, devices = make_strategy(args.strategy, role, fields_of(Tpu, args), args.rendezvous_timeout)
     replicas, alone = strategy.num_replicas_in_sync, len(role.addresses) < 2
-    say(f"devices: {devices}")
+    say("\n".join([f"{inputs.hub} from the Hub, in {args.init_checkpoint}"] * bool(inputs.hub)
+                  + [*inputs.notes, f"devices: {devices}"]))
     if args.do_train and args.train_batch_size % (replicas * args.gradient_accumulation_steps):
         raise UserError(f"--train_batch_size {args.train_batch_size} cannot be split over {replicas} replicas x "
                         f"{args.gradient_accumulation_steps} --gradient_accumulation_steps")
@@ -162,12 +174,13 @@ def run(args, inputs, role, folder):
 def prepare_folder(folder, inputs, recipe, found, step, flags, devices):
     """Writes bert_config.json, vocab.txt and run.json, or in that of the run `found` that it goes on after `step`."""
     if found is None:
-        folder.begin(recipe, flags, devices=devices, versions=versions("tensorflow", "numpy"))
+        start = {"hub": inputs.hub} if inputs.hub else {}
+        folder.begin(recipe, flags, **start, devices=devices, versions=versions("tensorflow", "numpy"))
     elif note := folder.resume(found, step, flags, WATCHED_FLAGS):
         print(note)
     inputs.config.write(os.path.join(folder.path, "bert_config.json"))
     if inputs.vocab_file:
-        copy_file(inputs.vocab_file, os.path.join(folder.path, "vocab.txt"))
+        copy_vocab(inputs.vocab_file, folder.path)
     else:
         print("note: no --vocab_file and no vocab.txt beside the config or checkpoint, so none is copied")
 

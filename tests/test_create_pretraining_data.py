@@ -491,4 +491,4 @@ def test_flags_and_recipe_have_the_same_defaults(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["x", "--input_file=a", "--vocab_file=b", "--output_file=c"])
     args = vars(create_pretraining_data.parse_arguments())
     assert {**args, **dataclasses.asdict(Recipe())} == args
-    assert (args["random_seed"], args["dupe_factor"], args["do_lower_case"]) == (12345, 10, True)
+    assert (args["random_seed"], args["dupe_factor"], args["do_lower_case"]) == (12345, 10, None)

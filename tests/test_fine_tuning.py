@@ -828,7 +828,7 @@ def test_a_flag_that_is_left_out_is_named(tiny, tmp_path, refused_here, flag):
     ("--bert_config_file", '{"vocab_size": 2000, "hidden_size": 24, "num_hidden_layers": 2, "intermediate_size": 64}',
      "is --bert_config_file the one that came with it?"),
     ("--vocab_file", "", "is empty"), ("--vocab_file", "a\nb\n", "it is no BERT vocabulary"),
-    ("--vocab_file", "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n", "has 6 tokens, the model's vocab_size is 2000"),
+    ("--vocab_file", "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n" + "a\n" * 1996, "has 2001 tokens, the model's vocab_size is 2000"),
     ("--init_checkpoint", "no weights", "no whole PyTorch checkpoint"),
 ])
 def test_files_of_a_model_that_do_not_fit_are_refused(tiny, tmp_path, refused_here, flag, content, words):

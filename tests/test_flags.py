@@ -109,6 +109,7 @@ OBSERVED = {  # flag -> file::test, a name alone being one of this file
     "pytorch_dump_path": "test_convert.py::test_the_folder_is_complete_and_loads_here",
     "reverse": "test_convert.py::test_round_trip_is_bit_equal",
     "leave_out": "test_the_converter_s_vocabulary_and_what_it_leaves_out",
+    "labels": "test_checkpoints.py::test_google_s_classifier_predicts_here_and_in_transformers_as_in_tensorflow",
     "verify": "test_convert.py::test_verify_prints_all_four_outputs_and_refuses_a_difference",
     "safetensors": "test_convert.py::test_the_folder_is_complete_and_loads_here",
 }

@@ -404,6 +404,8 @@ def test_a_missing_encoder_weight_is_an_error(tmp_path, saved, name):
 def test_a_missing_pooler_does_not_matter_where_it_is_not_used(tmp_path, saved):
     source, state = saved
     torch.save({name: value for name, value in state.items() if "pooler" not in name}, tmp_path / "weights.bin")
+    assert "has no pooler, which --layers -2 reads; take the last layer instead, --layers 2" in refusal(
+        tmp_path / "weights.bin")
     model, (_, _, missing) = loaded_from(tmp_path / "weights.bin", layers=[2])
     assert missing == ["bert.pooler.dense.bias", "bert.pooler.dense.weight", "classifier.bias", "classifier.weight"]
     for ours, theirs in zip(model.bert.encoder.parameters(), source.bert.encoder.parameters(), strict=True):

@@ -837,8 +837,8 @@ def test_a_wrong_setting_is_refused_before_anything_is_written(data, tmp_path, p
 
 
 def test_a_vocabulary_of_another_size_is_refused(data, tmp_path, pretrain):
-    (tmp_path / "vocab.txt").write_text("one\ntwo\n")
-    with pytest.raises(UserError, match="has 2 tokens, the model's vocab_size is 60"):
+    (tmp_path / "vocab.txt").write_text("".join(f"{index}\n" for index in range(61)))
+    with pytest.raises(UserError, match="has 61 tokens, the model's vocab_size is 60"):
         pretrain(*flags_of(data, tmp_path / "out", "--vocab_file", tmp_path / "vocab.txt"))
 
 

@@ -192,8 +192,8 @@ def test_make_tiny_bert_writes_googles_folder_the_same_each_time(tmp_path, monke
 
 
 def test_make_tiny_bert_refuses_a_vocabulary_of_another_size(tmp_path, monkeypatch):
-    (tmp_path / "vocab.txt").write_text("[PAD]\n")
-    with pytest.raises(UserError, match="has 1 tokens, the model's vocab_size is 2000"):
+    (tmp_path / "vocab.txt").write_text("".join(f"{index}\n" for index in range(2001)))
+    with pytest.raises(UserError, match="has 2001 tokens, the model's vocab_size is 2000"):
         call(monkeypatch, DATA / "make_tiny_bert.py", "--output_dir", tmp_path / "out",
              "--vocab_file", tmp_path / "vocab.txt")
     assert not (tmp_path / "out").exists()
