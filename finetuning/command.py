@@ -393,7 +393,8 @@ def evaluate_saved(args, inputs, world):
         write_evaluation(args.output_dir, suffix, measured, test_set.labels, logits, inputs.tasks[0].labels)
     path = os.path.join(args.output_dir, f"eval_results{suffix}.txt")
     world.print(f"{args.init_checkpoint}: {describe(measured)} on {len(test_set):,} {split} examples\nwrote {path}, "
-                f"results{suffix}.txt, classification_report{suffix}.txt and confusion_matrix{suffix}.csv and .png")
+                f"results{suffix}.txt, classification_report{suffix}.txt, confusion_matrix{suffix}.csv and "
+                f"confusion_matrix{suffix}.png")
 
 
 def read_to_predict(args, task):
