@@ -35,7 +35,7 @@ from common.files import check_output_file, expand_files
 from common.hub import find_on_hub
 from common.vocabulary import find_vocab
 from pretraining.instances import Recipe, create_training_instances, read_corpus, write_instances
-from tokenization import FullTokenizer
+from tokenization import FullTokenizer, read_never_split
 
 EXAMPLES_SHOWN = 3
 NEARLY_ALL = 0.9  # of the documents: from then on the note about next sentence prediction is printed
@@ -50,6 +50,8 @@ def parse_arguments():
                       "tokenizer.json, the model's folder, or its name on the Hub.")
     add_boolean(data, "--do_lower_case", None, "Lower-case the text and strip accents, for uncased models; default: as the "
                 "tokenizer_config.json or tokenizer.json beside the vocabulary says, else as the case of its tokens shows.")
+    data.add_argument("--never_split", type=path, metavar="FILE", help="Own tokens, one a line, such as [URL] or @user, each "
+                      "of which stays one token; what the vocabulary lacks takes the place of an [unusedN]; default: none.")
     recipe = parser.add_argument_group("recipe (changes the records; the defaults are Google's)")
     recipe.add_argument("--max_seq_length", type=number(int, minimum=5), default=128, metavar="TOKENS", help="Length of a "
                         "record in tokens, [CLS] and two [SEP] included, the same as for run_pretraining.py; default: 128, at "
@@ -141,7 +143,8 @@ def main():
     output_files = expand_output_files(args.output_file, input_files)
     args.vocab_file = find_vocab(find_on_hub(args.vocab_file, "--vocab_file", ())[0], [])
     config = read_config(args.vocab_file, args.max_seq_length)
-    tokenizer = FullTokenizer.fitting(args.vocab_file, args.do_lower_case, config)
+    never_split = args.never_split and read_never_split(args.never_split)
+    tokenizer = FullTokenizer.fitting(args.vocab_file, args.do_lower_case, config, never_split=never_split)
     print(*tokenizer.notes, sep="\n")
     print("reading", *input_files, sep="\n  ")
     corpus = read_corpus(input_files, tokenizer, args.next_sentence)

@@ -16,9 +16,10 @@ import re
 import unicodedata
 
 import numpy as np
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 
 from common.command_line import UserError
+from common.files import decode_lines, require_file
 from common.vocabulary import check_vocab, choose_case, read_vocab
 
 REQUIRED_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -74,6 +75,43 @@ def normalize(text, do_lower_case):
     return text
 
 
+UNUSED = re.compile(r"\[unused\d+\]")  # rows of Google's vocabularies that no text has
+
+
+def read_never_split(path):
+    """The own tokens of a file, one a line. Raises UserError, with the line, for one with white space and one given twice."""
+    tokens = []
+    for number, line in decode_lines(require_file(path, "--never_split")):
+        token = line.strip()
+        if token and len(normalize(token, do_lower_case=True).split()) != 1 or token in tokens:
+            raise UserError(f"{path}:{number}: {token[:80]!r} {'is there twice' if token in tokens else 'is no single token'}; "
+                            "give one token a line, without white space inside")
+        tokens += [token] if token else []
+    return tokens
+
+
+def place(vocab, tokens, do_lower_case):
+    """(the vocabulary with those of `tokens` that it lacks in place of its first [unusedN], {token as a normalized text has it:
+    its id}). Raises UserError where the vocabulary has too few of them."""
+    unused = iter(filter(UNUSED.fullmatch, vocab))
+    renamed, ids = {}, {}
+    for token in tokens:
+        form = normalize(token, do_lower_case)
+        known = next((name for name in (token, form) if name in vocab), None)
+        if form not in ids:  # else it differs from another one by capital letters, of which an uncased model knows nothing
+            if known is None and (known := next(unused, None)) is None:
+                raise UserError(f"--never_split: the vocabulary has no [unusedN] left for {token} and those after it")
+            renamed |= {known: token} if UNUSED.fullmatch(known) else {}
+            ids[form] = vocab[known]
+    return {renamed.get(token, token): index for token, index in vocab.items()}, ids
+
+
+def stands_alone(form):
+    """Whether a token counts only beside what is no letter or digit: @user, but not [URL], nor a word of Chinese."""
+    return any(edge.isalnum() and not any(first <= ord(edge) <= last for first, last in CJK_RANGES)
+               for edge in (form[0], form[-1]))
+
+
 class FullTokenizer:
     """WordPiece tokenization with Google's interface and Google's output.
 
@@ -81,28 +119,40 @@ class FullTokenizer:
     the ids of the special tokens ([PAD] is 0 where the vocabulary has none). A special token written in a text is
     punctuation and letters, as any other text. vocab_file: a vocab.txt or tokenizer.json. `notes` are lines for the log.
     Raises UserError as `read_vocab` does, and where the vocabulary lacks one of REQUIRED_TOKENS.
+
+    never_split: own tokens, each of which stays one token in a text; one that the vocabulary lacks takes the row of an
+    [unusedN], in their order. `own` is {token: (id, whether it counts only where it stands alone)}.
     """
 
-    def __init__(self, vocab_file, do_lower_case=True):
+    def __init__(self, vocab_file, do_lower_case=True, never_split=()):
         self.vocab, self.notes = read_vocab(vocab_file)
         if missing := [token for token in REQUIRED_TOKENS if token not in self.vocab]:
             raise UserError(f"--vocab_file: {vocab_file} has no line {' '.join(missing)}; it is no BERT vocabulary "
                             "(one token a line, as vocab.txt beside a BERT checkpoint)")
-        self.inv_vocab = {index: token for token, index in self.vocab.items()}
         self.do_lower_case = do_lower_case
         self.unk_id, self.cls_id, self.sep_id, self.mask_id = (self.vocab[token] for token in REQUIRED_TOKENS)
         self.pad_id = self.vocab.get("[PAD]", 0)
+        self.keep_whole(never_split)
+
+    def keep_whole(self, tokens):
+        """Makes own tokens of these, which may be None, as the case of the text now is."""
+        self.vocab, forms = place(self.vocab, tokens or (), self.do_lower_case)
+        self.inv_vocab = {index: token for token, index in self.vocab.items()}
+        self.own = {self.inv_vocab[index]: (index, stands_alone(form)) for form, index in forms.items()}
         self._rust = Tokenizer(models.WordPiece(
-            self.vocab, unk_token="[UNK]", max_input_chars_per_word=200))  # as Google: a longer word is [UNK]
+            self.vocab | forms, unk_token="[UNK]", max_input_chars_per_word=200))  # as Google: a longer word is [UNK]
         self._rust.pre_tokenizer = pre_tokenizers.Sequence([
             pre_tokenizers.Split(Regex(character_classes()[2]), "isolated"), pre_tokenizers.WhitespaceSplit()])
+        self._rust.add_tokens([AddedToken(form, single_word=stands_alone(form), normalized=False) for form in forms])
 
     @classmethod
-    def fitting(cls, vocab_file, do_lower_case, config=None, asked_by="--do_lower_case"):
+    def fitting(cls, vocab_file, do_lower_case, config=None, asked_by="--do_lower_case", never_split=()):
         """The tokenizer of a model's vocabulary; do_lower_case None: found by `choose_case`. Raises UserError as `check_vocab`
         does where the configuration has fewer embeddings."""
         tokenizer = cls(vocab_file)
         tokenizer.do_lower_case, more = choose_case(do_lower_case, vocab_file, tokenizer.vocab, asked_by)
+        if never_split:
+            tokenizer.keep_whole(never_split)
         tokenizer.notes += more + (check_vocab(tokenizer.vocab, vocab_file, config) if config else [])
         return tokenizer
 
@@ -117,7 +167,8 @@ class FullTokenizer:
 
     def tokenize(self, text):
         """The WordPiece tokens of one text, a list of str, without special tokens."""
-        return self._rust.encode(normalize(text, self.do_lower_case), add_special_tokens=False).tokens
+        encoding = self._rust.encode(normalize(text, self.do_lower_case), add_special_tokens=False)
+        return self.convert_ids_to_tokens(encoding.ids)
 
     def convert_tokens_to_ids(self, tokens):
         """The ids of a list of tokens. Raises KeyError for a token that is not in the vocabulary."""

@@ -131,22 +131,25 @@ def choose_case(asked, path, vocab, asked_by="--do_lower_case"):
 
 # Written
 
-def copy_vocab(path, folder):
-    """Writes FOLDER/vocab.txt from the vocabulary at `path`: a vocab.txt as it is, a tokenizer.json as its tokens, by id."""
+def copy_vocab(path, folder, renamed=None):
+    """Writes FOLDER/vocab.txt from the vocabulary at `path`: a vocab.txt as it is, a tokenizer.json as its tokens, by id.
+    renamed: {id: token} of those that are another one there."""
     target = os.path.join(folder, "vocab.txt")
-    if not path.endswith(".json"):
+    if not path.endswith(".json") and not renamed:
         copy_file(path, target)
         return target
-    tokens = {index: token for token, index in read_tokenizer_json(path).items()}
+    tokens = {index: token for token, index in read_vocab(path)[0].items()} | (renamed or {})
     with atomic_write(target) as file:
         file.writelines(f"{tokens.get(index, f'[unused id {index}]')}\n" for index in range(max(tokens) + 1))
     return target
 
 
-def write_tokenizer(path, folder, do_lower_case, max_length=None):
+def write_tokenizer(path, folder, do_lower_case, max_length=None, own=None):
     """Writes a folder's vocab.txt, from the vocabulary at `path`, and tokenizer.json and tokenizer_config.json, by which
-    `transformers` gives the tokens that tokenization.py gives (but for words of over 100 characters, [UNK] there)."""
-    vocab = read_vocab(copy_vocab(path, folder))[0]
+    `transformers` gives the tokens that tokenization.py gives (but for words of over 100 characters, [UNK] there).
+    own: FullTokenizer.own."""
+    own = own or {}
+    vocab = read_vocab(copy_vocab(path, folder, {index: token for token, (index, _) in own.items()}))[0]
     special = {token: vocab[token] for token in SPECIAL_TOKENS if token in vocab}
 
     def template(*parts):
@@ -156,7 +159,10 @@ def write_tokenizer(path, folder, do_lower_case, max_length=None):
     write_json(os.path.join(folder, "tokenizer.json"), {
         "version": "1.0", "truncation": None, "padding": None,
         "added_tokens": [{"id": index, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
-                          "normalized": False, "special": True} for token, index in special.items()],
+                          "normalized": False, "special": True} for token, index in special.items()] + [
+                         {"id": index, "content": token, "single_word": alone, "lstrip": False, "rstrip": False,
+                          "normalized": True, "special": False}
+                         for token, (index, alone) in own.items() if token not in special],
         "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None,
                        "lowercase": do_lower_case},
         "pre_tokenizer": {"type": "BertPreTokenizer"},

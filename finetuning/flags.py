@@ -12,7 +12,7 @@ from optimization import CLIPPINGS, SCHEDULES
 
 FEATURE_FLAGS = ("layers", "layer_pooling", "pooling_type", "hierarchical", "classifier", "lstm_hidden_size",
                  "attention_size", "attention_hops")
-MODEL_FLAGS = ("do_lower_case", "max_seq_length", "trunc_medium", "max_fractions", *FEATURE_FLAGS)
+MODEL_FLAGS = ("do_lower_case", "never_split", "max_seq_length", "trunc_medium", "max_fractions", *FEATURE_FLAGS)
 # No part of a run's recipe: paths, of which the recipe has what they lead to; and what does not decide the result. Those
 # of WATCHED leave it the same in distribution alone, by rounding or by how dropout is drawn.
 WATCHED = ("gradient_accumulation_steps", "fractions_at_once", "num_processes", "bf16", "compile")
@@ -117,6 +117,8 @@ def add_model_flags(group):
         "NAME@REVISION; to evaluate or predict alone, a run's .../best.")
     add_boolean(group, "--do_lower_case", None, "Lower-case the text, for uncased models (default: as tokenizer_config.json or "
                 "tokenizer.json beside the vocabulary says, else as the case of its tokens shows).")
+    add("--never_split", type=path, metavar="FILE", help="Own tokens, one a line, such as [URL] or @user, each of which stays "
+        "one token; what the vocabulary lacks takes the place of an [unusedN]; the model remembers them (default: none).")
     add("--max_seq_length", type=int, default=128,
         help="Maximum length of a sequence in tokens, [CLS] and [SEP] included (default: 128).")
     add("--trunc_medium", type=int, default=-2, help="What to keep of a longer text: -2 the head, -1 the tail, 0 half and "

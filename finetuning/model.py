@@ -13,7 +13,7 @@ from finetuning.data import head_and_tail
 from finetuning.flags import CSV_FLAGS, FEATURE_FLAGS, MODEL_FLAGS, READING_FLAGS, WRITTEN_FLAGS, make_parser
 from finetuning.weights import find_weights, load_weights, read_weights
 from modeling import BertForSequenceClassification, MultiTaskModel, check_choices, check_features
-from tokenization import FullTokenizer
+from tokenization import FullTokenizer, read_never_split
 
 RECORD = "classifier.json"  # which a saved model has beside its weights
 RECORD_SCHEMA = {
@@ -38,6 +38,7 @@ class Inputs:
 def read_inputs(args, given):
     """The Inputs that the flags name, or those stored in --init_checkpoint, by which `args` is completed. given: the names
     of the flags that the user gave. Raises UserError where something is missing or does not fit together."""
+    args.never_split = args.never_split and read_never_split(args.never_split)  # its content, which the model remembers
     args.init_checkpoint, hub = find_on_hub(args.init_checkpoint, "--init_checkpoint")
     args.init_checkpoint = model_of_task(args.init_checkpoint, args.task_name, args.do_train)
     folder = args.init_checkpoint if args.init_checkpoint and os.path.isdir(args.init_checkpoint) else None
@@ -61,7 +62,8 @@ def read_inputs(args, given):
         raise UserError(f"{os.path.join(folder, RECORD)}: {error}" if stored_task else str(error)) from None
     if (args.frozen_layers or 0) > config.num_hidden_layers:
         raise UserError(f"--frozen_layers {args.frozen_layers}: this model has {config.num_hidden_layers} layers")
-    tokenizer = FullTokenizer.fitting(args.vocab_file, args.do_lower_case, config, RECORD if stored_task else "--do_lower_case")
+    asked_by = RECORD if stored_task else "--do_lower_case"
+    tokenizer = FullTokenizer.fitting(args.vocab_file, args.do_lower_case, config, asked_by, args.never_split)
     args.do_lower_case = tokenizer.do_lower_case
     if args.init_checkpoint:  # what does not fit is refused before the data are read and a model takes memory
         read_weights(args.init_checkpoint, config, device="meta")
@@ -98,9 +100,10 @@ def restore_flags(args, given, folder):
     if folder is None or not os.path.exists(path):
         raise UserError(f"--init_checkpoint: {args.init_checkpoint} is no folder of a fine-tuned model (it has no "
                         "classifier.json); name a run's best or last folder, or add --do_train")
-    stored = read_json(path, {"task": dict})
-    stored["task"] = {"encoding": None, "quoting": "auto"} | stored["task"]  # which earlier models do not have
+    stored = {"never_split": None} | read_json(path, {"task": dict})
+    stored["task"] = {"encoding": None, "quoting": "auto"} | stored["task"]  # these three earlier models do not have
     check_schema(stored, RECORD_SCHEMA, path)
+    check_schema(stored["never_split"] or [], [str], f"{path}, never_split")
     task = tasks.task_from_dict(stored["task"])
     if task.quoting not in QUOTINGS or task.encoding and not is_encoding(task.encoding):
         raise UserError(f"{path}: quoting {task.quoting!r}, encoding {task.encoding!r}: the file is damaged, or not ours")

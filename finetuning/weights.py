@@ -25,6 +25,7 @@ from common.names import (DUPLICATES, TIED, WEIGHT_FILES, check_names_of_weights
 from common.vocabulary import write_tokenizer
 from finetuning.data import pack
 from modeling import BertForPreTraining
+from tokenization import FullTokenizer
 
 HEADS = {"masked LM": ("cls/predictions/", "cls.predictions."),
          "next sentence": ("cls/seq_relationship/", "cls.seq_relationship.")}  # name in TensorFlow, in PyTorch
@@ -201,7 +202,9 @@ def describe_classifier_folder(folder, config, description, vocab_file, plain=Tr
                  id2label={str(index): label for index, label in enumerate(labels)},
                  label2id={label: index for index, label in enumerate(labels)})
     write_json(os.path.join(folder, "classifier.json"), description)
-    write_tokenizer(vocab_file, folder, description["do_lower_case"], description["max_seq_length"])
+    lower, never_split = description["do_lower_case"], description.get("never_split")
+    own = FullTokenizer(vocab_file, lower, never_split).own if never_split else None
+    write_tokenizer(vocab_file, folder, lower, description["max_seq_length"], own)
 
 
 # TensorFlow <-> PyTorch

@@ -26,11 +26,12 @@ refuse() {
 [ -d "${BERT:-}" ] || refuse "BERT='${BERT:-}' is no folder; name that of a BERT, such as data/download.py gets"
 DATA=$(cd "$DATA" && pwd) BERT=$(cd "$BERT" && pwd) OUT=${OUT:-your_data} SEEDS=${SEEDS:-42}
 [ "${LANGUAGE:=en}" = en ] || SPACY_MODEL=
-if [ -z "${LOWER_CASE:-}" ]; then  # a cased vocabulary has words that begin with a capital letter
-    LOWER_CASE=True
-    ! LC_ALL=C grep -q '^[A-Z]' "$BERT/vocab.txt" 2> /dev/null || LOWER_CASE=False
-fi
 source "$(dirname "$0")/experiment.sh"
+LOWER_CASE=${LOWER_CASE:-$("$PYTHON" -c '
+import sys
+from common.vocabulary import choose_case, find_vocab, read_vocab
+path = find_vocab(sys.argv[1], [])
+print(choose_case(None, path, read_vocab(path)[0])[0])' "$BERT" 2> /dev/null)} || refuse "there is no vocabulary in $BERT"
 test_table=$(find "$DATA" -maxdepth 1 -name 'test.*' | sort | head -n 1)
 [ -n "$test_table" ] || refuse "there is no table test in $DATA"
 read_as="--text_columns ${TEXTS:-text} ${TABLE_FLAGS:-}"

@@ -81,7 +81,8 @@ def mistakes(task, data_dir, predictions):
 def notes(runs):
     """The notes and warnings in the logs, each once; not that pre-training is evaluated on its own records, as it always is."""
     lines = (line.strip() for log in sorted(runs.rglob("*.log")) for line in log.read_text(errors="replace").splitlines())
-    return list(dict.fromkeys(line for line in lines if line.startswith(("note:", "warning:")) and "--eval_file" not in line))
+    return list(dict.fromkeys(line for line in lines if line.lower().startswith(("note:", "warning:"))
+                              and "--eval_file" not in line))
 
 
 def main():

@@ -343,6 +343,7 @@ def test_files_hold_the_records_in_turn(tmp_path, tokenizer, corpus, monkeypatch
 
 
 OBSERVED = {  # flag -> the test that fails where it does nothing; tests/mutate_flags.py tries that
+    "never_split": "test_own_tokens_are_not_split_in_records",
     **dict.fromkeys(("input_file", "output_file"), "test_files_hold_the_records_in_turn"),
     **dict.fromkeys(("vocab_file", "do_lower_case", "max_seq_length", "max_predictions_per_seq", "masked_lm_prob",
                      "short_seq_prob", "do_whole_word_mask", "dupe_factor", "random_seed", "next_sentence"),
@@ -369,6 +370,19 @@ def test_each_flag_changes_the_records_as_the_library_s_argument_does(tmp_path, 
     call(monkeypatch, *common, f"--output_file={tmp_path}/changed.tfrecord", *flags)
     found = read_back(tmp_path / "changed.tfrecord")
     assert found == expected and (found != read_back(tmp_path / "plain.tfrecord")) == bool(flags)
+
+
+def test_own_tokens_are_not_split_in_records(tmp_path, tokenizer, monkeypatch):
+    (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in [*VOCAB, "[unused0]"]))
+    (tmp_path / "own.txt").write_text("[URL]\n")
+    (tmp_path / "corpus.txt").write_text("p1 [url] p2\n\np3[URL]\n")
+    flags = [f"--input_file={tmp_path}/corpus.txt", f"--vocab_file={tmp_path}/vocab.txt", "--next_sentence=False",
+             f"--output_file={tmp_path}/a.tfrecord", "--dupe_factor=1", "--short_seq_prob=0"]
+    call(monkeypatch, *flags, f"--never_split={tmp_path}/own.txt")
+    pieces = [tokenizer.vocab[token] for token in ("[CLS]", "p1", "p2", "p3", "[SEP]")]
+    cls, one, two, three, sep = pieces
+    assert sorted(map(unmasked, read_back(tmp_path / "a.tfrecord"))) == [[cls, one, len(VOCAB), two, sep],
+                                                                         [cls, three, len(VOCAB), sep]]
 
 
 def test_every_flag_is_observed():

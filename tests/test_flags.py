@@ -51,6 +51,7 @@ OBSERVED = {  # flag -> file::test, a name alone being one of this file
     "vocab_file": "test_the_configuration_and_the_vocabulary_are_those_named",
     "init_checkpoint": "test_fine_tuning.py::test_fine_tuning_goes_on_from_a_saved_folder",
     "do_lower_case": "test_cased_text_has_other_ids",
+    "never_split": "test_own_tokens_are_not_split_and_the_model_remembers_them",
     "max_seq_length": "test_what_is_kept_of_a_text",
     "trunc_medium": "test_what_is_kept_of_a_text",
     "max_fractions": "test_no_text_has_more_fractions_than_it_may",
@@ -207,6 +208,31 @@ def test_cased_text_has_other_ids(train, datasets):
     lowered, cased = datasets[0], datasets[2]
     assert (cased.ids == unknown).sum() > 61 + (lowered.ids == unknown).sum()
     assert read_json(folder / "last" / "tokenizer_config.json")["do_lower_case"] is False
+
+
+def test_own_tokens_are_not_split_and_the_model_remembers_them(train, tiny, tmp_path, datasets, refused_here):
+    """By their content: the file may be gone. In prediction they have the ids that they were trained with."""
+    tokens = (tiny / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    rows = [len(tokens) - 2, len(tokens) - 1]
+    tokens[-2:] = ["[unused0]", "[unused1]"]
+    (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
+    (tmp_path / "own.txt").write_text("@User\n[URL]\n")
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("".join(f'"{1 + i % 4}","@user","see [URL]"\n' for i in range(8)))
+    folder = train("--never_split", tmp_path / "own.txt", "--vocab_file", tmp_path / "vocab.txt", "--data_dir", tmp_path)
+    assert datasets[0].ids.tolist().count(rows[0]) == datasets[0].ids.tolist().count(rows[1]) == 8
+    assert read_json(folder / "last" / "classifier.json")["never_split"] == ["@User", "[URL]"]
+    import transformers
+    theirs = transformers.AutoTokenizer.from_pretrained(folder / "last")
+    expected = [2, 90, *rows, 90, 3]
+    assert theirs("the @USER [url] the")["input_ids"] == expected and theirs("@users")["input_ids"] != [2, rows[0], 3]
+    (tmp_path / "own.txt").write_text("[URL]\n@User\n")
+    (tmp_path / "texts.txt").write_text("[url] @USER\n")
+    flags = ["--do_predict", "--predict_file", tmp_path / "texts.txt", "--init_checkpoint", folder / "last", "--output_dir",
+             tmp_path / "predicted"]
+    call(SINGLE, *flags)
+    assert datasets[-1].sequences(0)[0].tolist()[1:-1] == rows[::-1]
+    refused_here(SINGLE, *flags, "--never_split", tmp_path / "own.txt", words="was trained with ['@User', '[URL]']")
 
 
 @pytest.mark.parametrize("trunc_medium", [-2, -1, 0, 3])

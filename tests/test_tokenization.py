@@ -11,7 +11,7 @@ import pytest
 
 import tokenization
 from common.command_line import UserError
-from tokenization import FullTokenizer
+from tokenization import FullTokenizer, read_never_split
 
 WORDS = ("[PAD] [UNK] [CLS] [SEP] [MASK] a b ab ##b ##c abc mask unk ##s σ ς ##ς i ##i e é ! [ ] - ? $ 中 文 \ue000 « "
          "##\u0301").split()
@@ -197,3 +197,41 @@ def test_a_file_that_is_no_vocabulary_is_refused(tmp_path, content, words):
     with pytest.raises(UserError) as error:
         FullTokenizer(str(path))
     assert words in str(error.value) and str(path) in str(error.value)
+
+
+def own_tokenizer(tmp_path, tokens, do_lower_case=True):
+    vocab = ["[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "see", "url", "user", "user1", "a", "##s",
+             "[", "]", "@", ",", "apple", "电", "影"]
+    (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in vocab), encoding="utf-8")
+    return FullTokenizer(str(tmp_path / "vocab.txt"), do_lower_case, tokens)
+
+
+@pytest.mark.parametrize("do_lower_case, text, expected", [
+    (True, "see [URL], a", "see [URL] , a"), (True, "see[url]a", "see [URL] a"), (True, "@USER,@User", "@user , @user"),
+    (True, "@user1 see@user @users", "@ user1 see @ user @ user ##s"),
+    (True, "[unused0] [CLS]", "[ [UNK] ] [ [UNK] ]"), (False, "[url] [URL]", "[ url ] [URL]"), (True, "a", "a")])
+def test_own_tokens_stay_whole_and_take_unused_rows(tmp_path, do_lower_case, text, expected):
+    tokenizer = own_tokenizer(tmp_path, ["[URL]", "@user"], do_lower_case)
+    assert tokenizer.tokenize(text) == expected.split()
+    ids, _ = tokenizer.encode_batch([text])
+    assert ids.tolist() == tokenizer.convert_tokens_to_ids(expected.split())
+    assert (tokenizer.vocab["[URL]"], tokenizer.vocab["@user"], len(tokenizer.vocab)) == (1, 2, 20)
+
+
+def test_an_own_token_of_the_vocabulary_keeps_its_row(tmp_path):
+    tokenizer = own_tokenizer(tmp_path, ["Apple", "电影", "[MASK]"])
+    assert tokenizer.tokenize("Apple [mask] a电影a") == ["apple", "[MASK]", "a", "电影", "a"]
+    assert tokenizer.vocab["电影"] == 1 and "[unused1]" in tokenizer.vocab
+
+
+def test_more_own_tokens_than_unused_rows_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no \[unusedN\] left for #c and those after it"):
+        own_tokenizer(tmp_path, ["#a", "#b", "see", "#c", "#d"])
+
+
+@pytest.mark.parametrize("content, words", [("[URL]\n\n@user x\n", "own.txt:3: '@user x' is no single token"),
+                                            ("a\nb\na\n", "own.txt:3: 'a' is there twice")])
+def test_a_wrong_line_of_own_tokens_is_named(tmp_path, content, words):
+    (tmp_path / "own.txt").write_text(content)
+    with pytest.raises(UserError, match=words):
+        read_never_split(str(tmp_path / "own.txt"))
