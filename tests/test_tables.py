@@ -1,5 +1,6 @@
 """Tables as people have them: every format reads as it was meant, nothing is re-interpreted, and what is wrong is named."""
 import gzip
+import json
 
 import pandas
 import pytest
@@ -347,6 +348,21 @@ def test_tables_to_predict_may_be_written_in_another_way_than_those_of_training(
     assert predicted("new.tsv", 'text\n"\u201cYes\u201d, é"\n'.encode(), "--quoting", "all") == plain
     assert predicted("new.tsv", 'text\n"\u201cYes\u201d, é"\n'.encode()) != plain
     assert predicted("new.tsv", "text\nYes, é\n".encode("latin-1")) == predicted("new.tsv", "text\nYes, é\n".encode())
+
+
+def test_models_that_know_nothing_of_encodings_are_used_and_damaged_ones_refused(run, folder, refused_here):
+    done = run()
+    record, stored = done / "last" / "classifier.json", read_json(done / "last" / "classifier.json")
+    flags = ["--do_eval", "--data_dir", folder, "--init_checkpoint", done / "last", "--no_cuda", "--output_dir", folder / "out"]
+    earlier = {key: value for key, value in stored["task"].items() if key not in ("encoding", "quoting")}
+    record.write_text(json.dumps(stored | {"task": earlier}))
+    call(SINGLE, *flags)
+    assert predictions_of(folder / "out" / "results.txt") == predictions_of(done / "results_ep1.txt")
+    for damage, words in (({"quoting": "some"}, "quoting 'some'"), ({"encoding": "klingon"}, "encoding 'klingon'"),
+                          ({"encoding": 1}, "encoding: 1 where str or null is needed"),
+                          ({"quoting": None}, "quoting: None where")):
+        record.write_text(json.dumps(stored | {"task": stored["task"] | damage}))
+        refused_here(SINGLE, *flags, words=words)
 
 
 @pytest.mark.parametrize("flags, words", [
