@@ -22,7 +22,7 @@ import os
 import tasks
 from common.command_line import ArgumentParser, UserError, add_boolean, path, run
 from common.files import atomic_write, check_output_file, decode_lines, require_file
-from common.tables import QUOTINGS, described, known_encoding, without_mark
+from common.tables import QUOTINGS, described, encoding_name, without_mark
 from pretraining import sentences
 
 DOMAINS = {domain: [task.name for task in tasks.TASKS.values() if task.domain == domain and task.language == "en"]
@@ -42,8 +42,8 @@ def parse_arguments():
     data.add_argument("--text_columns", nargs="+", help="For csv: names of the text columns, or their numbers from 0 if there "
                       "is no header; default: text.")
     data.add_argument("--sep", help="For csv: the column separator, one character or tab; default: a comma, in .tsv a tab.")
-    data.add_argument("--encoding", type=known_encoding, help="For csv: the encoding of text tables, unless a byte order mark "
-                      "says another; default: utf-8.")
+    data.add_argument("--encoding", type=encoding_name, help="For csv: the encoding of those text tables that are neither "
+                      "UTF-8 nor have a byte order mark; default: none, they are refused.")
     data.add_argument("--quoting", choices=QUOTINGS, help="For csv: whether quotes around a field are its text: none, they "
                       "are; all, they are not; auto, they are in a .tsv that does not show otherwise; default: auto.")
     data.add_argument("--unlabelled_file", type=path, metavar="FILE", help="For csv: more texts for the corpus, one a line, "

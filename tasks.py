@@ -31,7 +31,7 @@ from common.files import decode_lines, require_file, require_folder
 from common.tables import HEADED, KINDS, READERS, kind_of, quoted, read_columns, read_lines, shortened
 
 
-UNSTORED = ("encoding", "quoting")  # fields of a Task
+MAX_CLASSES = 200  # that are printed
 LABEL_NAMES = {"label", "labels", "class", "category", "target", "topic", "sentiment", "rating", "stars", "y"}  # of columns
 
 
@@ -53,9 +53,8 @@ class Task:
     language        "en" or "zh"
     strip_html      `<br />` becomes a space: so do all reviews of IMDb have the lengths of the paper's Table 1
     num_second      how many of the text columns, the last ones, are the second text of a pair (segment 1); 0: no pair
-    encoding        of tables of your own, see common.tables.read_lines
-    quoting         the same, see common.tables.read_rows; None: a published data set. Neither is stored with a model or
-                    tells tasks apart: the next table may be written in another way
+    encoding        of tables of your own, see common.tables.encoding_of
+    quoting         of tables of your own, see common.tables.read_rows
     """
     name: str
     domain: str
@@ -70,8 +69,8 @@ class Task:
     language: str = "en"
     strip_html: bool = False
     num_second: int = 0
-    encoding: str | None = dataclasses.field(default=None, compare=False)
-    quoting: str | None = dataclasses.field(default=None, compare=False)
+    encoding: str | None = None
+    quoting: str = "auto"
 
     def clean(self, fields):
         """The fields (list of str) of a row as they are used."""
@@ -85,13 +84,13 @@ class Task:
 
     def to_dict(self):
         """The task as JSON-ready values, to be stored with a model; `task_from_dict` reads it."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in UNSTORED}
+        return dataclasses.asdict(self)
 
 
 def task_from_dict(values):
-    """The Task that `Task.to_dict` stored, also after a round trip through JSON."""
+    """The Task that `Task.to_dict` stored, also after a round trip through JSON, or by earlier code that knew fewer fields."""
     return Task(**{field.name: tuple(values[field.name]) if isinstance(values[field.name], list) else values[field.name]
-                   for field in dataclasses.fields(Task) if field.name not in UNSTORED})
+                   for field in dataclasses.fields(Task) if field.name in values})
 
 
 def numbers(last):
@@ -260,7 +259,7 @@ def read_texts(task, path, encoding=None):
     a text a line, an empty line is an empty text. Raises UserError as `read_documents` does.
     """
     if kind_of(path) in READERS:
-        task = dataclasses.replace(task, encoding=encoding)
+        task = dataclasses.replace(task, encoding=encoding or task.encoding)
         if kind_of(path) in HEADED and isinstance(task.label_column, int) and not task.num_second:  # then it is named `text`
             return [task.clean([text])[0] for _, (text,) in read_columns(
                 dataclasses.replace(task, label_column="label"), path, "--predict_file", ("text",))]
@@ -269,7 +268,7 @@ def read_texts(task, path, encoding=None):
         raise UserError(f"--predict_file: the model classifies pairs of texts, and {path} holds one a line; give a table "
                         f"({KINDS}) with the columns that the model was trained on")
     require_file(path, "--predict_file")
-    return task.clean([line for _, line in read_lines(path, encoding)])
+    return task.clean([line for _, line in read_lines(path, encoding or task.encoding)])
 
 
 def read_ids(task, path, column):
@@ -308,10 +307,11 @@ def describe_tables(task, data_dir, splits, left_out):
             remarks.append(f"{path}: classes {'of one text' if split == 'train' else 'without a text'}: {len(few)} of "
                            f"{len(task.labels)} ({shortened(', '.join(few), 200)})")
     rows = [("class", *splits)] + [(shortened(label, 40), *(f"{counts[split][label]:,}" for split in splits))
-                                   for label in task.labels]
+                                   for label in task.labels[:MAX_CLASSES]]
     width = max(len(row[0]) for row in rows)
-    return [f"{name:<{width}}" + "".join(f"{number:>12}" for number in row) for name, *row in rows] + [
-        f"*** {remark} ***" for remark in remarks]
+    more = [f"... {len(task.labels):,} classes"] if len(task.labels) > MAX_CLASSES else []
+    return [f"{name:<{width}}" + "".join(f"{number:>12}" for number in row) for name, *row in rows] + more + [
+        f"warning: {remark}" for remark in remarks]
 
 
 # Finding and reading the files: each reader yields (line number, label as written, text fields)

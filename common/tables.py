@@ -49,26 +49,29 @@ def read_rows(path, sep=None, encoding=None, quoting=None):
 # Lines
 
 def encoding_of(path, encoding=None):
-    """The encoding of a text file: what its byte order mark says, else `encoding`, else UTF-8."""
+    """The encoding of a text file: what its byte order mark says; UTF-8 if it is that, as nothing else looks like it; else
+    `encoding`. So one encoding may be named for many files, some of which are in UTF-8."""
     with opener_of(path)(path, "rb") as file:
         start = file.read(4)
-    return next((name for mark, name in MARKS.items() if start.startswith(mark)), encoding or "utf-8")
+        marked = next((name for mark, name in MARKS.items() if start.startswith(mark)), None)
+        if marked or not encoding or encoding.startswith("utf"):
+            return marked or encoding or "utf-8"
+        decoder, is_ascii, chunk = codecs.getincrementaldecoder("utf-8")(), True, start
+        try:
+            while chunk:
+                is_ascii = is_ascii and chunk.isascii()
+                decoder.decode(chunk)
+                chunk = file.read(SAMPLE)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return encoding
+    return encoding if is_ascii else "utf-8"
 
 
 def described(path, encoding=None):
-    """A file as the log names it: by its path, and its encoding if that is another than UTF-8. One encoding is given for all
-    files of a command, and nearly every file can be read as Latin-1: so it is said if one of them is UTF-8."""
+    """A file as the log names it: by its path, and its encoding if that is another than UTF-8."""
     found = "utf-8" if kind_of(path) in (".parquet", ".xlsx") else encoding_of(path, encoding)
-    if found == "utf-8":
-        return str(path)
-    with opener_of(path)(path, "rb") as file:
-        sample = file.read(SAMPLE)
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(sample)
-    except UnicodeDecodeError:
-        return f"{path} ({found.upper()})"
-    doubt = "" if sample.isascii() else ", *** but its bytes are UTF-8: is --encoding right? ***"
-    return f"{path} ({found.upper()}{doubt})"
+    return str(path) if found == "utf-8" else f"{path} ({found.upper()})"
 
 
 def opener_of(path):
@@ -107,13 +110,19 @@ def without_mark(lines):
     return ((number, line.removeprefix("\ufeff") if number == 1 else line) for number, line in lines)
 
 
-def known_encoding(name):
-    """argparse type: the name by which Python knows an encoding of text."""
+def is_encoding(name):
+    """Whether Python knows an encoding of text by that name."""
     try:
-        "".encode(name)  # refuses encodings of bytes, such as base64
-        return codecs.lookup(name).name
+        return "".encode(name) is not None  # refuses encodings of bytes, such as base64
     except LookupError:
-        raise argparse.ArgumentTypeError(f"'{name}' is no encoding that Python knows, as latin-1, cp1252, ... are") from None
+        return False
+
+
+def encoding_name(text):
+    """argparse type of the name of an encoding."""
+    if not is_encoding(text):
+        raise argparse.ArgumentTypeError(f"'{text}' is no encoding that Python knows, as latin-1, cp1252, utf-16, ... are")
+    return codecs.lookup(text).name
 
 
 # Text tables
@@ -176,20 +185,20 @@ def style_of(path, sep, encoding, quoting):
 
     def rows(style):
         return split_rows(path, read_lines(path, encoding, style is not None), sep, style)
-    regular = next((style for style in styles if is_regular(rows(style))), None)
+    regular = next((style for doubt in (True, False) for style in styles if is_regular(rows(style), doubt and is_spaced)), None)
     if is_optional:
         return regular if regular and quotes_are_format(rows(None), rows(regular)) else None
     return regular or styles[0]
 
 
-def is_regular(rows):
-    """Whether every row is whole, all are equally wide (or one more than the header: R's row names), and no field begins with
-    a quote after spaces."""
+def is_regular(rows, spaced):
+    """Whether every row is whole, and all are equally wide (or one more than the header: R's row names). spaced: whether a
+    field that begins with a quote after spaces is taken for damage, too."""
     widths = []
     try:
         for _, row in rows:
             widths.append(len(row))
-            if any(field[:1] == " " and field.lstrip(" ")[:1] == '"' for field in row):
+            if spaced and any(field[:1] == " " and field.lstrip(" ")[:1] == '"' for field in row):
                 return False
     except UserError:
         return False
@@ -198,21 +207,20 @@ def is_regular(rows):
 
 def quotes_are_format(plain, quoted):
     """Whether the quotes of a tab-separated table are its format's, rather than text's, as a review's quoted title is. plain,
-    quoted: its rows read in both ways, the second known to be regular. They are the format's if only so all rows are equally
-    wide, if there are quotes inside quotes, or if a column has nothing but quoted fields below its header."""
+    quoted: its rows read in both ways, the second known to be regular. They are the format's if the first row has nothing else,
+    if there are quotes inside quotes, if only so all rows are equally wide, or if a column has nothing else below its name."""
     first, *rest = [row for _, row in plain]
-    num_rows = sum(1 for _ in quoted)
-    if {*map(len, rest)} - {len(first)}:
-        return not {*map(len, rest)} <= {len(first) + 1} or is_all_quoted(rest)
-    if num_rows != 1 + len(rest):  # quotes of several rows taken for one pair, unless lines are all there is to tell rows
+    inside = [field[1:-1] for row in rest for field in row if field[:1] == field[-1:] == '"']
+    if len(first) > 1 and all(field[:1] == field[-1:] == '"' for field in first) or any(
+            '""' in field or '\\"' in field for field in inside):
+        return True
+    widths = {len(row) - len(first) for row in rest}
+    if not widths <= {0} and widths != {1}:
+        return True
+    if sum(1 for _ in quoted) != 1 + len(rest):  # a quote of one text and a quote of another, unless a row is but one field
         return len(first) == 1
-    return is_all_quoted(rest or [first]) or any(len(field) > 3 and field[0] == field[-1] == '"' and (
-        '""' in field[1:-1] or '\\"' in field[1:-1]) for row in [first, *rest] for field in row)
-
-
-def is_all_quoted(rows):
-    """Whether one column has nothing but quoted fields."""
-    return any(all(field[:1] == '"' for field in column) for column in zip(*rows))
+    below = rest if len(rest) > 1 else [first, *rest]
+    return any(all(field[:1] == '"' for field in column) for column in zip(*below))
 
 
 # JSON
@@ -226,11 +234,10 @@ def read_jsonl(path, sep, encoding, quoting):
 def read_json(path, sep, encoding, quoting):
     """A list of objects; or objects one after another; or an object of columns, as pandas writes; or one with a list `data`."""
     text = "".join(line for _, line in read_lines(path, encoding, keep_ends=True))
-    position, values = 0, []
+    between, decoder, position, number, values = re.compile(r"\s*"), json.JSONDecoder(), 0, 1, []
     if text.lstrip()[:1] == "[":
-        parse_json(text, path)  # is it whole? so what stands between its objects needs no other look
-    between, decoder = re.compile(r"[\s,\[\]]*" if text.lstrip()[:1] == "[" else r"\s*"), json.JSONDecoder()
-    number = 1
+        parse_json(text, path)  # it is whole, so what stands between its objects needs no other look
+        between = re.compile(r"[\s,\[\]]*")
     while (start := between.match(text, position).end()) < len(text):
         number += text.count("\n", position, start)
         try:
@@ -251,7 +258,8 @@ def read_json(path, sep, encoding, quoting):
 
 
 def rows_of_objects(path, values):
-    """Rows of (number, object), each object with the keys of the first; numbers as they are spelled, null as an empty text."""
+    """Rows of (number, object), their columns the keys of the first; numbers as they are spelled, null as an empty text. An
+    object, a list, or None for a key that is not there stays: it is an error only where that column is asked for."""
     header = None
     for number, row in values:
         where = f"{path}:{number}"
@@ -260,10 +268,8 @@ def rows_of_objects(path, values):
         if header is None:
             header = list(row)
             yield number, header
-        if row.keys() != set(header):
-            raise UserError(f"{where}: the keys are {', '.join(row)}, those of the first row are {', '.join(header)}")
-        yield number, [field if isinstance(field, (str, dict, list)) else "" if field is None else json.dumps(field)
-                       for field in map(row.get, header)]
+        yield number, [None if name not in row else "" if row[name] is None else row[name]
+                       if isinstance(row[name], (str, dict, list)) else json.dumps(row[name]) for name in header]
 
 
 # By pandas
@@ -314,7 +320,8 @@ def read_columns(task, path, flag, columns):
     for and there is no header, rows may also be without it.
     """
     require_file(path, flag)
-    rows = read_rows(path, task.sep, task.encoding, task.quoting)
+    is_own = task.name == "csv"
+    rows = read_rows(path, task.sep, task.encoding, task.quoting if is_own else None)
     first = next(rows, None)
     if first is None:
         raise UserError(f"{flag}: {path} holds no row")
@@ -329,13 +336,13 @@ def read_columns(task, path, flag, columns):
         raise UserError(f"{path} names its columns: {shortened(', '.join(header), 200)}, and the task {task.name} numbers "
                         "them; give names for --label_column and --text_columns, or a .csv file")
     else:
-        if task.quoting and width > 1 and header == [str(number) for number in range(width)]:
+        if is_own and width > 1 and header == [str(number) for number in range(width)]:
             raise UserError(f"{path}:{line_number}: {','.join(header)} are no data but the names that pandas gives to columns; "
                             "write the file with header=False")
         rows = itertools.chain([first], rows)
         if columns == task.text_columns and width == len(columns):
             columns = tuple(map(sorted(columns).index, columns))
-        elif not task.quoting:
+        elif not is_own:
             width = 1 + len(task.text_columns)
         if max(columns) >= width:
             raise UserError(f"{path}:{line_number}: there is no column {max(columns)}, the row has the columns 0 to "
@@ -350,8 +357,9 @@ def read_columns(task, path, flag, columns):
         fields = [row[column] for column in columns]
         for field, column in zip(fields, columns):
             if not isinstance(field, str):
-                raise UserError(f"{path}:{line_number}: column {quoted(header[column])} holds no text but "
-                                f"{shortened(json.dumps(field), 40)}")
+                raise UserError(f"{path}:{line_number}: " + (
+                    f"the row has no {quoted(header[column])}" if field is None else
+                    f"column {quoted(header[column])} holds no text but {shortened(json.dumps(field), 40)}"))
         yield line_number, fields
     if line_number is None:
         raise UserError(f"{flag}: {path} holds a header and no row")

@@ -92,7 +92,7 @@ def read_dataset(args, inputs, index, split, world, num=None):
     task, data_dir, left_out, name = inputs.tasks[index], inputs.data_dirs[index], unseen(args), f"{split} data"
     texts, labels = tasks.read_examples(task, data_dir, split, left_out)
     if task.name == "csv":
-        name += f" {described(tasks.find_source(task, data_dir, split)[0], args.encoding)}"
+        name += f" {described(tasks.find_source(task, data_dir, split)[0], task.encoding)}"
     if left_out:
         world.print(f"{name}: rows left out for their unseen labels: {left_out.total():,} "
                     f"({shortened(', '.join(left_out), 200)})")
@@ -393,7 +393,8 @@ def evaluate_saved(args, inputs, world):
         write_evaluation(args.output_dir, suffix, measured, test_set.labels, logits, inputs.tasks[0].labels)
     path = os.path.join(args.output_dir, f"eval_results{suffix}.txt")
     world.print(f"{args.init_checkpoint}: {describe(measured)} on {len(test_set):,} {split} examples\nwrote {path}, "
-                f"results{suffix}.txt, classification_report{suffix}.txt and confusion_matrix{suffix}.csv and .png")
+                f"results{suffix}.txt, classification_report{suffix}.txt, confusion_matrix{suffix}.csv and "
+                f"confusion_matrix{suffix}.png")
 
 
 def read_to_predict(args, task):
@@ -408,7 +409,7 @@ def write_predictions(args, inputs, texts, ids, model_folder, world):
     task = inputs.tasks[0]
     args = type(args)(**vars(args) | {"do_train": False, "init_checkpoint": model_folder})
     classifier = make_model(args, inputs, world.device)[0].classifiers[0]
-    name = described(args.predict_file, args.encoding)
+    name = described(args.predict_file, args.encoding or task.encoding)
     dataset = tokenize(args, inputs, texts, np.zeros(len(texts)), name, world)
     logits = predict(classifier, dataset, args.eval_batch_size, world, args.bf16)
     path = os.path.join(args.output_dir, "predictions.tsv")
@@ -416,9 +417,9 @@ def write_predictions(args, inputs, texts, ids, model_folder, world):
         columns = {} if ids is None else {"id" if args.id_column.isdecimal() else args.id_column: ids}
         of_text = dict(zip(("text", "text_pair"), zip(*texts) if task.num_second else [texts])) if args.write_text else {}
         with atomic_write(path) as file:
-            file.write(tab_separated([*columns, "label", *task.labels, *of_text], args.quoting == "all"))
+            file.write(tab_separated([*columns, "label", *task.labels, *of_text], task.quoting == "all"))
             for row, *more in zip(torch.from_numpy(logits).softmax(dim=1).numpy(), *columns.values(), *of_text.values()):
                 fields = [*more[:len(columns)], task.labels[row.argmax()], *(f"{value:.6f}" for value in row),
                           *more[len(columns):]]
-                file.write(tab_separated(fields, args.quoting == "all"))
+                file.write(tab_separated(fields, task.quoting == "all"))
     world.print(f"wrote {path}: the label and the probability of each class for {len(texts):,} texts")

@@ -4,7 +4,7 @@ import argparse
 import tasks
 from common.command_line import ArgumentParser, UserError, add_boolean, number, path
 from common.run_folder import add_report_to
-from common.tables import KINDS, QUOTINGS, known_encoding
+from common.tables import KINDS, QUOTINGS, encoding_name
 from finetuning.data import BALANCED, SAMPLINGS
 from finetuning.evaluation import METRICS
 from modeling import CLASSIFIERS, FRACTION_POOLINGS, LAYER_POOLINGS, POOLINGS
@@ -22,7 +22,8 @@ NOT_RECIPE = {"data_dir", "bert_config_file", "vocab_file", "init_checkpoint", "
               "eval_every", "eval_sample", "allow_divergence", "seed", "encoding", "quoting", "unseen_labels", "id_column",
               "write_text"}
 CSV_FLAGS = {"label_column", "text_columns", "text_pair_columns", "sep", "encoding", "quoting", "unseen_labels", "id_column"}
-READING_FLAGS = {"label_column", "text_columns", "text_pair_columns", "sep", "keep_html", "text_pair"}  # how texts are read
+READING_FLAGS = {"label_column", "text_columns", "text_pair_columns", "keep_html", "text_pair"}  # how texts are read
+WRITTEN_FLAGS = {"sep", "encoding", "quoting"}  # how a table is written; the next one may be in another way
 count, rate = number(int, minimum=1), number(float, minimum=0)
 
 
@@ -81,8 +82,8 @@ def add_data_flags(group, several_tasks):
             help="For csv, the columns of a second text: the model reads the pair [CLS] A [SEP] B [SEP], its longer text cut "
             "at the end (default: none, single texts).")
         add("--sep", default=",", help="For csv, the character between columns, or tab (default: a comma; in .tsv a tab).")
-        add("--encoding", type=known_encoding, help="The encoding of text tables for csv, and of --predict_file, unless a byte "
-            "order mark says another (default: utf-8).")
+        add("--encoding", type=encoding_name, help="The encoding of those text tables for csv, and of a --predict_file, that "
+            "are neither UTF-8 nor have a byte order mark (default: none, they are refused).")
         add("--quoting", choices=QUOTINGS, default="auto", help="For csv, whether quotes around a field are its text: none, "
             "they are; all, they are not, and predictions.tsv gets quotes, too; auto, they are in a .tsv that does not show "
             "otherwise (default: auto).")

@@ -7,9 +7,10 @@ from common.command_line import UserError
 from common.configuration import CONFIG_NAMES, BertConfig, find_config
 from common.files import check_schema, read_json
 from common.hub import find_on_hub
+from common.tables import QUOTINGS, is_encoding
 from common.vocabulary import VOCAB_NAMES, find_vocab
 from finetuning.data import head_and_tail
-from finetuning.flags import CSV_FLAGS, FEATURE_FLAGS, MODEL_FLAGS, READING_FLAGS, make_parser
+from finetuning.flags import CSV_FLAGS, FEATURE_FLAGS, MODEL_FLAGS, READING_FLAGS, WRITTEN_FLAGS, make_parser
 from finetuning.weights import find_weights, load_weights, read_weights
 from modeling import BertForSequenceClassification, MultiTaskModel, check_choices, check_features
 from tokenization import FullTokenizer, read_never_split
@@ -18,7 +19,7 @@ RECORD = "classifier.json"  # which a saved model has beside its weights
 RECORD_SCHEMA = {
     "task": {"name": str, "domain": str, "labels": [str], "text_columns": [(int, str)], "label_column": (int, str),
              "sep": (str, type(None)), "joiner": str, "numbered": bool, "original": (str, type(None)), "titled": bool,
-             "language": str, "strip_html": bool, "num_second": int},
+             "language": str, "strip_html": bool, "num_second": int, "encoding": (str, type(None)), "quoting": str},
     "do_lower_case": bool, "max_seq_length": int, "trunc_medium": int, "max_fractions": (int, type(None)), "layers": [int],
     "layer_pooling": str, "pooling_type": str, "hierarchical": (str, type(None)), "classifier": str,
     "lstm_hidden_size": int, "attention_size": int, "attention_hops": int}
@@ -76,8 +77,6 @@ def read_tasks(args, stored_task):
     if stored_task is None and args.task_name == "csv":
         stored_task = tasks.csv_task(args.data_dir, args.label_column, args.text_columns, args.sep, args.text_pair_columns,
                                      args.encoding, args.quoting)
-    elif stored_task and stored_task.name == "csv":
-        stored_task = dataclasses.replace(stored_task, encoding=args.encoding, quoting=args.quoting)
     if stored_task:
         return [stored_task], [args.data_dir]
     several = isinstance(args.task_name, list)
@@ -101,10 +100,13 @@ def restore_flags(args, given, folder):
     if folder is None or not os.path.exists(path):
         raise UserError(f"--init_checkpoint: {args.init_checkpoint} is no folder of a fine-tuned model (it has no "
                         "classifier.json); name a run's best or last folder, or add --do_train")
-    stored = read_json(path, RECORD_SCHEMA)
-    stored.setdefault("never_split", None)  # of before there was the flag
+    stored = {"never_split": None} | read_json(path, {"task": dict})
+    stored["task"] = {"encoding": None, "quoting": "auto"} | stored["task"]  # these three earlier models do not have
+    check_schema(stored, RECORD_SCHEMA, path)
     check_schema(stored["never_split"] or [], [str], f"{path}, never_split")
     task = tasks.task_from_dict(stored["task"])
+    if task.quoting not in QUOTINGS or task.encoding and not is_encoding(task.encoding):
+        raise UserError(f"{path}: quoting {task.quoting!r}, encoding {task.encoding!r}: the file is damaged, or not ours")
     check_choices(stored, f"{path}: ")
     for name, values, least in (("labels", task.labels, 2), ("layers", stored["layers"], 1)):
         if len(values) < least:
@@ -116,15 +118,16 @@ def restore_flags(args, given, folder):
         raise UserError(f"--{min(of_csv)} belongs to --task_name csv, the model in {folder} was trained for {task.name}; leave "
                         "the flag out")
     reading = sorted(given & READING_FLAGS)
-    if reading:
+    if reading or WRITTEN_FLAGS & given:
         if task.name == "csv":
-            asked = tasks.own_task(args.label_column, args.text_columns, args.sep, pair_columns=args.text_pair_columns)
-            asked = dataclasses.replace(asked, labels=task.labels)
-            if "sep" in given:  # a table to predict may be written in another way than that of training
-                task = dataclasses.replace(task, sep=asked.sep)
+            asked = tasks.own_task(args.label_column, args.text_columns, args.sep, pair_columns=args.text_pair_columns,
+                                   encoding=args.encoding, quoting=args.quoting)
+            # the next table may be written in another way than that of training
+            task = dataclasses.replace(task, **{flag: getattr(asked, flag) for flag in WRITTEN_FLAGS & given})
+            asked = dataclasses.replace(asked, labels=task.labels, **{flag: getattr(task, flag) for flag in WRITTEN_FLAGS})
         else:
             asked, = tasks.named_tasks([task.name], args.keep_html, args.text_pair)
-        if asked != task:
+        if reading and asked != task:
             raise UserError(f"--{reading[0]}: the model in {folder} was trained on texts that are read in another way; leave "
                             "the flag out")
     for flag in MODEL_FLAGS:

@@ -158,7 +158,7 @@ records() {  # records NAME MODEL TASKS [flags]: the texts of TASKS as corpus an
         python create_pretraining_data.py --input_file="$folder/corpus.txt" --output_file="$folder/corpus.tfrecord" \
         --vocab_file="$OUT/models/$2/vocab.txt" --do_lower_case="${LOWER_CASE:-True}" \
         --max_seq_length="$PRETRAINING_LENGTH" --max_predictions_per_seq=20 --masked_lm_prob=0.15 --random_seed=12345 \
-        --dupe_factor=5 ${NEXT_SENTENCE:+--next_sentence="$NEXT_SENTENCE"}
+        --dupe_factor=5 ${NEXT_SENTENCE:+--next_sentence="$NEXT_SENTENCE"} ${NEVER_SPLIT:+--never_split="$NEVER_SPLIT"}
 }
 
 train_on() {  # train_on RECORDS NAME MODEL [flags]: further pre-trains MODEL on the records of that name (section 5.2)

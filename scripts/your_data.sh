@@ -15,6 +15,7 @@
 #     DEV_FRACTION  held-out part of the training data that chooses the best epoch, where there is no dev table (default: 0.1)
 #     SEEDS         seeds of the fine-tunings (default: 42)
 #     LANGUAGE      en or zh, for the ends of sentences (default: en)
+#     NEVER_SPLIT   file of own tokens, such as [URL] or @user, for all steps (default: DATA/never_split.txt, if it is there)
 #
 # STEPS is the paper's 100000, about an hour on a GPU; take fewer for few texts or a CPU. NEXT_SENTENCE=False for tweets and
 # other texts of one sentence.
@@ -26,6 +27,7 @@ refuse() {
 [ -d "${BERT:-}" ] || refuse "BERT='${BERT:-}' is no folder; name that of a BERT, such as data/download.py gets"
 DATA=$(cd "$DATA" && pwd) BERT=$(cd "$BERT" && pwd) OUT=${OUT:-your_data} SEEDS=${SEEDS:-42}
 [ "${LANGUAGE:=en}" = en ] || SPACY_MODEL=
+[ ! -e "$DATA/never_split.txt" ] || NEVER_SPLIT=${NEVER_SPLIT:-$DATA/never_split.txt}
 source "$(dirname "$0")/experiment.sh"
 LOWER_CASE=${LOWER_CASE:-$("$PYTHON" -c '
 import sys
@@ -44,7 +46,8 @@ pretrain own base csv --language "$LANGUAGE" $read_as ${unlabelled:+--unlabelled
 names=
 for model in base own; do
     fit "fine_tuned/$model" csv "$model" --data_dir "$DATA" --label_column "${LABEL:-label}" $read_as $develop \
-        --do_lower_case "$LOWER_CASE" --save_models best ${FLAGS:-}  # last, so that yours count
+        --do_lower_case "$LOWER_CASE" ${NEVER_SPLIT:+--never_split "$NEVER_SPLIT"} --save_models best \
+        ${FLAGS:-}  # last, so that yours count
     job "predictions/$model" gpu "fine_tuned/$model" - python run_classifier_discriminative.py --do_predict \
         --predict_file "$test_table" --init_checkpoint "$OUT/fine_tuned/$model/seed_${SEEDS%% *}/best" \
         --output_dir "$OUT/predictions/$model"

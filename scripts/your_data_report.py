@@ -82,7 +82,7 @@ def notes(runs):
     """The notes and warnings in the logs, each once; not that pre-training is evaluated on its own records, as it always is."""
     lines = (line.strip() for log in sorted(runs.rglob("*.log")) for line in log.read_text(errors="replace").splitlines())
     return list(dict.fromkeys(line for line in lines if line.lower().startswith(("note:", "warning:"))
-                              and "--eval_file" not in line))
+                              and "--eval_file" not in line and "absl::" not in line))
 
 
 def main():

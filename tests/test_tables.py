@@ -1,5 +1,6 @@
 """Tables as people have them: every format reads as it was meant, nothing is re-interpreted, and what is wrong is named."""
 import gzip
+import json
 
 import pandas
 import pytest
@@ -63,11 +64,23 @@ def test_nothing_is_re_interpreted(tmp_path, kind, text):
 
 @pytest.mark.parametrize("rows", [
     ['1\t"I Am Curious" is a film', "0\tfine"], ['1\t"Great!"', "0\tfine"], ['1\t"to be', '0\tor not to be"'],
-    ['1\tsix " of it', "0\tfine"], ['1\t"Great!"', '0\tso ""good""'], ['1\t"', '0\t"'], ['1\t"a" and "b"', '0\t"c"']])
+    ['1\tsix " of it', "0\tfine"], ['1\t "so" it', '0\t"c"'], ['1\t"Great!"', '0\tso ""good""'],
+    ['1\t"', '0\t"'], ['1\t"a" and "b"', '0\t"c"']])
 def test_quotes_of_a_text_between_tabs_stay(tmp_path, rows):
     expected = [tuple(row.split("\t")) for row in rows]
     assert read(tmp_path, "label\ttext\n" + "\n".join(rows) + "\n", "train.tsv") == expected
     assert read(tmp_path / "no", "\n".join(rows), "train.tsv", label="0", text="1") == expected
+
+
+@pytest.mark.parametrize("texts", [
+    ['", "', "x", "y"], ['so "good"', "x", "y"], [' "', "\t ", 'a\n"b'], [', "\\"\t', "x", "y"], ["a\n\nb", "x", ""],
+    ["a\r\n\r\nb", '"', ""]])
+@pytest.mark.parametrize("quoting", [0, 1])
+@pytest.mark.parametrize("sep, name", [("\t", "train.tsv"), (",", "train.csv"), (";", "train.csv")])
+def test_what_pandas_writes_between_quotes_is_what_is_read(tmp_path, texts, quoting, sep, name):
+    frame = pandas.DataFrame({"label": ["a", "b", "c"], "text": texts})
+    rows = read(tmp_path, frame.to_csv(index=False, sep=sep, quoting=quoting), name, sep=sep if name.endswith("csv") else ",")
+    assert rows == list(zip("abc", texts))
 
 
 @pytest.mark.parametrize("quoting, name, content, expected", [
@@ -108,11 +121,14 @@ def test_a_mark_is_believed_before_the_flag(tmp_path):
     assert read(tmp_path, "label,text\né,x\nb,y\n".encode("utf-8-sig"), encoding="latin-1")[0] == ("é", "x")
 
 
-def test_utf_8_that_is_read_as_something_else_is_doubted(tmp_path):
-    for content, doubted in (("é", True), ("e", False)):
-        (tmp_path / "train.csv").write_text(content, encoding="utf-8")
-        assert ("its bytes are UTF-8" in described(tmp_path / "train.csv", "latin-1")) == doubted
-    assert described(tmp_path / "train.csv") == str(tmp_path / "train.csv")
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "gb18030", "utf-16-le"])
+def test_utf_8_is_read_as_what_it_is_whatever_the_other_tables_are(tmp_path, encoding):
+    content = "label,text\né,\u201cx\u201d\nb,y\n"
+    assert read(tmp_path, "label,text\né,x\nb,y\n".encode(encoding), encoding=encoding)[0] == ("é", "x")
+    assert described(tmp_path / "train.csv", encoding) == f"{tmp_path}/train.csv ({encoding.upper()})"
+    if encoding != "utf-16-le":  # which may be told from UTF-8 by nobody
+        assert read(tmp_path, content, encoding=encoding)[0] == ("é", "\u201cx\u201d")
+        assert described(tmp_path / "train.csv", encoding) == f"{tmp_path}/train.csv"
 
 
 def test_a_lonely_return_stays_where_lines_end_otherwise(tmp_path):
@@ -126,8 +142,10 @@ def test_the_names_of_r_s_rows_are_no_column(tmp_path, names):
 
 
 def test_a_nested_value_beside_the_columns_is_no_matter(tmp_path):
-    lines = '{"label": 1, "text": "x", "tags": ["a"]}\n{"label": 2, "text": "y", "tags": {}}\n'
-    assert read(tmp_path, lines, "train.jsonl") == [("1", "x"), ("2", "y")]
+    """Nor is one that is missing, or that the first row does not have."""
+    lines = ['{"label": 1, "text": "x", "tags": ["a"]}', '{"label": 2, "text": "y", "tags": {}}', '{"text": "z", "label": 2}',
+             '{"label": 1, "text": "w", "more": 1}']
+    assert read(tmp_path, "\n".join(lines), "train.jsonl") == [("1", "x"), ("2", "y"), ("2", "z"), ("1", "w")]
 
 
 def test_empty_rows_of_a_sheet_are_skipped(tmp_path):
@@ -231,8 +249,14 @@ def test_what_is_suspicious_is_said_before_training(run, folder, capsys):
     for words in (f"{folder}/train.tsv:27: empty texts: 1 of 26", f"{folder}/train.tsv: classes of one text: 1 of 3 (rare)",
                   f"{folder}/test.jsonl: classes without a text: 1 of 3 (rare)",
                   f"{folder}/test.jsonl:7: texts that are in the training table, too: 2 of 8"):
-        assert f"*** {words}" in table
-    assert table.count("***") == 8 and f"train data {folder}/train.tsv (UTF-16): 26 texts" in printed
+        assert f"warning: {words}" in table
+    assert table.count("warning: ") == 4 and f"train data {folder}/train.tsv (UTF-16): 26 texts" in printed
+
+
+def test_of_many_classes_not_all_are_printed(tmp_path):
+    (tmp_path / "train.csv").write_text("label,text\n" + "".join(f"{i},x\n{i},y\n" for i in range(300)))
+    lines = tasks.describe_tables(tasks.csv_task(tmp_path, "label", ["text"]), tmp_path, ["train"], None)
+    assert lines[1].split() == ["0", "2"] and lines[-1] == "... 300 classes" and len(lines) == 202
 
 
 def test_an_ordinary_folder_has_nothing_suspicious(tiny, folder, run, capsys):
@@ -240,7 +264,7 @@ def test_an_ordinary_folder_has_nothing_suspicious(tiny, folder, run, capsys):
         pandas.DataFrame({"label": ["a", "b"] * 8, "text": [f"{name} {i}" for i in range(16)]}).to_csv(folder / f"{name}.csv")
     (folder / "train.tsv").unlink(), (folder / "test.jsonl").unlink()
     run()
-    assert "***" not in capsys.readouterr().out
+    assert "warning: " not in capsys.readouterr().out
 
 
 def test_a_development_table_chooses_and_the_test_table_is_evaluated_once(run, folder, capsys, refused_here, tiny):
@@ -309,18 +333,36 @@ def test_the_columns_of_predictions_are_those_asked_for(run, folder, tiny):
 
 
 def test_tables_to_predict_may_be_written_in_another_way_than_those_of_training(run, folder):
-    done = run()
-    outputs = []
-    for number, (content, flags) in enumerate([
-            ("text\n\u201cYes\u201d,\n", []), ("id;text\n1;\u201cYes\u201d,\n", ["--sep", ";"]),
-            ("text|id\n\u201cYes\u201d,|1\n", ["--sep", "|", "--encoding", "cp1252"]),
-            ("text\n\"\u201cYes\u201d,\"\n", ["--quoting", "all"])]):
-        kind = "tsv" if number in (0, 3) else "csv"
-        (folder / f"new.{kind}").write_bytes(content.encode("cp1252" if "--encoding" in flags else "utf-8"))
-        call(SINGLE, "--do_predict", "--predict_file", folder / f"new.{kind}", "--init_checkpoint", done / "last", "--no_cuda",
+    """A model remembers how its own are written, which flags change; UTF-8 is read as what it is."""
+    done = run("--quoting", "none", "--encoding", "latin-1")
+
+    def predicted(name, content, *flags):
+        (folder / name).write_bytes(content)
+        call(SINGLE, "--do_predict", "--predict_file", folder / name, "--init_checkpoint", done / "last", "--no_cuda",
              "--output_dir", folder / "out", *flags)
-        outputs.append((folder / "out" / "predictions.tsv").read_text().replace('"', ""))
-    assert len(set(outputs)) == 1
+        return (folder / "out" / "predictions.tsv").read_text().replace('"', "")
+    plain = predicted("new.tsv", "text\n\u201cYes\u201d, é\n".encode())
+    assert predicted("new.csv", "id;text\n1;\u201cYes\u201d, é\n".encode(), "--sep", ";") == plain
+    windows = "text|id\n\u201cYes\u201d, é|1\n".encode("cp1252")
+    assert predicted("new.csv", windows, "--sep", "|", "--encoding", "cp1252") == plain
+    assert predicted("new.tsv", 'text\n"\u201cYes\u201d, é"\n'.encode(), "--quoting", "all") == plain
+    assert predicted("new.tsv", 'text\n"\u201cYes\u201d, é"\n'.encode()) != plain
+    assert predicted("new.tsv", "text\nYes, é\n".encode("latin-1")) == predicted("new.tsv", "text\nYes, é\n".encode())
+
+
+def test_models_that_know_nothing_of_encodings_are_used_and_damaged_ones_refused(run, folder, refused_here):
+    done = run()
+    record, stored = done / "last" / "classifier.json", read_json(done / "last" / "classifier.json")
+    flags = ["--do_eval", "--data_dir", folder, "--init_checkpoint", done / "last", "--no_cuda", "--output_dir", folder / "out"]
+    earlier = {key: value for key, value in stored["task"].items() if key not in ("encoding", "quoting")}
+    record.write_text(json.dumps(stored | {"task": earlier}))
+    call(SINGLE, *flags)
+    assert predictions_of(folder / "out" / "results.txt") == predictions_of(done / "results_ep1.txt")
+    for damage, words in (({"quoting": "some"}, "quoting 'some'"), ({"encoding": "klingon"}, "encoding 'klingon'"),
+                          ({"encoding": 1}, "encoding: 1 where str or null is needed"),
+                          ({"quoting": None}, "quoting: None where")):
+        record.write_text(json.dumps(stored | {"task": stored["task"] | damage}))
+        refused_here(SINGLE, *flags, words=words)
 
 
 @pytest.mark.parametrize("flags, words", [

@@ -406,7 +406,7 @@ def test_numbers_and_nothing_in_a_jsonl_file_stay_as_they_are_spelled(tmp_path):
 
 
 @pytest.mark.parametrize("files, words", [
-    ({"train.jsonl": '{"label": 1, "text": "a"}\n{"label": 1}\n'}, "train.jsonl:2: the keys are label, those of the first row"),
+    ({"train.jsonl": '{"label": 1, "text": "a"}\n{"label": 1}\n'}, "train.jsonl:2: the row has no 'text'"),
     ({"train.jsonl": '{"label": 1, "text": "a"}\n[1, "a"]\n'}, "train.jsonl:2: a row is an object"),
     ({"train.jsonl": '{"label": 1, "text": ["a"]}\n'}, """train.jsonl:1: column 'text' holds no text but \\["a"]"""),
     ({"train.jsonl": '{"label": 1, "text": "a"\n'}, "train.jsonl:1 is not whole JSON"),

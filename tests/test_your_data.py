@@ -107,6 +107,7 @@ def test_its_settings_reach_the_commands(your_data, folders, tmp_path):
     (tmp_path / "cased data").mkdir()
     for name in ("train.csv", "test.csv", "dev.csv"):
         (tmp_path / "cased data" / name).write_text("label,text\na,b\nb,c\n")
+    (tmp_path / "cased data" / "never_split.txt").write_text("[URL]\n")
     (tmp_path / "cased").mkdir()
     for name in ("bert_config.json", "bert_model.ckpt.index"):
         (tmp_path / "cased" / name).write_bytes((folders / "bert" / name).read_bytes())
@@ -115,9 +116,12 @@ def test_its_settings_reach_the_commands(your_data, folders, tmp_path):
                                  NEXT_SENTENCE="False", TABLE_FLAGS="--sep tab", FLAGS="--learning_rate 3e-5"))
     assert all("--next_sentence=False" in changed[script] for script in ("create_pretraining_data", "run_pretraining"))
     assert "--do_lower_case=False" in changed["create_pretraining_data"]
+    own = str(tmp_path / "cased data" / "never_split.txt")
+    assert f"--never_split={own}" in changed["create_pretraining_data"] and "--never_split" not in str(usual)
     assert changed["generate_corpus"][changed["generate_corpus"].index("--language") + 1] == "zh"
     assert "--unlabelled_file" not in changed["generate_corpus"] and "--unlabelled_file" in usual["generate_corpus"]
     words = changed["run_classifier_discriminative:own"]
+    assert words[words.index("--never_split") + 1] == own
     assert "--dev_fraction" not in words and words[-2:] == ["--learning_rate", "3e-5"]
     assert [words[i + 1] for i, word in enumerate(words) if word == "--do_lower_case"][-1] == "False"
     assert words[words.index("--sep") + 1] == "tab" and str(tmp_path / "cased data") in words
