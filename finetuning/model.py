@@ -39,7 +39,9 @@ def read_inputs(args, given):
     """The Inputs that the flags name, or those stored in --init_checkpoint, by which `args` is completed. given: the names
     of the flags that the user gave. Raises UserError where something is missing or does not fit together."""
     args.never_split = args.never_split and read_never_split(args.never_split)  # its content, which the model remembers
-    args.init_checkpoint, hub = find_on_hub(args.init_checkpoint, "--init_checkpoint")
+    hub = None
+    if args.do_train:  # a fine-tuned model is a folder of ours
+        args.init_checkpoint, hub = find_on_hub(args.init_checkpoint, "--init_checkpoint")
     args.init_checkpoint = model_of_task(args.init_checkpoint, args.task_name, args.do_train)
     folder = args.init_checkpoint if args.init_checkpoint and os.path.isdir(args.init_checkpoint) else None
     stored_task = None if args.do_train else restore_flags(args, given, folder)
