@@ -178,7 +178,7 @@ def test_tables_with_names_are_predicted_by_models_of_columns_with_numbers(tmp_p
     ("train.csv", "label,text\na,é\n".encode("utf-16-le"),
      "train.csv:1: a zero byte; this is no text file, or name its encoding"),
     ("train.csv", "label,text\na,é\nb,x\n".encode("utf-16")[:-1], "train.csv:3: this is not UTF-16; the file is damaged"),
-    ("train.csv.gz", gzip.compress(b"label,text\na,x\n" * 100)[:-9], "train.csv.gz is no whole gzip file"),
+    ("train.csv.gz", gzip.compress(b"label,text\na,x\n" * 100, mtime=0)[:-9], "train.csv.gz is no whole gzip file"),
     ("train.tsv.gz", b"label\ttext\n", "train.tsv.gz is no whole gzip file"),
     ("train.json", '[{"label": "a", "text": "x"}', "train.json is not whole JSON"),
     ("train.json", '{"label": ["a", "b"], "text": ["x"]}', "train.json: its columns are not equally long"),
