@@ -1052,7 +1052,7 @@ def test_a_damaged_checkpoint_is_named(with_dropout, tmp_path, start):
 @pytest.mark.parametrize("flags, words", [
     (["--task_name", "imdb"], "was trained for ag"), (["--max_seq_length", 16], "was trained with 32"),
     (["--layers", 1], "was trained with [-2]"), (["--predict_file", "absent.txt"], "there is no file absent.txt"),
-    (["--init_checkpoint", "absent"], "there is no file or folder absent"),
+    (["--init_checkpoint", "absent"], "is no folder of a fine-tuned model"),
     (["--keep_html"], "--keep_html is for --task_name imdb"), (["--text_pair"], "--text_pair is for --task_name yahoo"),
     (["--save_models", "last"], "--save_models needs --do_train"),
     (["--seed", 1, 2], "several --seed need --do_train"), (["--do_eval"], "--data_dir is needed with --do_eval"),
