@@ -35,7 +35,7 @@ def read_vocab(path):
     twice has its last, as in Google's code. Raises UserError where the file is missing, empty, no text, or of another model.
     """
     require_file(path, "--vocab_file")
-    if path.endswith(".json"):
+    if str(path).endswith(".json"):
         return read_tokenizer_json(path), []
     lines = [line.strip() for _, line in decode_lines(path)]
     while lines and not lines[-1]:
@@ -135,7 +135,7 @@ def copy_vocab(path, folder, renamed=None):
     """Writes FOLDER/vocab.txt from the vocabulary at `path`: a vocab.txt as it is, a tokenizer.json as its tokens, by id.
     renamed: {id: token} of those that are another one there."""
     target = os.path.join(folder, "vocab.txt")
-    if not path.endswith(".json") and not renamed:
+    if not str(path).endswith(".json") and not renamed:
         copy_file(path, target)
         return target
     tokens = {index: token for token, index in read_vocab(path)[0].items()} | (renamed or {})

@@ -140,7 +140,7 @@ def small_corpora():
 
 def make_records(tokenizer, corpus_files, flags):
     """(Instances, the order in which they are written, their Recipe) of a setting's flags."""
-    recipe = Recipe(**{field.name: flags[field.name] for field in dataclasses.fields(Recipe)})
+    recipe = Recipe(**{field.name: flags[field.name] for field in dataclasses.fields(Recipe) if field.name in flags})
     corpus = read_corpus([str(path) for path in corpus_files], tokenizer)
     rng = random.Random(flags["random_seed"])
     return *create_training_instances(corpus, tokenizer, recipe, flags["dupe_factor"], rng), recipe
