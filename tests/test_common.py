@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from common import command_line, files
+from common import command_line, files, precision
 from common.command_line import UserError
 from common.configuration import MAX_LAYERS, BertConfig
 from finetuning.flags import make_parser
@@ -114,3 +114,16 @@ def test_it_is_not_said_where_there_is_none_or_it_is_hidden_on_purpose(gpu, caps
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     command_line.warn_of_an_idle_gpu("PyTorch", "")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("text, found", [
+    ("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16 gfni\n\nprocessor\t: 1\nflags\t\t: fpu\n", "avx512_bf16"),
+    ("flags\t\t: fpu avx512_bf16 amx_tile amx_bf16\n", "amx_bf16"), ("flags\t\t: fpu avx2 avx512f\n", None),
+    ("Features\t: fp asimd\n", None), (None, None)])
+def test_a_processor_multiplies_bfloat16_by_the_flags_of_the_system(tmp_path, monkeypatch, text, found):
+    """And does not where the system has no such file."""
+    monkeypatch.setattr(precision, "CPUINFO", tmp_path / "cpuinfo")
+    if text is not None:
+        precision.CPUINFO.write_text(text)
+    assert precision.bf16_instructions() == found
+    assert precision.native_bf16_cpu() == bool(found)
