@@ -97,6 +97,12 @@ class BertEmbeddings(nn.Module):
         return self.dropout(self.LayerNorm(embeddings))
 
 
+def project_together(layers, hidden):
+    """What linear layers give of the same input, by one product with their joined weights: a GPU is faster at it."""
+    joined = F.linear(hidden, torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers]))
+    return joined.chunk(len(layers), dim=-1)
+
+
 class BertSelfAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -109,7 +115,9 @@ class BertSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden, batch):
-        query, key, value = (project(hidden).unflatten(-1, (self.heads, -1)) for project in (self.query, self.key, self.value))
+        projections = self.query, self.key, self.value
+        projected = project_together(projections, hidden) if hidden.is_cuda else [project(hidden) for project in projections]
+        query, key, value = (x.unflatten(-1, (self.heads, -1)) for x in projected)
         dropout = self.dropout if self.training else 0.0
         return self.attention(query, key, value, batch, dropout, self.backend).flatten(-2)
 

@@ -2,6 +2,8 @@
 flash.py), batches ahead of the computation, the fused update, and that nothing in an update waits for the device.
 tests/test_gpu.py holds the same against a GPU's own kernels."""
 import contextlib
+import json
+import sys
 import threading
 
 import numpy as np
@@ -35,7 +37,7 @@ def make_model(dropout=0.0, seed=0, **more):
     config = BertConfig(vocab_size=53, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
                         max_position_embeddings=24, initializer_range=0.3, hidden_dropout_prob=dropout,
                         attention_probs_dropout_prob=dropout)
-    return BertForSequenceClassification(config, 3, hierarchical="mean", **({"layers": [1]} | more))
+    return BertForSequenceClassification(config, 3, **({"layers": [1], "hierarchical": "mean"} | more))
 
 
 def use(model, backend):
@@ -86,6 +88,24 @@ def test_the_model_with_varlen_attention_has_the_losses_and_gradients_of_the_oth
     model.sequences_at_once = sequences_at_once
     per_sequence, varlen = (loss_and_gradients(use(model, backend), batch) for backend in ("per_sequence", "varlen"))
     for ours, theirs in zip(varlen, per_sequence, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_projections_together_are_each_to_1e_5_and_flash_attention_takes_them_as_they_lie(flash_on_cpu):
+    generator = torch.Generator().manual_seed(0)
+    batch, model = make_dataset().batch(range(13)), make_model()
+    layers = [getattr(model.bert.encoder.layer[0].attention.self, name) for name in ("query", "key", "value")]
+    hidden, upstream = (torch.randn(len(batch.input_ids), 16, generator=generator) for _ in range(2))
+
+    def results(project):
+        model.zero_grad()
+        leaf = hidden.clone().requires_grad_()
+        query, key, value = (x.unflatten(-1, (2, 8)) for x in project(leaf))
+        output = modeling.attention(query, key, value, batch, 0.0, "varlen").flatten(-2)
+        output.backward(upstream)
+        return [output.detach(), leaf.grad, *(param.grad.clone() for layer in layers for param in layer.parameters())]
+    for ours, theirs in zip(results(lambda leaf: modeling.project_together(layers, leaf)),
+                            results(lambda leaf: [layer(leaf) for layer in layers]), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -249,3 +269,49 @@ def test_the_fused_update_is_the_plain_one_to_1e_12(correct):
             update(group, params, [grad.clone() for grad in grads], averages, squares)
         for plain, fused in zip(*states):
             torch.testing.assert_close(fused, plain, rtol=0, atol=1e-12)
+
+
+# The benchmark
+
+def test_the_benchmark_s_arithmetic_is_what_torch_counts():
+    """Of a batch without padding, forward and backward; pooler and classifier, which it leaves out, taken off."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmarks.gpu import flops
+    model, lengths = make_model(layers=[-2], hierarchical=None), np.array([20, 3, 11])
+    batch = data.pack([np.ones(length, int) for length in lengths], labels=[0, 1, 2])
+    for training in (False, True):
+        # by its formula: of the CPU's fused attention torch counts nothing
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            logits = model(batch)
+            if training:
+                F.cross_entropy(logits, batch.labels).backward()
+        heads = 2 * len(lengths) * 16 * (16 + 3) * (3 if training else 1)
+        assert counter.get_total_flops() - heads == flops(model.bert.config, lengths, training)
+
+
+def test_the_benchmark_measures_both_sides_without_tensorflow(script, tmp_path):
+    """At the size of --smoke; a machine with a GPU may have no TensorFlow."""
+    (tmp_path / "tensorflow.py").write_text("raise ImportError('there is no TensorFlow')")
+    done = script("benchmarks/gpu.py", "--smoke", "--documents", 24, "--rounds", 1, "--peer_python", sys.executable, "--sides",
+                  "ours", "transformers", "--peak_tflops", 0.5, "--results", tmp_path / "gpu.jsonl",
+                  env={"PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}, plain=True)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    assert [(line["case"], line["side"]) for line in lines] == [
+        (case, side) for case in ("training 24 x 512", "prediction 128 x 512") for side in ("ours", "transformers")]
+    for line in lines:
+        figures = line["figures"]
+        assert figures["tokens_per_second"] / figures["documents_per_second"] == pytest.approx(264, abs=5)
+        assert figures["mfu_percent"] == pytest.approx(100 * figures["tflops_per_second"] / 0.5, abs=0.2)
+        assert line["stage"] == "gpu, smoke" and "peak_gpu_mib" not in figures
+
+
+def test_the_benchmark_refuses_to_guess(script, tmp_path, refused, monkeypatch):
+    from benchmarks.gpu import peak_of
+    assert peak_of(CPU, None) is None and peak_of(CPU, 2.0) == 2e12
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200 of another kind")
+    assert peak_of(torch.device("cuda", 0), None) is None
+    refused("benchmarks/gpu.py", "--results", tmp_path / "gpu.jsonl", env={"CUDA_VISIBLE_DEVICES": ""}, words="no GPU is here")
+    assert not list(tmp_path.iterdir())
