@@ -3,6 +3,8 @@ flash.py), batches ahead of the computation, the fused update, and that nothing 
 tests/test_gpu.py holds the same against a GPU's own kernels."""
 import contextlib
 import json
+import os
+import subprocess
 import sys
 import threading
 
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 import modeling
 import optimization
 from common.configuration import BertConfig
+from conftest import ROOT
 from finetuning import data
 from finetuning.gpu import moved_ahead
 from flash import flash_on_cpu  # noqa: F401
@@ -315,3 +318,12 @@ def test_the_benchmark_refuses_to_guess(script, tmp_path, refused, monkeypatch):
     assert peak_of(torch.device("cuda", 0), None) is None
     refused("benchmarks/gpu.py", "--results", tmp_path / "gpu.jsonl", env={"CUDA_VISIBLE_DEVICES": ""}, words="no GPU is here")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_tests_of_a_gpu_are_skipped_without_one():
+    """By the command that the documentation gives, which ends well then."""
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu",
+                           ROOT / "tests/test_gpu.py"], capture_output=True, text=True,
+                          env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0 and " skipped in " in done.stdout and "passed" not in done.stdout, done.stdout
+    assert (ROOT / "scripts/test.sh").read_text().rstrip().endswith('tests "$@"')
