@@ -1,8 +1,12 @@
-"""Names on the Hub of Hugging Face in place of a folder: `bert-base-uncased`, `google-bert/bert-base-cased@main`."""
+"""Names on the Hub of Hugging Face in place of a folder: `bert-base-uncased`, `google-bert/bert-base-cased@main`.
+
+    python -m common.hub NAME    prints the local folder of that model, for a shell script
+"""
 import os
 import re
+import sys
 
-from common.command_line import UserError
+from common.command_line import UserError, run
 from common.configuration import CONFIG_NAMES
 from common.names import WEIGHT_FILES
 from common.vocabulary import VOCAB_NAMES
@@ -38,3 +42,7 @@ def find_on_hub(path, flag, weights=WEIGHT_FILES):
                         f"({type(error).__name__}: {str(error).strip().splitlines()[0]}); give a folder, or a name of "
                         "https://huggingface.co/models where there is a network") from None
     raise UserError(f"{flag}: {name['name']} on the Hub has neither {' nor '.join(weights)}")
+
+
+if __name__ == "__main__":
+    run(lambda: print(find_on_hub(sys.argv[1], "BERT")[0]))

@@ -177,7 +177,7 @@ def add_recipe_flags(group, several_tasks):
     add_boolean(group, "--bias_correction", False, "Use Adam's bias correction, which the authors leave out (default: off).")
     add("--class_weights", metavar="balanced|FILE", type=path, help="Weight the examples of each class in the training loss: "
         "balanced, in inverse proportion to their number; or by a file of lines `class TAB weight` (default: all the same).")
-    add("--best_metric", choices=METRICS, default="accuracy",
+    add("--best_metric", "--metric", choices=METRICS, default="accuracy",
         help="The metric that chooses the best epoch; a tie goes to the lower loss (default: accuracy).")
     add("--patience", type=count,
         help="Stop after this many epochs without a better one; needs --dev_fraction, or a table dev (default: never).")

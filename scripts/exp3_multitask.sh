@@ -17,13 +17,13 @@ start() {  # start NAME MODEL: multi-task fine-tuning of MODEL, then of each tas
     for seed in $SEEDS; do
         together=multitask/$1/together/seed_$seed
         job "$together" gpu "models/$2 $data_job" - python run_classifier_multitask.py --task_name $TASKS --do_train --do_eval \
-            --do_lower_case --data_dir "$DATA" --vocab_file "$model/vocab.txt" --bert_config_file "$model/config.json" \
+            $lower_case --data_dir "$DATA" --vocab_file "$model/vocab.txt" --bert_config_file "$model/config.json" \
             --init_checkpoint "$model" --max_seq_length "$LENGTH" --trunc_medium "$HEAD" --train_batch_size 24 \
             --learning_rate 2e-5 --num_train_epochs "$EPOCHS" --warmup_proportion 0.1 --task_sampling_alpha 1.0 --seed "$seed" \
             --save_models last --output_dir "$OUT/$together" $(feature "$2") ${FLAGS:-}
         for task in $TASKS; do
             job "multitask/$1/$task/seed_$seed" gpu "$together" - python run_classifier_discriminative.py --task_name "$task" \
-                --do_train --do_eval --do_lower_case --data_dir "$DATA/$task" --max_seq_length "$LENGTH" \
+                --do_train --do_eval $lower_case --data_dir "$DATA/$task" --max_seq_length "$LENGTH" \
                 --trunc_medium "$HEAD" --init_checkpoint "$OUT/$together/$task/last" --train_batch_size 24 \
                 --learning_rate 1e-5 --layer_learning_rate 1e-5 --layer_learning_rate_decay 0.95 \
                 --num_train_epochs "$EPOCHS" --warmup_proportion 0.1 --seed "$seed" --save_models none \

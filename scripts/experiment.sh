@@ -14,7 +14,8 @@
 #     SPACY_MODEL   model that splits English text; empty: rules (default: en_core_web_md, the authors', where it is installed)
 #     LAST_LAYER=1  classify by the last layer's [CLS] state, the paper's equation 1, in place of the pooled output, the default
 #                   of the authors' code (default OUT: experiments_last_layer)
-#     LOWER_CASE=False, NEXT_SENTENCE=False   records of a cased BERT, or of the masked LM alone (default: True)
+#     LOWER_CASE    whether texts are lower-cased, True or False (default: as the BERT's folder or its vocabulary says)
+#     NEXT_SENTENCE=False   further pre-training by the masked LM alone (default: True)
 #     KEEP_RECORDS=1  keep the TFRecords of finished further pre-trainings
 #     DRY_RUN=1 prints the commands and runs none of them; they run when pasted here after `source .venv/bin/activate`
 #     SMOKE=1   runs everything on the sample with a tiny BERT: shows that it works, not what the paper found
@@ -50,6 +51,7 @@ HEAD=${HEAD:-128}                                  # head+tail: the first 128 to
 PRETRAINING_LENGTH=${PRETRAINING_LENGTH:-128}
 WARMUP=${WARMUP:-$((STEPS / 10))}                  # steps; a further pre-training of BERT-large has the same
 POINTS=${POINTS:-10}                               # checkpoints in a further pre-training
+lower_case=${LOWER_CASE:+--do_lower_case=$LOWER_CASE}
 
 # DECLARE=1 only prints the plan, for slurm.sh; DECLARE=jobs does so without the tables, for run_all.sh
 if [ -z "${DRY_RUN:-}${DECLARE:-}$STATUS" ]; then
@@ -58,6 +60,7 @@ else
     PYTHON=${VENV:-.venv}/bin/python
     [ -x "$PYTHON" ] || PYTHON=python3
 fi
+[ -z "${ON_HUB:-}" ] || BERT=$("$PYTHON" -m common.hub "$ON_HUB")  # of your_data.sh
 
 num_layers() {  # num_layers FOLDER DEFAULT: the number of layers of the BERT in FOLDER
     local found
@@ -156,7 +159,7 @@ records() {  # records NAME MODEL TASKS [flags]: the texts of TASKS as corpus an
         --output_file "$folder/corpus.txt" $corpus_flags "${@:4}"
     job "pretrained/$1/tfrecord" cpu "pretrained/$1/corpus models/$2" "$folder/corpus.tfrecord" \
         python create_pretraining_data.py --input_file="$folder/corpus.txt" --output_file="$folder/corpus.tfrecord" \
-        --vocab_file="$OUT/models/$2/vocab.txt" --do_lower_case="${LOWER_CASE:-True}" \
+        --vocab_file="$OUT/models/$2/vocab.txt" $lower_case \
         --max_seq_length="$PRETRAINING_LENGTH" --max_predictions_per_seq=20 --masked_lm_prob=0.15 --random_seed=12345 \
         --dupe_factor=5 ${NEXT_SENTENCE:+--next_sentence="$NEXT_SENTENCE"} ${NEVER_SPLIT:+--never_split="$NEVER_SPLIT"}
 }
@@ -195,7 +198,7 @@ feature() {  # feature MODEL: the flags of LAST_LAYER
 fine_tune() {  # fine_tune RUN TASK MODEL SCRIPT [flags]: fine-tunes into $OUT/RUN, once for each of SEEDS (section 5.2)
     local folder=$OUT/$1 model=$OUT/models/$3
     [[ "$SEEDS" == *" "* ]] || folder=$folder/seed_$SEEDS  # as with several seeds
-    job "$1" gpu "models/$3 $data_job" - python "$4" --task_name "$2" --do_train --do_eval --do_lower_case \
+    job "$1" gpu "models/$3 $data_job" - python "$4" --task_name "$2" --do_train --do_eval $lower_case \
         --data_dir "$DATA/$2" --vocab_file "$model/vocab.txt" --bert_config_file "$model/config.json" \
         --init_checkpoint "$model" --max_seq_length "$LENGTH" --train_batch_size 24 --num_train_epochs "$EPOCHS" \
         --warmup_proportion 0.1 --seed $SEEDS --save_models none --output_dir "$folder" $(feature "$3") ${FLAGS:-} "${@:5}"

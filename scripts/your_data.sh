@@ -6,8 +6,9 @@
 #     DATA=my_data BERT=uncased_L-12_H-768_A-12 bash scripts/your_data.sh     # the same again goes on
 #     DATA=my_data BERT=uncased_L-12_H-768_A-12 bash scripts/your_data.sh --status
 #
-# DATA has the tables train and test (docs/formats.md), if you like dev, and unlabelled.txt: more texts of the kind, one a line,
-# for further pre-training alone. Settings, beside those of scripts/experiment.sh (GPUS, FLAGS, STEPS, LENGTH, EPOCHS, ...):
+# BERT is a folder, or a name on the Hub of Hugging Face such as google-bert/bert-base-cased. DATA has the tables train and test
+# (docs/formats.md), if you like dev, and unlabelled.txt: more texts of the kind, one a line, for further pre-training alone.
+# Settings, beside those of scripts/experiment.sh (GPUS, FLAGS, STEPS, LENGTH, EPOCHS, LOWER_CASE, ...):
 #
 #     OUT           folder of all runs; the report is OUT/report/report.md (default: your_data)
 #     LABEL, TEXTS  columns of the label and of the texts (default: label, text)
@@ -24,16 +25,17 @@ refuse() {
     exit 2
 }
 [ -d "${DATA:-}" ] || refuse "DATA='${DATA:-}' is no folder; name that of your tables train and test"
-[ -d "${BERT:-}" ] || refuse "BERT='${BERT:-}' is no folder; name that of a BERT, such as data/download.py gets"
-DATA=$(cd "$DATA" && pwd) BERT=$(cd "$BERT" && pwd) OUT=${OUT:-your_data} SEEDS=${SEEDS:-42}
+if [ -d "${BERT:-}" ]; then
+    BERT=$(cd "$BERT" && pwd)
+elif [[ "${BERT:-}" =~ ^[[:alnum:]][[:alnum:]._-]*(/[[:alnum:]._-]+)?(@.+)?$ ]]; then
+    ON_HUB=$BERT
+else
+    refuse "BERT='${BERT:-}' is no folder; name that of a BERT, such as data/download.py gets"
+fi
+DATA=$(cd "$DATA" && pwd) OUT=${OUT:-your_data} SEEDS=${SEEDS:-42}
 [ "${LANGUAGE:=en}" = en ] || SPACY_MODEL=
 [ ! -e "$DATA/never_split.txt" ] || NEVER_SPLIT=${NEVER_SPLIT:-$DATA/never_split.txt}
 source "$(dirname "$0")/experiment.sh"
-LOWER_CASE=${LOWER_CASE:-$("$PYTHON" -c '
-import sys
-from common.vocabulary import choose_case, find_vocab, read_vocab
-path = find_vocab(sys.argv[1], [])
-print(choose_case(None, path, read_vocab(path)[0])[0])' "$BERT" 2> /dev/null)} || refuse "there is no vocabulary in $BERT"
 test_table=$(find "$DATA" -maxdepth 1 -name 'test.*' | sort | head -n 1)
 [ -n "$test_table" ] || refuse "there is no table test in $DATA"
 read_as="--text_columns ${TEXTS:-text} ${TABLE_FLAGS:-}"
@@ -46,8 +48,7 @@ pretrain own base csv --language "$LANGUAGE" $read_as ${unlabelled:+--unlabelled
 names=
 for model in base own; do
     fit "fine_tuned/$model" csv "$model" --data_dir "$DATA" --label_column "${LABEL:-label}" $read_as $develop \
-        --do_lower_case "$LOWER_CASE" ${NEVER_SPLIT:+--never_split "$NEVER_SPLIT"} --save_models best \
-        ${FLAGS:-}  # last, so that yours count
+        ${NEVER_SPLIT:+--never_split "$NEVER_SPLIT"} --save_models best ${FLAGS:-}  # last, so that yours count
     job "predictions/$model" gpu "fine_tuned/$model" - python run_classifier_discriminative.py --do_predict \
         --predict_file "$test_table" --init_checkpoint "$OUT/fine_tuned/$model/seed_${SEEDS%% *}/best" \
         --output_dir "$OUT/predictions/$model"

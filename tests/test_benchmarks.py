@@ -2,6 +2,11 @@
 import json
 import sys
 
+import pytest
+
+from common.command_line import UserError
+from conftest import ROOT
+
 
 def test_measure_appends_a_line_and_passes_failures_on(script, tmp_path):
     results = tmp_path / "new" / "results.jsonl"
@@ -39,3 +44,49 @@ def test_compare_corpus_prints_the_agreement(script, refused, tmp_path):
     theirs.write_bytes(b"T\n\xff\n")
     refused("benchmarks/compare_corpus.py", ours, theirs, words="theirs:2: byte 1 is not UTF-8")
     refused("benchmarks/compare_corpus.py", ours, tmp_path / "absent", words="there is no file")
+
+
+TWO_PROCESSES = """
+import json, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "block = bytearray(200 << 20); import time; time.sleep(0.5)"])
+block = bytearray(100 << 20)
+child.wait()
+print("not JSON")
+print(json.dumps({"rows_per_second": float(sys.argv[1])}))
+"""
+
+
+def test_contenders_run_in_turn_and_make_a_table(tmp_path, script, refused, monkeypatch):
+    """A row a peer: the medians, the memory of parent and child together, the ratio by the figure that the command took."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import common
+
+    speeds = iter(range(1, 7))
+    measured = common.measure
+    monkeypatch.setattr(common, "measure", lambda command, environment: measured([*command, str(next(speeds))], environment))
+    command = [sys.executable, "-c", TWO_PROCESSES]
+    lines = common.compare("stage", "case", {"ours": command, "peer": command}, 3, {"peer": ["numpy", "no_such_package"]})
+    ours, peer = (line["figures"] for line in lines)
+    assert (ours["rows_per_second"], peer["rows_per_second"]) == (3, 4)
+    assert all(300 < line["figures"]["peak_rss_mib"] < 450 and 0.5 <= line["figures"]["seconds"] < 30 for line in lines)
+    assert lines[1]["versions"]["numpy"] and lines[1]["versions"]["no_such_package"] is None
+    results = tmp_path / "results.jsonl"
+    common.append(results, [{**line, "figures": {**line["figures"], "rows_per_second": 1}} for line in lines])
+    common.append(results, lines)
+    row = script("benchmarks/table.py", results).stdout.splitlines()[2].split(" | ")
+    assert row[:5] == ["| stage", "case", "3 rows/s", "peer: 4 rows/s", "0.75"]
+    for line in lines:
+        line["figures"].pop("rows_per_second")
+    common.append(results, lines)
+    row = script("benchmarks/table.py", results).stdout.splitlines()[2].split(" | ")
+    assert float(row[4]) == pytest.approx(lines[1]["figures"]["seconds"] / lines[0]["figures"]["seconds"], abs=0.005)
+    refused("benchmarks/table.py", tmp_path / "absent", words="there is no file")
+    results.write_text("{}\n{\n")
+    refused("benchmarks/table.py", results, words="results.jsonl:2 is not whole JSON")
+
+
+def test_a_contender_that_fails_is_said(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.common import measure
+    with pytest.raises(UserError, match="ended with status 3; nothing was measured: .*gone wrong"):
+        measure([sys.executable, "-c", "print('it has gone wrong'); raise SystemExit(3)"])

@@ -1,7 +1,10 @@
 """Checkpoints as they are published: what a model says it is, vocabularies, case, optimizers, classifiers, names on the Hub."""
 import http.server
 import json
+import os
+import re
 import shutil
+import subprocess
 import threading
 
 import numpy as np
@@ -605,3 +608,17 @@ def test_a_bert_saved_as_a_masked_lm_alone_has_no_pooler_and_is_a_start_all_the_
         half = {name: value for name, value in all_variables(config).items() if name != lacking and "seq_rel" not in name}
         with pytest.raises(UserError, match=f"lacks {lacking}"):
             check(half)
+
+
+def test_your_data_takes_a_name_on_the_hub(hub, interpreter, tmp_path):
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / name).write_text("label,text\na,b\nb,c\n")
+
+    def your_data(bert):
+        return subprocess.run(["bash", str(ROOT / "scripts/your_data.sh")], capture_output=True, text=True, timeout=120, env={
+            **os.environ, **hub, "VENV": str(interpreter.parent.parent), "DATA": str(tmp_path), "BERT": bert, "DRY_RUN": "1"})
+    done = your_data("own/tiny")
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"--reverse --pytorch_dump_path \S*/snapshots/{COMMIT} ", done.stdout)
+    done = your_data("own/other")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1) and "own/other" in done.stderr

@@ -424,14 +424,15 @@ def test_what_a_seed_draws(train, spy):
         assert np.array_equal(one, again) and not np.array_equal(one, two)
 
 
-@pytest.mark.parametrize("metric, best", [("accuracy", 2), ("loss", 1), ("macro_f1", 3)])
-def test_the_best_epoch_is_the_metric_s(train, monkeypatch, metric, best):
+@pytest.mark.parametrize("flag, metric, best", [
+    ("--best_metric", "accuracy", 2), ("--best_metric", "loss", 1), ("--metric", "macro_f1", 3)])
+def test_the_best_epoch_is_the_metric_s(train, monkeypatch, flag, metric, best):
     measured = iter([{"accuracy": 0.5, "loss": 0.1, "macro_f1": 0.2}, {"accuracy": 0.7, "loss": 0.3, "macro_f1": 0.2},
                      {"accuracy": 0.6, "loss": 0.2, "macro_f1": 0.3}])
     measure = training.measure
     monkeypatch.setattr(training, "measure", lambda *data: measure(*data) | {
         f"eval_{name}": value for name, value in next(measured).items()})
-    folder = train("--best_metric", metric, "--num_train_epochs", 3)
+    folder = train(flag, metric, "--num_train_epochs", 3)
     assert read_json(folder / "results.json")["best"]["epoch"] == best
 
 

@@ -113,9 +113,9 @@ def test_its_settings_reach_the_commands(your_data, folders, tmp_path):
         (tmp_path / "cased" / name).write_bytes((folders / "bert" / name).read_bytes())
     (tmp_path / "cased" / "vocab.txt").write_text("[UNK]\nThe\nthe\n")
     changed = commands(your_data(tmp_path / "out", cwd=tmp_path, DRY_RUN="1", BERT="cased", DATA="cased data", LANGUAGE="zh",
-                                 NEXT_SENTENCE="False", TABLE_FLAGS="--sep tab", FLAGS="--learning_rate 3e-5"))
+                                 NEXT_SENTENCE="False", LOWER_CASE="False", TABLE_FLAGS="--sep tab", FLAGS="--learning_rate 3e-5"))
     assert all("--next_sentence=False" in changed[script] for script in ("create_pretraining_data", "run_pretraining"))
-    assert "--do_lower_case=False" in changed["create_pretraining_data"]
+    assert "--do_lower_case=False" in changed["create_pretraining_data"] and "--do_lower_case" not in str(usual)
     own = str(tmp_path / "cased data" / "never_split.txt")
     assert f"--never_split={own}" in changed["create_pretraining_data"] and "--never_split" not in str(usual)
     assert changed["generate_corpus"][changed["generate_corpus"].index("--language") + 1] == "zh"
@@ -123,7 +123,7 @@ def test_its_settings_reach_the_commands(your_data, folders, tmp_path):
     words = changed["run_classifier_discriminative:own"]
     assert words[words.index("--never_split") + 1] == own
     assert "--dev_fraction" not in words and words[-2:] == ["--learning_rate", "3e-5"]
-    assert [words[i + 1] for i, word in enumerate(words) if word == "--do_lower_case"][-1] == "False"
+    assert "--do_lower_case=False" in words
     assert words[words.index("--sep") + 1] == "tab" and str(tmp_path / "cased data") in words
 
 
