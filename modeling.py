@@ -34,7 +34,7 @@ def attention_per_sequence(query, key, value, batch, dropout):
 
 
 def attention_padded(query, key, value, batch, dropout):
-    """The same with one kernel for all sequences, which are padded for it and for it alone: the GPU's path."""
+    """The same with one kernel for all sequences, which are padded for it and for it alone: a GPU's path in float32."""
     num_sequences, longest = len(batch.lengths), max(batch.lengths)
     place = batch.sequence_ids * longest + batch.position_ids  # of each token among num_sequences * longest
 
@@ -48,15 +48,38 @@ def attention_padded(query, key, value, batch, dropout):
     return output.transpose(1, 2).flatten(0, 1).index_select(0, place)
 
 
-ATTENTIONS = {"per_sequence": attention_per_sequence, "padded": attention_padded}
+def attention_varlen(query, key, value, batch, dropout):
+    """The same with one kernel and without any padding: flash attention, which sees where sequences start; a GPU's path in
+    bfloat16 and float16. The operator is the one that a jagged nested tensor in scaled_dot_product_attention, which takes
+    dropout, and torch.nn.attention.varlen, which does not, call: it is called here without a nested tensor's time on the
+    host (docs/performance.md), and a compiled layer has it in its graph."""
+    starts, longest = batch.cu_seqlens_int32, batch.longest
+    return torch.ops.aten._flash_attention_forward(query, key, value, starts, starts, longest, longest, dropout,
+                                                   False, False)[0]  # not causal, no debugging mask
+
+
+ATTENTIONS = {"per_sequence": attention_per_sequence, "padded": attention_padded, "varlen": attention_varlen}
+
+
+def has_flash(device):
+    """Whether a device has the kernel of attention_varlen: an NVIDIA GPU from Ampere on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def fits_flash(query):
+    """Whether that kernel takes such numbers."""
+    return query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
 
 
 def attention(query, key, value, batch, dropout, backend=None):
     """Scaled dot-product attention inside each sequence of a packed batch.
 
-    query, key, value and result: [T, heads, head size]. backend: `per_sequence`, `padded`, or None for the device's.
+    query, key, value and result: [T, heads, head size]. backend: a name in ATTENTIONS, or None for the fastest one here.
     """
-    return ATTENTIONS[backend or ("padded" if query.is_cuda else "per_sequence")](query, key, value, batch, dropout)
+    if not backend:
+        on_gpu = "varlen" if fits_flash(query) and has_flash(query.device) else "padded"
+        backend = on_gpu if query.is_cuda else "per_sequence"
+    return ATTENTIONS[backend](query, key, value, batch, dropout)
 
 
 class BertEmbeddings(nn.Module):
@@ -74,6 +97,12 @@ class BertEmbeddings(nn.Module):
         return self.dropout(self.LayerNorm(embeddings))
 
 
+def project_together(layers, hidden):
+    """What linear layers give of the same input, by one product with their joined weights: a GPU is faster at it."""
+    joined = F.linear(hidden, torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers]))
+    return joined.chunk(len(layers), dim=-1)
+
+
 class BertSelfAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -86,7 +115,9 @@ class BertSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden, batch):
-        query, key, value = (project(hidden).unflatten(-1, (self.heads, -1)) for project in (self.query, self.key, self.value))
+        projections = self.query, self.key, self.value
+        projected = project_together(projections, hidden) if hidden.is_cuda else [project(hidden) for project in projections]
+        query, key, value = (x.unflatten(-1, (self.heads, -1)) for x in projected)
         dropout = self.dropout if self.training else 0.0
         return self.attention(query, key, value, batch, dropout, self.backend).flatten(-2)
 
@@ -143,9 +174,18 @@ class BertEncoder(nn.Module):
         return outputs
 
     def compile_layers(self):
-        """Compiles each layer, but for attention: sequences' lengths differ by batch, and each would be compiled anew."""
+        """Compiles each layer, for the device that it lies on, but for attention that reads the list of lengths: they differ
+        by batch, and each would be compiled anew."""
+        flash = has_flash(self.layer[0].output.dense.weight.device)  # a compiled layer cannot ask
+        uncompiled = torch.compiler.disable(attention)  # not as a decorator: it imports for seconds
+
+        def attention_of_layer(query, key, value, batch, dropout, backend):
+            if backend == "varlen" or not backend and flash and fits_flash(query):
+                return attention_varlen(query, key, value, batch, dropout)
+            return uncompiled(query, key, value, batch, dropout, backend)
+
         for layer in self.layer:
-            layer.attention.self.attention = torch.compiler.disable(attention)  # not as a decorator: it imports for seconds
+            layer.attention.self.attention = attention_of_layer
             layer.compile(dynamic=True)
 
 
@@ -219,8 +259,8 @@ class BiLSTMAttention(nn.Module):
 
 def segment_pooling(reduction):
     """A pooling over each sequence's tokens, in float32: the kernel takes no bfloat16 (the result is cast by what follows)."""
-    def pool(hidden, batch):
-        return torch.segment_reduce(hidden.float(), reduction, lengths=batch.cu_seqlens.diff(), axis=0)
+    def pool(hidden, batch):  # unsafe: the lengths are not looked at first, for which the host would wait for a GPU
+        return torch.segment_reduce(hidden.float(), reduction, lengths=batch.cu_seqlens.diff(), axis=0, unsafe=True)
     return pool
 
 
