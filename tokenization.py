@@ -8,7 +8,7 @@
 Two stages. Characters are cleaned, lower-cased and stripped of accents by Python's own string functions, a whole text at once:
 Google's code calls them character by character, so the Unicode tables agree (those of Rust libraries are of another version).
 Splitting and WordPiece run in HF `tokenizers`, in Rust threads, with classes of characters from `unicodedata` for that reason.
-What stands between white space is tokenised once, whatever else the text holds, so a batch looks up the words it has met before.
+A word (what stands between white space) has the same ids in every text, so those that were met before are looked up.
 """
 import array
 import collections
@@ -170,7 +170,8 @@ class FullTokenizer:
         """The share of [UNK] among the tokens of an array of ids, [CLS] and [SEP] left out, in words; and a warning about
         `what` has them, or None."""
         parts = [ids[start:start + IDS_COUNTED] for start in range(0, len(ids), IDS_COUNTED)]
-        unknown, cls, sep = (sum(int((part == index).sum()) for part in parts) for index in (self.unk_id, self.cls_id, self.sep_id))
+        unknown, cls, sep = (sum(np.count_nonzero(part == index) for part in parts)
+                             for index in (self.unk_id, self.cls_id, self.sep_id))
         share = unknown / max(1, len(ids) - cls - sep)
         warning = (f"WARNING: {share:.1%} of the tokens of {what} are [UNK], which the model cannot read: is the vocabulary of "
                    "the texts' language, and the case right (--do_lower_case)?")

@@ -1,7 +1,7 @@
 """Functions compiled to machine code, and the random numbers of Python's `random` in them.
 
-Numba compiles a function when it is first called (seconds, once a machine: the code is kept in __pycache__, or in the user's cache
-folder where that cannot be written to).
+Numba compiles a function when it is first called: seconds, once a machine, as the code is kept in __pycache__, or in the user's
+cache folder where that cannot be written to.
 """
 import numba
 import numpy as np

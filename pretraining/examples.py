@@ -167,8 +167,8 @@ class Encoder:
 
     def __call__(self, instances, indices):
         self.out.reverse()
-        end = put_records(instances.corpus, instances.rules, instances.store, instances.slots[indices], self.values, self.counts,
-                          self.names, self.name_sizes, self.tables, self.out[0])
+        end = put_records(instances.corpus, instances.rules, instances.store, instances.slots[indices], self.values,
+                          self.counts, self.names, self.name_sizes, self.tables, self.out[0])
         return self.out[0][:end]
 
 

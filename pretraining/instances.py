@@ -8,8 +8,8 @@ flat arrays.
     for instances in training_instances(corpus, tokenizer, Recipe(), dupe_factor=5, rng=random.Random(12345)):
         print(instances.features(0))
 
-An instance is kept as two spans of the corpus and its masks. The order in which instances are written is drawn after the last one
-is made; where they would take more than STORE_BYTES together, they are made again for each part of that order.
+An instance is kept as two spans of the corpus and its masks. The order in which instances are written is drawn after the last
+one is made; where they would take more than STORE_BYTES together, they are made again for each part of that order.
 """
 import array
 import dataclasses
@@ -93,7 +93,7 @@ class Rules(typing.NamedTuple):
 class Store(typing.NamedTuple):
     """Instances one after another, as they were made.
 
-    spans                int32 [instances, 4]: start and length in the corpus of A and of B, which without next_sentence is empty
+    spans                int32 [instances, 4]: start and length in the corpus of A and of B (without next_sentence empty)
     is_random_next       int8 [instances]
     mask_ends            int64 [instances + 1]: instance i has the masks from ends[i] to ends[i + 1] - 1, by ascending position
     mask_positions       uint8 or uint16: where a token is predicted
@@ -187,7 +187,8 @@ def random_next(corpus, order, document_index, target_length, state):
 
 @compiled
 def put_ids(corpus, span, rules, ids):
-    """Writes [CLS] A [SEP] B [SEP], or [CLS] A [SEP] where B is empty, into `ids`. Returns (length of [CLS] A [SEP], of all)."""
+    """Writes [CLS] A [SEP] B [SEP], or [CLS] A [SEP] where B is empty, into `ids`. Returns the lengths of [CLS] A [SEP] and of
+    all."""
     a, a_length, b, b_length = span
     ids[0] = rules.cls_id
     ids[1:1 + a_length] = corpus.ids[a:a + a_length]
@@ -349,7 +350,7 @@ def make_instances(corpus, rules, work, num_documents):
 
 
 class Instances:
-    """A part of the instances in the order in which they are written. `len()` is their number; `made` counts those of all parts."""
+    """A part of the instances, in the order in which they are written; `len()` is their number, `made` the counts of all."""
 
     def __init__(self, corpus, recipe, rules, store, slots, made):
         self.corpus, self.recipe, self.rules, self.store, self.slots, self.made = corpus, recipe, rules, store, slots, made
@@ -380,7 +381,7 @@ class Instances:
 
 def training_instances(corpus, tokenizer, recipe, dupe_factor, rng):
     """All instances of a corpus, each document used dupe_factor times with other masks. Yields Instances, part by part, one
-    part where they fit in STORE_BYTES; a part is gone when the next one is made. rng: a random.Random, which is left as it is."""
+    part where they fit in STORE_BYTES; a part is gone when the next one is made. rng: a random.Random, left as it is."""
     rules, store, state = Rules.of(recipe, tokenizer), Store.empty(recipe, corpus.ids.dtype), twister(rng)
     # Google shuffles the documents first and the instances at the end
     order = np.arange(corpus.num_documents, dtype=np.int32)

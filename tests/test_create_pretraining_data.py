@@ -350,7 +350,8 @@ def serialized(record):
 
 
 @pytest.mark.parametrize("recipe, store_bytes, num_files", [
-    (Recipe(), 1 << 20, 1), (Recipe(300, 77), 1 << 20, 2), (Recipe(24, 4), 8000, 3), (Recipe(40, 50, next_sentence=False), 8000, 3)])
+    (Recipe(), 1 << 20, 1), (Recipe(300, 77), 1 << 20, 2), (Recipe(24, 4), 8000, 3),
+    (Recipe(40, 50, next_sentence=False), 8000, 3)])
 def test_files_are_tensorflow_s_byte_by_byte(tmp_path, tokenizer, corpus, monkeypatch, recipe, store_bytes, num_files):
     """With one part and several, and files in turn; positions above 127 take two bytes."""
     import tensorflow as tf
