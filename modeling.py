@@ -49,10 +49,8 @@ def attention_padded(query, key, value, batch, dropout):
 
 
 def attention_varlen(query, key, value, batch, dropout):
-    """The same with one kernel and without any padding: flash attention, which sees where sequences start; a GPU's path in
-    bfloat16 and float16. The operator is the one that a jagged nested tensor in scaled_dot_product_attention, which takes
-    dropout, and torch.nn.attention.varlen, which does not, call: it is called here without a nested tensor's time on the
-    host (docs/performance.md), and a compiled layer has it in its graph."""
+    """The same without any padding: flash attention, a GPU's path in bfloat16 and float16. The operator is that of a jagged
+    nested tensor in scaled_dot_product_attention, without the time that one costs the host (docs/performance.md)."""
     starts, longest = batch.cu_seqlens_int32, batch.longest
     return torch.ops.aten._flash_attention_forward(query, key, value, starts, starts, longest, longest, dropout,
                                                    False, False)[0]  # not causal, no debugging mask
@@ -76,10 +74,8 @@ def attention(query, key, value, batch, dropout, backend=None):
 
     query, key, value and result: [T, heads, head size]. backend: a name in ATTENTIONS, or None for the fastest one here.
     """
-    if not backend:
-        on_gpu = "varlen" if fits_flash(query) and has_flash(query.device) else "padded"
-        backend = on_gpu if query.is_cuda else "per_sequence"
-    return ATTENTIONS[backend](query, key, value, batch, dropout)
+    on_gpu = "varlen" if fits_flash(query) and has_flash(query.device) else "padded"
+    return ATTENTIONS[backend or (on_gpu if query.is_cuda else "per_sequence")](query, key, value, batch, dropout)
 
 
 class BertEmbeddings(nn.Module):
