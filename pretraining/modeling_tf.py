@@ -73,8 +73,8 @@ ACTIVATIONS = {"gelu": gelu, "gelu_new": gelu_by_tanh, "gelu_pytorch_tanh": gelu
 
 @tf.custom_gradient
 def cross_entropy(logits, labels):
-    """The losses [n] of float32 logits [n, classes], labels int32 [n]. TensorFlow's own goes over a vocabulary's logits twice as
-    often where it must be deterministic."""
+    """The losses [n] of float32 logits [n, classes], labels int32 [n]. TensorFlow's own, where it must be deterministic, goes
+    over a vocabulary's logits twice as often."""
     highest = tf.reduce_max(logits, -1, keepdims=True)
     shares = tf.exp(logits - highest)
     totals = tf.reduce_sum(shares, -1, keepdims=True)
