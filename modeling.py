@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from common.command_line import UserError
+from finetuning import cpu
 
 ACTIVATIONS = {
     "gelu": F.gelu,
@@ -21,6 +22,15 @@ ACTIVATIONS = {
     "relu": F.relu,
     "tanh": torch.tanh,
 }
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout, with random numbers that a CPU draws quickly."""
+
+    def forward(self, x):
+        if self.training and self.p and not x.is_cuda:
+            return cpu.dropout(x, self.p)
+        return super().forward(x)
 
 
 def attention_per_sequence(query, key, value, batch, dropout):
@@ -48,7 +58,7 @@ def attention_padded(query, key, value, batch, dropout):
     return output.transpose(1, 2).flatten(0, 1).index_select(0, place)
 
 
-ATTENTIONS = {"per_sequence": attention_per_sequence, "padded": attention_padded}
+ATTENTIONS = {"per_sequence": attention_per_sequence, "grouped": cpu.attention_grouped, "padded": attention_padded}
 
 
 def attention(query, key, value, batch, dropout, backend=None):
@@ -56,7 +66,7 @@ def attention(query, key, value, batch, dropout, backend=None):
 
     query, key, value and result: [T, heads, head size]. backend: `per_sequence`, `padded`, or None for the device's.
     """
-    return ATTENTIONS[backend or ("padded" if query.is_cuda else "per_sequence")](query, key, value, batch, dropout)
+    return ATTENTIONS[backend or ("padded" if query.is_cuda else "grouped")](query, key, value, batch, dropout)
 
 
 class BertEmbeddings(nn.Module):
@@ -66,12 +76,15 @@ class BertEmbeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, batch):
         embeddings = (self.word_embeddings(batch.input_ids) + self.token_type_embeddings(batch.segment_ids)
                       + self.position_embeddings(batch.position_ids))
-        return self.dropout(self.LayerNorm(embeddings))
+        normal = self.LayerNorm(embeddings)
+        if torch.is_autocast_enabled("cpu") and not normal.is_cuda:  # a GPU's LayerNorm is float32 under autocast
+            normal = normal.to(torch.get_autocast_dtype("cpu"))
+        return self.dropout(normal)
 
 
 class BertSelfAttention(nn.Module):
@@ -86,7 +99,9 @@ class BertSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden, batch):
-        query, key, value = (project(hidden).unflatten(-1, (self.heads, -1)) for project in (self.query, self.key, self.value))
+        # one product for all three
+        weight, bias = (torch.cat([getattr(part, name) for part in (self.query, self.key, self.value)]) for name in ("weight", "bias"))
+        query, key, value = F.linear(hidden, weight, bias).unflatten(-1, (3, self.heads, -1)).unbind(-3)
         dropout = self.dropout if self.training else 0.0
         return self.attention(query, key, value, batch, dropout, self.backend).flatten(-2)
 
@@ -98,7 +113,7 @@ class BertOutput(nn.Module):
         super().__init__()
         self.dense = nn.Linear(input_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden, residual):
         return self.LayerNorm(self.dropout(self.dense(hidden)) + residual)
@@ -271,7 +286,7 @@ class BertForSequenceClassification(nn.Module):
         self.pool_tokens, self.pool_layers = POOLINGS[pooling_type], LAYER_POOLINGS[layer_pooling]
         # The order of what follows is the order in which random weights are drawn: another one would be another run.
         self.bert = bert or BertModel(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         width = self.pool_layers(torch.empty(1, len(self.layers), config.hidden_size)).shape[1]
         self.bilstm_attention = self.pool_fractions = None
         self.sequences_at_once = None  # in training; None: all of a batch

@@ -12,6 +12,7 @@ import torch
 
 from common.command_line import UserError
 from common.files import decode_lines, digest, require_file
+from finetuning.cpu import groups_of
 
 
 BALANCED = "balanced"  # of --class_weights
@@ -195,6 +196,11 @@ class PackedBatch:
     labels: torch.Tensor
     lengths: list
     fractions: list
+
+    @functools.cached_property
+    def groups(self):
+        """The sequences in groups of like length (finetuning.cpu.groups_of)."""
+        return groups_of(self.lengths)
 
     def to(self, device):
         """The batch on `device`; the copy to a GPU does not block."""
