@@ -4,8 +4,8 @@ A batch is packed: the tokens of all its sequences follow one another in one row
 and only attention and pooling see where a sequence ends. Nothing is computed for padding, and the result is that of the
 padded batch. Parameters have the names that `transformers` gives them, so its folders load here and ours load there.
 
-What can be chosen is a table: ACTIVATIONS, ATTENTIONS, POOLINGS, LAYER_POOLINGS, FRACTION_POOLINGS, CLASSIFIERS. An entry
-more is a choice more of the flag that the table feeds (docs/extending.md).
+What can be chosen is a table: ACTIVATIONS, POOLINGS, LAYER_POOLINGS, FRACTION_POOLINGS, CLASSIFIERS; ATTENTIONS in
+finetuning/attention.py. An entry more is a choice more of the flag that the table feeds (docs/extending.md).
 """
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from common.command_line import UserError
-from finetuning import cpu
+from finetuning.attention import attention, attention_varlen, fits_flash, has_flash
+from finetuning.dropout import dropout
 
 ACTIVATIONS = {
     "gelu": F.gelu,
@@ -28,45 +29,9 @@ class Dropout(nn.Dropout):
     """nn.Dropout, with random numbers that a CPU draws quickly."""
 
     def forward(self, x):
-        if self.training and self.p and not x.is_cuda:
-            return cpu.dropout(x, self.p)
+        if self.training and 0 < self.p < 1 and x.device.type == "cpu":
+            return dropout(x, self.p)
         return super().forward(x)
-
-
-def attention_per_sequence(query, key, value, batch, dropout):
-    """Attention of each sequence by itself, so that nothing is padded and no mask is needed: the CPU's path.
-    query, key, value and result: [T, heads, head size]."""
-    outputs = []
-    for q, k, v in zip(query.split(batch.lengths), key.split(batch.lengths), value.split(batch.lengths)):
-        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))  # [1, heads, length, head size]
-        outputs.append(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).squeeze(0).transpose(0, 1))
-    return torch.cat(outputs)
-
-
-def attention_padded(query, key, value, batch, dropout):
-    """The same with one kernel for all sequences, which are padded for it and for it alone: the GPU's path."""
-    num_sequences, longest = len(batch.lengths), max(batch.lengths)
-    place = batch.sequence_ids * longest + batch.position_ids  # of each token among num_sequences * longest
-
-    def pad(x):
-        padded = x.new_zeros(num_sequences * longest, *x.shape[1:]).index_copy(0, place, x)
-        return padded.view(num_sequences, longest, *x.shape[1:]).transpose(1, 2)
-
-    lengths = batch.cu_seqlens.diff()  # on the device; batch.lengths is for the host
-    mask = torch.arange(longest, device=query.device) < lengths[:, None]  # [sequences, longest]
-    output = F.scaled_dot_product_attention(pad(query), pad(key), pad(value), mask[:, None, None], dropout)
-    return output.transpose(1, 2).flatten(0, 1).index_select(0, place)
-
-
-ATTENTIONS = {"per_sequence": attention_per_sequence, "grouped": cpu.attention_grouped, "padded": attention_padded}
-
-
-def attention(query, key, value, batch, dropout, backend=None):
-    """Scaled dot-product attention inside each sequence of a packed batch.
-
-    query, key, value and result: [T, heads, head size]. backend: `per_sequence`, `padded`, or None for the device's.
-    """
-    return ATTENTIONS[backend or ("padded" if query.is_cuda else "grouped")](query, key, value, batch, dropout)
 
 
 class BertEmbeddings(nn.Module):
@@ -87,6 +52,12 @@ class BertEmbeddings(nn.Module):
         return self.dropout(normal)
 
 
+def project_together(layers, hidden):
+    """What linear layers give of the same input, by one product with their joined weights."""
+    joined = F.linear(hidden, torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers]))
+    return joined.chunk(len(layers), dim=-1)
+
+
 class BertSelfAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -99,9 +70,8 @@ class BertSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden, batch):
-        # one product for all three
-        weight, bias = (torch.cat([getattr(part, name) for part in (self.query, self.key, self.value)]) for name in ("weight", "bias"))
-        query, key, value = F.linear(hidden, weight, bias).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        projected = project_together((self.query, self.key, self.value), hidden)
+        query, key, value = (x.unflatten(-1, (self.heads, -1)) for x in projected)
         dropout = self.dropout if self.training else 0.0
         return self.attention(query, key, value, batch, dropout, self.backend).flatten(-2)
 
@@ -158,9 +128,18 @@ class BertEncoder(nn.Module):
         return outputs
 
     def compile_layers(self):
-        """Compiles each layer, but for attention: sequences' lengths differ by batch, and each would be compiled anew."""
+        """Compiles each layer, for the device that it lies on, but for attention that reads the list of lengths: they differ
+        by batch, and each would be compiled anew."""
+        flash = has_flash(self.layer[0].output.dense.weight.device)  # a compiled layer cannot ask
+        uncompiled = torch.compiler.disable(attention)  # not as a decorator: it imports for seconds
+
+        def attention_of_layer(query, key, value, batch, dropout, backend):
+            if backend == "varlen" or not backend and flash and fits_flash(query):
+                return attention_varlen(query, key, value, batch, dropout)
+            return uncompiled(query, key, value, batch, dropout, backend)
+
         for layer in self.layer:
-            layer.attention.self.attention = torch.compiler.disable(attention)  # not as a decorator: it imports for seconds
+            layer.attention.self.attention = attention_of_layer
             layer.compile(dynamic=True)
 
 
@@ -234,8 +213,8 @@ class BiLSTMAttention(nn.Module):
 
 def segment_pooling(reduction):
     """A pooling over each sequence's tokens, in float32: the kernel takes no bfloat16 (the result is cast by what follows)."""
-    def pool(hidden, batch):
-        return torch.segment_reduce(hidden.float(), reduction, lengths=batch.cu_seqlens.diff(), axis=0)
+    def pool(hidden, batch):  # unsafe: the lengths are not looked at first, for which the host would wait for a GPU
+        return torch.segment_reduce(hidden.float(), reduction, lengths=batch.cu_seqlens.diff(), axis=0, unsafe=True)
     return pool
 
 

@@ -29,17 +29,17 @@ def constant(progress, warmup):
 SCHEDULES = {"slanted_triangular": slanted_triangular, "linear": linear, "constant": constant}
 
 
-def clip_each(norms):
-    """The norm by which each tensor's gradient is clipped: its own (the paper's authors)."""
-    return norms
+# --clip_grad: norms [tensors] of the gradients -> what each is clipped by, its own (the paper's authors), or what all are
+CLIPPINGS = {"tensor": lambda norms: norms, "global": torch.linalg.vector_norm}
 
 
-def clip_together(norms):
-    """The same: that of the whole gradient."""
-    return [torch.linalg.vector_norm(torch.stack(norms))] * len(norms)
-
-
-CLIPPINGS = {"tensor": clip_each, "global": clip_together}  # --clip_grad: norms of all tensors -> what each is held to
+def adam(group, params, grads, averages, squares):
+    """Adam's update of a group's parameters, and of their moments, from their gradients: one pass over memory, by the kernel of
+    torch.optim.AdamW(fused=True). After infinitely many updates there is no bias to correct."""
+    updates = torch.full((), group["updates"] if group["bias_correction"] else math.inf, device=params[0].device)
+    beta1, beta2 = group["betas"]
+    torch._fused_adamw_(params, grads, averages, squares, [], [updates] * len(params), lr=group["lr"], beta1=beta1, beta2=beta2,
+                        weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False, maximize=False)
 
 
 class BertAdam(torch.optim.Optimizer):
@@ -68,12 +68,12 @@ class BertAdam(torch.optim.Optimizer):
         """One update of every parameter that has a gradient. closure: as torch's; its loss is returned."""
         loss = torch.enable_grad()(closure)() if closure else None
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norms = torch._foreach_norm(grads)
-        self.grad_norm = torch.linalg.vector_norm(torch.stack(norms))
+        norms = torch.stack(torch._foreach_norm(grads))
+        self.grad_norm = torch.linalg.vector_norm(norms)
         if self.max_grad_norm > 0:
             # torch.nn.utils.clip_grad_norm_, which the authors call for each tensor, adds the same 1e-6
-            torch._foreach_mul_(grads, [torch.clamp(self.max_grad_norm / (norm + 1e-6), max=1.0)
-                                        for norm in self.clip_norms(norms)])
+            factors = torch.clamp(self.max_grad_norm / (self.clip_norms(norms) + 1e-6), max=1.0)
+            torch._foreach_mul_(grads, list(factors) if factors.dim() else factors)
         for group in self.param_groups:
             group["updates"] += 1  # of the group, not of a parameter: as if late ones had had gradients of 0
             params = [p for p in group["params"] if p.grad is not None]
@@ -86,18 +86,8 @@ class BertAdam(torch.optim.Optimizer):
         for p in params:
             if not self.state[p]:  # a task that was not drawn yet has no gradients
                 self.state[p] |= {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        grads = [p.grad for p in params]
         averages, squares = ([self.state[p][name] for p in params] for name in ("exp_avg", "exp_avg_sq"))
-        beta1, beta2 = group["betas"]
-        correction1 = 1 - beta1 ** group["updates"] if group["bias_correction"] else 1.0
-        correction2 = math.sqrt(1 - beta2 ** group["updates"]) if group["bias_correction"] else 1.0
-        torch._foreach_lerp_(averages, grads, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-        denominators = torch._foreach_sqrt(squares)
-        torch._foreach_add_(denominators, group["eps"] * correction2)  # as torch.optim.AdamW, on the corrected root
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_addcdiv_(params, averages, denominators, -group["lr"] * correction2 / correction1)
+        adam(group, params, [p.grad for p in params], averages, squares)
 
 
 def layer_rates(num_layers, rates, decay):

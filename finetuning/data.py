@@ -12,7 +12,7 @@ import torch
 
 from common.command_line import UserError
 from common.files import decode_lines, digest, require_file
-from finetuning.cpu import groups_of
+from finetuning.attention import groups_of
 
 
 BALANCED = "balanced"  # of --class_weights
@@ -186,7 +186,8 @@ class PackedBatch:
 
     input_ids, position_ids, segment_ids, sequence_ids (which sequence a token is of): int64 [T]; cu_seqlens: int64
     [sequences + 1], where each starts; labels: int64 [documents]. On the host, so that nothing waits for the device:
-    lengths, a list of int, tokens of each sequence; fractions, a list of int, sequences of each document.
+    lengths, a list of int, tokens of each sequence; fractions, a list of int, sequences of each document; longest, the
+    largest of lengths. cu_seqlens_int32: cu_seqlens once more, as flash attention wants it.
     """
     input_ids: torch.Tensor
     position_ids: torch.Tensor
@@ -197,18 +198,28 @@ class PackedBatch:
     lengths: list
     fractions: list
 
+    def __post_init__(self):
+        self.longest, self.cu_seqlens_int32 = max(self.lengths), self.cu_seqlens.int()
+
     @functools.cached_property
     def groups(self):
-        """The sequences in groups of like length (finetuning.cpu.groups_of)."""
+        """The sequences in groups of like length (finetuning.attention.groups_of)."""
         return groups_of(self.lengths)
 
     def to(self, device):
-        """The batch on `device`; the copy to a GPU does not block."""
+        """The batch on `device`. To a GPU it goes in one piece, and the copy does not block."""
         if torch.device(device).type == "cpu":
             return self
-        return dataclasses.replace(self, **{  # only pinned memory is copied so
-            name: value.pin_memory().to(device, non_blocking=True) for name, value in vars(self).items()
-            if isinstance(value, torch.Tensor)})
+        fields = {name: value for name, value in vars(self).items() if name in TENSORS}
+        whole = torch.cat(list(fields.values()))
+        if torch.device(device).type == "cuda":
+            whole = whole.pin_memory()  # only pinned memory is copied so
+        parts = whole.to(device, non_blocking=True).split([len(value) for value in fields.values()])
+        return dataclasses.replace(self, **dict(zip(fields, parts)))
+
+    def tensors(self):
+        """All tensors of the batch."""
+        return [value for value in vars(self).values() if isinstance(value, torch.Tensor)]
 
     def parts(self, num_sequences):
         """Yields the sequences in batches of at most `num_sequences`, each a document of its own, without labels."""
@@ -220,6 +231,9 @@ class PackedBatch:
                               self.sequence_ids[start:end] - first, self.cu_seqlens[first:first + len(lengths) + 1] - start,
                               self.labels[:0], lengths, [1] * len(lengths))
             start = end
+
+
+TENSORS = [field.name for field in dataclasses.fields(PackedBatch) if field.type is torch.Tensor]
 
 
 def pack(sequences, segments=None, labels=None, fractions=None):

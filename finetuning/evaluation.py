@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from common.files import atomic_write
 from common.run_folder import write_key_values
+from finetuning.gpu import moved_ahead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +53,11 @@ def predict(model, dataset, batch_size, world, bf16):
     batch. Each example is computed once, by one of the world's processes, and all of them get all logits."""
     model.eval()
     own = dataset.batches_by_length(batch_size)[world.rank::world.size]
-    bar = tqdm(own, unit="batch", desc="evaluation", disable=not world.main, mininterval=1, leave=False)
+    batches = moved_ahead(map(dataset.batch, own), world.device)
+    bar = tqdm(batches, total=len(own), unit="batch", desc="evaluation", disable=not world.main, mininterval=1, leave=False)
     with torch.inference_mode(), torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
-        computed = [model(dataset.batch(indices).to(world.device)).cpu().numpy() for indices in bar]
+        computed = [model(batch) for batch in bar]
+    computed = [rows.cpu().numpy() for rows in computed]  # not before the last batch is on its way: a copy waits for a GPU
     logits = np.full((len(dataset), model.classifier.out_features), np.nan, np.float32)
     for batches, values in world.gather((own, computed)):
         for indices, rows in zip(batches, values):

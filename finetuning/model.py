@@ -186,9 +186,10 @@ def make_model(args, inputs, device):
     bert.encoder.gradient_checkpointing = args.gradient_checkpointing
     for classifier in classifiers:
         classifier.sequences_at_once = args.fractions_at_once if args.hierarchical else None
+    model = MultiTaskModel(classifiers).to(device)
     if args.compile:
         bert.encoder.compile_layers()
-    return MultiTaskModel(classifiers).to(device), lines
+    return model, lines
 
 
 def listed(words, names):

@@ -6,6 +6,7 @@ are a function of seed and epoch, and the state of the random generators is save
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import os
 import resource
@@ -26,6 +27,7 @@ from common.files import check_schema
 from common.run_folder import MetricsLog
 from finetuning.data import Dataset, plan_epoch
 from finetuning.evaluation import best_of, describe, measure, predict, write_evaluation
+from finetuning.gpu import moved_ahead
 from finetuning.weights import load_weights, read_torch, read_weights, write_torch
 from optimization import SCHEDULES, BertAdam, describe_groups, parameter_groups
 from tasks import Task
@@ -160,6 +162,12 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
         model, device_ids=[world.device.index] if world.device.type == "cuda" else None, gradient_as_bucket_view=True,
         find_unused_parameters=len(runs) > 1)
 
+    def micro_batches_of(indices):
+        """Every process takes its share of an update's examples; one that has none left computes one, with weight 0, because
+        all must take part in the sum of gradients."""
+        parts = np.array_split(indices[world.rank::world.size], execution.gradient_accumulation_steps)
+        return [part for part in parts if len(part)] or [indices[:1]]
+
     def is_done(line):  # of metrics.jsonl: it lies before the point where the run stands
         return (line["global_step"] <= progress.global_step
                 and (not line["kind"].startswith("eval") or line.get("epoch", 0) <= progress.epoch))
@@ -174,21 +182,19 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
             pending, started = [], time.monotonic()
             bar = tqdm(total=len(updates), initial=progress.update, unit="update", desc=f"epoch {progress.epoch + 1}",
                        disable=not world.main, mininterval=1)
+            batches = moved_ahead((runs[task].train.batch(part) for task, indices in updates[progress.update:]
+                                   for part in micro_batches_of(indices)), world.device)
             model.train()
-            with StopSignals() as stop, bar:
+            with StopSignals() as stop, bar, contextlib.closing(batches):
                 for task, indices in updates[progress.update:]:
-                    # Forward and backward, a micro-batch at a time. Every process takes its share of the examples; one
-                    # that has none left computes one with weight 0, because all must take part in the sum of gradients.
-                    own = indices[world.rank::world.size]
-                    micro_batches = [part for part in np.array_split(own, execution.gradient_accumulation_steps)
-                                     if len(part)] or [indices[:1]]
+                    # Forward and backward, a micro-batch at a time.
+                    micro_batches = micro_batches_of(indices)
                     weighted = runs[task].class_weights  # the mean is weighted, as torch.nn.CrossEntropyLoss's
                     total = len(indices) if weighted is None else weighted[runs[task].train.labels[indices]].sum().item()
-                    weight = 1 / total if len(own) else 0.0
+                    weight = 1 / total if len(indices) > world.rank else 0.0
                     update_loss, correct = torch.zeros(2, device=world.device)
-                    for part in micro_batches:
-                        batch = runs[task].train.batch(part).to(world.device)
-                        is_last = part is micro_batches[-1]  # gradients are summed over the processes once an update
+                    for number, batch in enumerate(itertools.islice(batches, len(micro_batches)), 1):
+                        is_last = number == len(micro_batches)  # gradients are summed over the processes once an update
                         with contextlib.nullcontext() if world.size == 1 or is_last else parallel.no_sync():
                             with torch.autocast(world.device.type, torch.bfloat16, enabled=execution.bf16):
                                 logits = parallel(batch, task)

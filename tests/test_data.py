@@ -72,8 +72,8 @@ def test_packed_batch_holds_the_sequences_in_the_order_asked_for():
     assert batch.cu_seqlens.tolist() == [0, 5, 8, 10]
     assert batch.lengths == [5, 3, 2]
     assert batch.labels.tolist() == [1, 3, 2]
-    for value in vars(batch).values():
-        assert isinstance(value, list) or value.dtype == torch.int64
+    assert all(getattr(batch, name).dtype == torch.int64 for name in data.TENSORS)
+    assert batch.longest == 5 and batch.cu_seqlens_int32.tolist() == [0, 5, 8, 10]
 
 
 def test_segments_are_packed_too():
@@ -206,8 +206,8 @@ def test_a_batch_of_pairs_has_their_segments_in_the_order_asked_for():
     assert batch.input_ids.tolist() == [CLS, 3, 3, SEP, 4, 4, SEP, CLS, 1, 2, SEP, CLS, 7, SEP, 8, 9, SEP, CLS, SEP, 5, SEP]
     assert batch.segment_ids.tolist() == [0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 1, 1]
     assert batch.lengths == [7, 4, 6, 4] and batch.fractions == [1] * 4 and batch.labels.tolist() == [0, 2, 3, 1]
-    for value in vars(batch).values():
-        assert isinstance(value, list) or value.dtype == torch.int64
+    assert all(getattr(batch, name).dtype == torch.int64 for name in data.TENSORS)
+    assert batch.longest == 7 and batch.cu_seqlens_int32.tolist() == [0, 7, 11, 17, 21]
     again = dataset.subset(np.array([2, 3])).batch(np.array([1, 0]))
     assert again.segment_ids.tolist() == [0, 0, 0, 0, 1, 1, 1, 0, 0, 1, 1] and again.labels.tolist() == [0, 1]
 
