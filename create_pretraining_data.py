@@ -26,6 +26,7 @@ tf.train.Example with, L being max_seq_length and P max_predictions_per_seq,
 Tweets and other documents of one sentence have no next one: --next_sentence=False makes records of the masked LM alone, [CLS] A
 [SEP] without the last feature. A is as many whole sentences of a document as fit.
 """
+import itertools
 import os
 import random
 
@@ -34,7 +35,8 @@ from common.configuration import BertConfig, find_config
 from common.files import check_output_file, expand_files
 from common.hub import find_on_hub
 from common.vocabulary import find_vocab
-from pretraining.instances import Recipe, create_training_instances, read_corpus, write_instances
+from pretraining.examples import write_instances
+from pretraining.instances import Recipe, read_corpus, training_instances
 from tokenization import FullTokenizer, read_never_split
 
 EXAMPLES_SHOWN = 3
@@ -102,10 +104,9 @@ def read_config(vocab_file, max_seq_length):
     return config
 
 
-def show_examples(instances, order, recipe, tokenizer):
+def show_examples(instances, tokenizer):
     """Prints the first records in full, tokens first."""
-    for index in order[:EXAMPLES_SHOWN]:
-        features = instances.features(index, recipe)
+    for features in map(instances.features, range(min(EXAMPLES_SHOWN, len(instances)))):
         num_tokens = sum(features["input_mask"])
         print("*** Example ***")
         print("tokens:", " ".join(tokenizer.convert_ids_to_tokens(features["input_ids"][:num_tokens])))
@@ -113,15 +114,15 @@ def show_examples(instances, order, recipe, tokenizer):
             print(f"{name}:", " ".join(map(str, values)))
 
 
-def report(args, tokenizer, corpus, instances, recipe, output_files):
+def report(args, tokenizer, corpus, made, recipe, output_files):
     """Prints what was made, how full it is, and the next command of the pipeline."""
-    records, tokens, predictions = len(instances), len(instances.ids), len(instances.masked_ids)
+    records, tokens, predictions = (int(count[0]) for count in (made.instances, made.tokens, made.masks))
     length, num_predictions = recipe.max_seq_length, recipe.max_predictions_per_seq
     shown, warning = tokenizer.unknown(corpus.ids, args.input_file)
     print(f"corpus: {corpus.num_documents} documents, {corpus.num_sentences} sentences, {len(corpus.ids)} tokens, {shown}")
     if warning:
         print(warning)
-    random_next = f"{sum(instances.is_random_next) / records:.1%} with a random next sentence, " if args.next_sentence else ""
+    random_next = f"{made.random_next[0] / records:.1%} with a random next sentence, " if args.next_sentence else ""
     print(f"instances: {records}, {random_next}{predictions / records:.1f} masked tokens each, "
           f"{1 - tokens / (records * length):.1%} of the {length} positions are padding")
     for number_of_file, file in enumerate(output_files):
@@ -152,10 +153,11 @@ def main():
         print(f"note: {corpus.share_of_single_sentences:.1%} of the documents have one sentence, whose next one is always "
               "random, so next sentence prediction teaches nothing; --next_sentence=False, here and in run_pretraining.py, "
               "leaves it out")
-    instances, order = create_training_instances(corpus, tokenizer, recipe, args.dupe_factor, random.Random(args.random_seed))
-    write_instances(instances, order, recipe, output_files)
-    show_examples(instances, order, recipe, tokenizer)
-    report(args, tokenizer, corpus, instances, recipe, output_files)
+    parts = training_instances(corpus, tokenizer, recipe, args.dupe_factor, random.Random(args.random_seed))
+    first_part = next(parts)
+    show_examples(first_part, tokenizer)
+    write_instances(itertools.chain([first_part], parts), recipe, output_files)
+    report(args, tokenizer, corpus, first_part.made, recipe, output_files)
 
 
 if __name__ == "__main__":

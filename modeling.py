@@ -206,9 +206,13 @@ class BiLSTMAttention(nn.Module):
 
     def forward(self, states, lengths):
         with torch.autocast(states.device.type, enabled=False):  # not every CPU has an LSTM in bfloat16
-            packed = nn.utils.rnn.pack_sequence(states.float().split(lengths), enforce_sorted=False)
-            outputs, _ = self.lstm(packed)
-        return torch.stack([self.attention(output) for output in nn.utils.rnn.unpack_sequence(outputs)])
+            sequences = states.float().split(lengths)
+            # sorted here and cut by lengths of the host: torch would do both by tensors, for which the host waits for a GPU
+            order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+            outputs, _ = self.lstm(nn.utils.rnn.pack_sequence([sequences[number] for number in order]))
+            padded, _ = nn.utils.rnn.pad_packed_sequence(outputs, batch_first=True)
+        rows = dict(zip(order, padded))
+        return torch.stack([self.attention(rows[number][:length]) for number, length in enumerate(lengths)])
 
 
 def segment_pooling(reduction):

@@ -8,8 +8,10 @@
 Two stages. Characters are cleaned, lower-cased and stripped of accents by Python's own string functions, a whole text at once:
 Google's code calls them character by character, so the Unicode tables agree (those of Rust libraries are of another version).
 Splitting and WordPiece run in HF `tokenizers`, in Rust threads, with classes of characters from `unicodedata` for that reason.
+A word (what stands between white space) has the same ids in every text, so those that were met before are looked up.
 """
 import array
+import collections
 import functools
 import itertools
 import re
@@ -24,7 +26,11 @@ from common.vocabulary import check_vocab, choose_case, read_vocab
 
 REQUIRED_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MOST_UNKNOWN = 0.05  # of the tokens, before it is warned of; English in bert-base-uncased has 0.0%
-CHARACTERS_PER_SLICE = 1 << 20  # bounds the Rust results in memory: about 100 bytes a token until its id is copied
+CHARACTERS_PER_SLICE = 1 << 19  # of the texts that are held at a time
+IDS_COUNTED = 1 << 20  # at a time
+WORDS_PER_CALL = 256  # of Rust, which is called for all words that are new in a slice, on all cores
+CHARACTERS_KNOWN = 1 << 20  # of the words whose ids are kept, about 120,000 English ones; beyond that they are all forgotten
+SEPARATOR = "\0"  # is no part of any text: Google deletes it
 
 # What Google calls Chinese: each such character is a word. Hiragana, Katakana and Hangul are none.
 CJK_RANGES = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
@@ -33,6 +39,8 @@ CJK_RANGES = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 
 ASCII_PUNCTUATION = ((33, 47), (58, 64), (91, 96), (123, 126))
 # The planes that hold characters other than private ones; the others are unassigned or private use in every Unicode.
 ASSIGNED_PLANES = (range(0x0, 0x40000), range(0xE0000, 0xF0000))
+# What str.split takes for white space and Google's clean-up deletes, so that it must not end a word; and the separator.
+DELETED_BEFORE_SPLIT = re.compile("[\x00\x0b\x0c\x1c-\x1f\x85]")
 SURROGATES = re.compile("[\ud800-\udfff]")
 NONCHARACTER = "\ufdd0"  # stands for a lone surrogate, which Rust cannot hold; the word around either is [UNK]
 
@@ -41,7 +49,7 @@ NONCHARACTER = "\ufdd0"  # stands for a lone surrogate, which Rust cannot hold; 
 def character_classes():
     """The classes of this Python's Unicode: (deleted characters, accents, regular expression of one-character words). Deleted
     are control and format characters except tab, newline and return, and U+0000 and U+FFFD."""
-    deleted, accents, isolated = {"\0", "\ufffd"}, set(), list(CJK_RANGES + ASCII_PUNCTUATION)
+    deleted, accents, isolated = {SEPARATOR, "\ufffd"}, set(), [(0, 0), *CJK_RANGES, *ASCII_PUNCTUATION]
     for code_point in itertools.chain(*ASSIGNED_PLANES):
         character = chr(code_point)
         category = unicodedata.category(character)
@@ -139,8 +147,10 @@ class FullTokenizer:
         self.vocab, forms = place(self.vocab, tokens or (), self.do_lower_case)
         self.inv_vocab = {index: token for token, index in self.vocab.items()}
         self.own = {self.inv_vocab[index]: (index, stands_alone(form)) for form, index in forms.items()}
-        self._rust = Tokenizer(models.WordPiece(
-            self.vocab | forms, unk_token="[UNK]", max_input_chars_per_word=200))  # as Google: a longer word is [UNK]
+        self._forget()
+        self._separator_id = max(self.vocab.values()) + 1
+        self._rust = Tokenizer(models.WordPiece(  # as Google: a word of more than 200 characters is [UNK]
+            self.vocab | forms | {SEPARATOR: self._separator_id}, unk_token="[UNK]", max_input_chars_per_word=200))
         self._rust.pre_tokenizer = pre_tokenizers.Sequence([
             pre_tokenizers.Split(Regex(character_classes()[2]), "isolated"), pre_tokenizers.WhitespaceSplit()])
         self._rust.add_tokens([AddedToken(form, single_word=stands_alone(form), normalized=False) for form in forms])
@@ -159,8 +169,10 @@ class FullTokenizer:
     def unknown(self, ids, what):
         """The share of [UNK] among the tokens of an array of ids, [CLS] and [SEP] left out, in words; and a warning about
         `what` has them, or None."""
-        total = len(ids) - np.isin(ids, (self.cls_id, self.sep_id)).sum()
-        share = (ids == self.unk_id).sum() / max(1, total)
+        parts = [ids[start:start + IDS_COUNTED] for start in range(0, len(ids), IDS_COUNTED)]
+        unknown, cls, sep = (sum(np.count_nonzero(part == index) for part in parts)
+                             for index in (self.unk_id, self.cls_id, self.sep_id))
+        share = unknown / max(1, len(ids) - cls - sep)
         warning = (f"WARNING: {share:.1%} of the tokens of {what} are [UNK], which the model cannot read: is the vocabulary of "
                    "the texts' language, and the case right (--do_lower_case)?")
         return f"{share:.1%} [UNK]", warning if share > MOST_UNKNOWN else None
@@ -179,17 +191,58 @@ class FullTokenizer:
         return [self.inv_vocab[int(index)] for index in ids]
 
     def encode_batch(self, texts):
-        """Encodes an iterable of texts (read once, never held as a whole) in Rust threads, without special tokens.
+        """Encodes an iterable of texts (read once, never held as a whole) without special tokens.
 
         Returns (ids, offsets): int32 [tokens of all texts] and int64 [texts + 1]; text i is ids[offsets[i]:offsets[i + 1]].
         """
-        ids, offsets = array.array("i"), array.array("q", [0])
-        for batch in slices(texts, CHARACTERS_PER_SLICE):  # each slice is one call of Rust, on all cores
-            normalized = [normalize(text, self.do_lower_case) for text in batch]
-            for encoding in self._rust.encode_batch_fast(normalized, add_special_tokens=False):
-                ids.extend(encoding.ids)
-                offsets.append(len(ids))
-        return np.asarray(ids, np.int32), np.asarray(offsets, np.int64)  # views: nothing is copied
+        ids, offsets = bytearray(), array.array("q", [0])
+        for ids_of_slice, lengths in self.encode_slices(texts):
+            offsets.frombytes((np.cumsum(lengths) + offsets[-1]).tobytes())
+            ids += ids_of_slice.tobytes()
+        return np.frombuffer(ids, np.int32), np.asarray(offsets, np.int64)  # views: nothing is copied
+
+    def encode_slices(self, texts):
+        """The same, some texts at a time: yields (ids, lengths), int32 [tokens of these texts] and int64 [these texts]."""
+        for batch in slices(texts, CHARACTERS_PER_SLICE):
+            words = []
+            for text in batch:  # str.isprintable is several times as fast as the search, and true of most texts
+                words += (text if text.isprintable() else DELETED_BEFORE_SPLIT.sub("", text)).split()
+                words.append(SEPARATOR)
+            yield self._ids_of(words)
+
+    def _ids_of(self, words):
+        """(ids, lengths) of texts given as one list of their words, each text ended by SEPARATOR."""
+        if self._characters_known > CHARACTERS_KNOWN:
+            self._forget()
+        num_known = len(self._numbers)
+        numbers = np.fromiter(map(self._numbers.__getitem__, words), np.int32, len(words))
+        self._add(list(itertools.islice(reversed(self._numbers), len(self._numbers) - num_known))[::-1])
+        known, ends = np.asarray(self._known_ids), np.asarray(self._known_ends)
+        lengths = np.diff(ends, prepend=0)[numbers]
+        ends_here = np.cumsum(lengths)
+        ids = known[np.repeat(ends[numbers] - ends_here, lengths) + np.arange(ends_here[-1])]
+        return ids, np.diff(ends_here[numbers == 0], prepend=0)
+
+    def _forget(self):
+        """Knows no word but SEPARATOR, which has no ids. Words are numbered as they are met; the ids of word n are
+        _known_ids[_known_ends[n - 1]:_known_ends[n]]."""
+        self._numbers = collections.defaultdict(itertools.count(1).__next__, {SEPARATOR: 0})
+        self._known_ids, self._known_ends, self._characters_known = array.array("i"), array.array("q", [0]), 0
+
+    def _add(self, words):
+        """Appends the ids of new words to the known ones."""
+        self._characters_known += sum(map(len, words))
+        calls = [" ".join(words[start:start + WORDS_PER_CALL]) for start in range(0, len(words), WORDS_PER_CALL)]
+        calls = [normalize(text, self.do_lower_case).replace(" ", SEPARATOR) for text in calls]
+        ids = array.array("i")
+        for encoding in self._rust.encode_batch_fast(calls, add_special_tokens=False):
+            ids.extend(encoding.ids)
+            ids.append(self._separator_id)
+        ids = np.asarray(ids, np.int32)
+        is_end = ids == self._separator_id
+        start = len(self._known_ids)
+        self._known_ids.frombytes(ids[~is_end].tobytes())
+        self._known_ends.frombytes((start + np.cumsum(~is_end)[is_end]).tobytes())
 
 
 def slices(texts, characters):

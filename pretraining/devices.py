@@ -155,8 +155,10 @@ def one_line_errors(num_workers):
 
 
 def cannot_write(path, error):
-    """The UserError about a file that TensorFlow failed to write: a tf.errors.OpError, whose words end with the system's."""
-    reason = re.sub(r" \[Op:.*", "", error.message, flags=re.DOTALL).rpartition("; ")[2]
+    """The UserError about a file that could not be written: an OSError, or TensorFlow's tf.errors.OpError, whose words end with
+    the system's."""
+    reason = (error.strerror if isinstance(error, OSError) else
+              re.sub(r" \[Op:.*", "", error.message, flags=re.DOTALL).rpartition("; ")[2])
     remedy = "free some space" if re.search("space|quota", reason) else "mend that"
     return UserError(f"{path} cannot be written: {reason}; {remedy} and run the same command again, what was written before is "
                      "untouched")

@@ -1,27 +1,32 @@
-"""A corpus -> instances of masked language modelling and next sentence prediction -> TFRecords.
+"""A corpus -> instances of masked language modelling and next sentence prediction.
 
-With the same settings and seed the records are google-research/bert's, feature by feature, because one random generator is
-asked for the same numbers in the same order: a line that draws a number may not move. The corpus and the instances are flat
-arrays of integers, about 4 bytes a token, where Google's script keeps Python lists of strings.
+With the same settings and seed the instances are google-research/bert's, number by number, because one random generator is
+asked for the same numbers in the same order: a line that draws a number may not move. The work is done by compiled functions on
+flat arrays.
 
     corpus = read_corpus(["AGnews_corpus.txt"], tokenizer)
-    instances, order = create_training_instances(corpus, tokenizer, Recipe(), dupe_factor=5, rng=random.Random(12345))
-    write_instances(instances, order, Recipe(), ["tf_AGnews.tfrecord"])
+    for instances in training_instances(corpus, tokenizer, Recipe(), dupe_factor=5, rng=random.Random(12345)):
+        print(instances.features(0))
+
+An instance is kept as two spans of the corpus and its masks. The order in which instances are written is drawn after the last
+one is made; where they would take more than STORE_BYTES together, they are made again for each part of that order.
 """
 import array
-import bisect
-import contextlib
 import dataclasses
 import itertools
+import typing
 
 import numpy as np
 from tqdm import tqdm
 
-from common.command_line import UserError, tensorflow_start_up
-from common.files import decode_lines, whole_file
-from pretraining.devices import cannot_write
+from common.command_line import UserError
+from common.files import decode_lines
+from pretraining.compiled import below, compiled, shuffle, twister, uniform
 
 SPECIAL_TOKENS = 3  # [CLS], [SEP], [SEP]; without a second text one [SEP] less
+STORE_BYTES = 384 << 20  # of instances in memory at a time
+DOCUMENTS_PER_CALL = 4096  # of the compiled function, between which the bar moves
+MOST_TOKENS = 2**31 - 1  # of a corpus: its offsets are int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,17 +40,16 @@ class Recipe:
     next_sentence: bool = True
 
 
-@dataclasses.dataclass(frozen=True)
-class Corpus:
+class Corpus(typing.NamedTuple):
     """Documents of sentences of ids, none of them empty.
 
-    ids                  int32 [tokens]
-    sentence_offsets     memoryview of int64 [sentences + 1]: sentence s is ids[offsets[s]:offsets[s + 1]]
-    document_offsets     memoryview of int64 [documents + 1]: d has the sentences offsets[d] to offsets[d + 1] - 1
+    ids                  uint16, or int32 for a large vocabulary [tokens]
+    sentence_offsets     int32 [sentences + 1]: sentence s is ids[offsets[s]:offsets[s + 1]]
+    document_offsets     int32 [documents + 1]: d has the sentences offsets[d] to offsets[d + 1] - 1
     """
     ids: np.ndarray
-    sentence_offsets: memoryview
-    document_offsets: memoryview
+    sentence_offsets: np.ndarray
+    document_offsets: np.ndarray
 
     @property
     def num_sentences(self):
@@ -61,47 +65,53 @@ class Corpus:
         return float(np.mean(np.diff(self.document_offsets) == 1))
 
 
-class Instances:
-    """Instances one after another in flat arrays; `add` appends one, `features` gives one back as padded arrays."""
+class Rules(typing.NamedTuple):
+    """A recipe and a tokenizer as the compiled functions want them."""
+    max_num_tokens: int  # of A and B together
+    num_to_predict: np.ndarray  # int64 [max_seq_length + 1]: masks of an instance of that many tokens, at most
+    short_seq_prob: float
+    do_whole_word_mask: bool
+    next_sentence: bool
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    vocab_ids: np.ndarray  # int32, in the order of the file: what a random word is drawn from
+    is_continuation: np.ndarray  # bool [largest id + 1]
 
-    def __init__(self):
-        self.ids = array.array("i")  # [CLS] A [SEP] B [SEP] or [CLS] A [SEP], masked
-        self.offsets = array.array("q", [0])
-        self.first_segment_lengths = array.array("i")  # of [CLS] A [SEP]
-        self.masked_positions = array.array("i")
-        self.masked_ids = array.array("i")
-        self.masked_offsets = array.array("q", [0])
-        self.is_random_next = array.array("b")
+    @classmethod
+    def of(cls, recipe, tokenizer):
+        length, vocab_ids = recipe.max_seq_length, np.array(list(tokenizer.vocab.values()), np.int32)
+        is_continuation = np.zeros(vocab_ids.max() + 1, bool)
+        is_continuation[vocab_ids] = [token.startswith("##") for token in tokenizer.vocab]
+        num_to_predict = [min(recipe.max_predictions_per_seq, max(1, int(round(tokens * recipe.masked_lm_prob))))
+                          for tokens in range(length + 1)]
+        return cls(length - SPECIAL_TOKENS + (not recipe.next_sentence), np.array(num_to_predict), float(recipe.short_seq_prob),
+                   bool(recipe.do_whole_word_mask), bool(recipe.next_sentence), tokenizer.cls_id, tokenizer.sep_id,
+                   tokenizer.mask_id, vocab_ids, is_continuation)
 
-    def __len__(self):
-        return len(self.is_random_next)
 
-    def add(self, ids, first_segment_length, masked_positions, masked_ids, is_random_next):
-        """Appends an instance: lists of the ids, and of the positions that were masked and the ids they had."""
-        self.ids.extend(ids)
-        self.offsets.append(len(self.ids))
-        self.first_segment_lengths.append(first_segment_length)
-        self.masked_positions.extend(masked_positions)
-        self.masked_ids.extend(masked_ids)
-        self.masked_offsets.append(len(self.masked_ids))
-        self.is_random_next.append(is_random_next)
+class Store(typing.NamedTuple):
+    """Instances one after another, as they were made.
 
-    def features(self, index, recipe):
-        """The features of instance `index`, six or with next_sentence seven: a dict of lists, padded with 0; floats for the
-        weights only."""
-        ids = self.ids[self.offsets[index]:self.offsets[index + 1]].tolist()
-        masked = slice(self.masked_offsets[index], self.masked_offsets[index + 1])
-        positions, labels = self.masked_positions[masked].tolist(), self.masked_ids[masked].tolist()
-        first = self.first_segment_lengths[index]
-        padding = [0] * (recipe.max_seq_length - len(ids))
-        no_prediction = [0] * (recipe.max_predictions_per_seq - len(labels))
-        return {"input_ids": ids + padding,
-                "input_mask": [1] * len(ids) + padding,
-                "segment_ids": [0] * first + [1] * (len(ids) - first) + padding,
-                "masked_lm_positions": positions + no_prediction,
-                "masked_lm_ids": labels + no_prediction,
-                "masked_lm_weights": [1.0] * len(labels) + [0.0] * len(no_prediction)} | (
-                    {"next_sentence_labels": [self.is_random_next[index]]} if recipe.next_sentence else {})
+    spans                int32 [instances, 4]: start and length in the corpus of A and of B (without next_sentence empty)
+    is_random_next       int8 [instances]
+    mask_ends            int64 [instances + 1]: instance i has the masks from ends[i] to ends[i + 1] - 1, by ascending position
+    mask_positions       uint8 or uint16: where a token is predicted
+    mask_ids             as the ids of the corpus: what stands there instead of it
+    """
+    spans: np.ndarray
+    is_random_next: np.ndarray
+    mask_ends: np.ndarray
+    mask_positions: np.ndarray
+    mask_ids: np.ndarray
+
+    @classmethod
+    def empty(cls, recipe, id_type):
+        """Room for as many instances as fit in STORE_BYTES; the system gives the memory as it is written to."""
+        position_type, masks = np.min_scalar_type(recipe.max_seq_length), recipe.max_predictions_per_seq
+        room = max(1, STORE_BYTES // (25 + masks * (position_type.itemsize + id_type.itemsize)))
+        return cls(np.empty((room, 4), np.int32), np.empty(room, np.int8), np.zeros(room + 1, np.int64),
+                   np.empty(room * masks, position_type), np.empty(room * masks, id_type))
 
 
 # The corpus
@@ -109,8 +119,8 @@ class Instances:
 def read_corpus(input_files, tokenizer, next_sentence=True):
     """Reads and tokenises text files into a Corpus; lines without tokens are left out, as are empty documents. A document goes
     on from one file to the next where no empty line stands between, as in Google's script. Raises UserError, with file and
-    line, for what is not UTF-8 text, and for a corpus without text, or with `next_sentence` of one document."""
-    document_of_line = array.array("q")
+    line, for what is not UTF-8 text, and for a corpus without text, with `next_sentence` of one document, or too large."""
+    document_of_line = array.array("i")
 
     def lines():
         document = 0
@@ -123,182 +133,283 @@ def read_corpus(input_files, tokenizer, next_sentence=True):
                 else:
                     document += 1
 
-    ids, offsets = tokenizer.encode_batch(lines())
-    has_tokens = np.diff(offsets) > 0
-    documents = np.asarray(document_of_line, np.int64)[has_tokens]
-    starts = np.flatnonzero(np.diff(documents, prepend=-1))
-    if len(starts) < 1 + next_sentence:
-        raise UserError(f"--input_file: {', '.join(input_files)}: "
+    files = f"--input_file: {', '.join(input_files)}"
+    id_type = np.dtype(np.uint16 if max(tokenizer.vocab.values()) < 1 << 16 else np.int32)
+    ids, sentence_offsets, first_sentences = array.array(id_type.char), array.array("i", [0]), array.array("i")
+    last_document = -1
+    for new_ids, lengths in tokenizer.encode_slices(lines()):
+        if len(ids) + len(new_ids) > MOST_TOKENS:
+            raise UserError(f"{files}: more than {MOST_TOKENS} tokens; make the records of some of the files at a time")
+        documents, lengths = np.asarray(document_of_line)[lengths > 0], lengths[lengths > 0]
+        del document_of_line[:]  # what it holds is the lines of these lengths
+        starts = np.flatnonzero(np.diff(documents, prepend=last_document))
+        first_sentences.frombytes((starts + len(sentence_offsets) - 1).astype(np.int32).tobytes())
+        sentence_offsets.frombytes((np.cumsum(lengths) + len(ids)).astype(np.int32).tobytes())
+        ids.frombytes(new_ids.astype(id_type).tobytes())
+        last_document = documents[-1] if len(documents) else last_document
+    if len(first_sentences) < 1 + next_sentence:
+        raise UserError(f"{files}: "
                         + ("one document only, so no next sentence can be drawn from another one; put an empty line between "
-                           "documents, or pass --next_sentence=False" if len(starts) else "no text in it"))
-    # memoryviews, because offsets are read one by one, and are Python integers then
-    return Corpus(ids, np.append(offsets[:-1][has_tokens], offsets[-1]).data, np.append(starts, len(documents)).data)
+                           "documents, or pass --next_sentence=False" if first_sentences else "no text in it"))
+    first_sentences.append(len(sentence_offsets) - 1)
+    return Corpus(*map(np.asarray, (ids, sentence_offsets, first_sentences)))
 
 
-# Instances
+# One instance
 
-def truncate_seq_pair(a, b, max_num_tokens, rng):
-    """Shortens the longer of two spans (start, end), at a random end each time, until both fit in max_num_tokens."""
-    (a_start, a_end), (b_start, b_end) = a, b
-    while (a_end - a_start) + (b_end - b_start) > max_num_tokens:
-        at_front = rng.random() < 0.5
-        if a_end - a_start > b_end - b_start:
-            a_start, a_end = (a_start + 1, a_end) if at_front else (a_start, a_end - 1)
+@compiled
+def truncated(a, a_end, b, b_end, max_num_tokens, state):
+    """Shortens the longer of two spans, at a random end each time, until both fit in max_num_tokens. Returns the same four."""
+    while (a_end - a) + (b_end - b) > max_num_tokens:
+        at_front = uniform(state) < 0.5
+        if a_end - a > b_end - b:
+            a, a_end = (a + 1, a_end) if at_front else (a, a_end - 1)
         else:
-            b_start, b_end = (b_start + 1, b_end) if at_front else (b_start, b_end - 1)
-    return (a_start, a_end), (b_start, b_end)
+            b, b_end = (b + 1, b_end) if at_front else (b, b_end - 1)
+    return a, a_end, b, b_end
 
 
-class Masking:
-    """The masking of the tokens of an instance (Devlin et al. 2019, section 3.1)."""
-
-    def __init__(self, tokenizer, recipe):
-        self.recipe = recipe
-        self.mask_id = tokenizer.mask_id
-        self.vocab_ids = list(tokenizer.vocab.values())  # in the order of the file: what a random word is drawn from
-        self.is_continuation = bytearray(max(self.vocab_ids) + 1)
-        for token, index in tokenizer.vocab.items():
-            self.is_continuation[index] = token.startswith("##")
-
-    def candidates(self, ids, first_segment_length):
-        """Lists of positions that are masked together: one token each, or with whole word masking one word each."""
-        positions = [*range(1, first_segment_length - 1), *range(first_segment_length, len(ids) - 1)]
-        if not self.recipe.do_whole_word_mask:
-            return [(position,) for position in positions]
-        words = []
-        for position in positions:
-            # A truncated segment may begin inside a word; that piece joins the word before it, as in Google's script.
-            if words and self.is_continuation[ids[position]]:
-                words[-1].append(position)
-            else:
-                words.append([position])
-        return words
-
-    def __call__(self, ids, first_segment_length, rng):
-        """Masks the list `ids` in place: 80% [MASK], 10% kept, 10% a random word of the vocabulary. Returns (positions,
-        labels): where predictions are made, ascending, and the ids that stood there."""
-        words = self.candidates(ids, first_segment_length)
-        rng.shuffle(words)
-        num_to_predict = min(self.recipe.max_predictions_per_seq, max(1, int(round(len(ids) * self.recipe.masked_lm_prob))))
-        labels = {}
-        for word in words:
-            if len(labels) >= num_to_predict:
-                break
-            if len(labels) + len(word) > num_to_predict:
-                continue  # a shorter word may still fit
-            for position in word:
-                labels[position] = ids[position]
-                if rng.random() < 0.8:
-                    ids[position] = self.mask_id
-                elif rng.random() >= 0.5:
-                    ids[position] = self.vocab_ids[rng.randint(0, len(self.vocab_ids) - 1)]
-        positions = sorted(labels)
-        return positions, [labels[position] for position in positions]
-
-
-def random_next(corpus, order, document_index, target_length, rng):
+@compiled
+def random_next(corpus, order, document_index, target_length, state):
     """A span (start, end) of ids from a random sentence of another document on, sentences until target_length."""
+    random_index = document_index
     for _ in range(10):  # with two documents or more ten failures in a row are rare, and Google's script accepts them
-        random_index = rng.randint(0, corpus.num_documents - 1)
+        random_index = below(len(order), state)
         if random_index != document_index:
             break
     first, last = corpus.document_offsets[order[random_index]], corpus.document_offsets[order[random_index] + 1]
-    sentence = first + rng.randint(0, last - first - 1)
-    start = corpus.sentence_offsets[sentence]
-    end = bisect.bisect_left(corpus.sentence_offsets, start + target_length, sentence + 1, last)
-    return start, corpus.sentence_offsets[end]
+    sentence = first + below(last - first, state)
+    end = sentence + 1
+    while end < last and corpus.sentence_offsets[end] - corpus.sentence_offsets[sentence] < target_length:
+        end += 1
+    return corpus.sentence_offsets[sentence], corpus.sentence_offsets[end]
 
 
-def draw_target_length(recipe, max_num_tokens, rng):
-    """How many tokens the instances of a document are to have: the maximum, or now and then fewer."""
-    is_short = rng.random() < recipe.short_seq_prob
-    return rng.randint(2, max_num_tokens) if is_short else max_num_tokens
+@compiled
+def put_ids(corpus, span, rules, ids):
+    """Writes [CLS] A [SEP] B [SEP], or [CLS] A [SEP] where B is empty, into `ids`. Returns the lengths of [CLS] A [SEP] and of
+    all."""
+    a, a_length, b, b_length = span
+    ids[0] = rules.cls_id
+    ids[1:1 + a_length] = corpus.ids[a:a + a_length]
+    first = a_length + 2
+    ids[first - 1] = rules.sep_id
+    if b_length == 0:
+        return first, first
+    ids[first:first + b_length] = corpus.ids[b:b + b_length]
+    ids[first + b_length] = rules.sep_id
+    return first, first + b_length + 1
 
 
-def add_pairs(instances, corpus, order, document_index, tokenizer, masking, rng):
-    """Appends the instances of document order[document_index] of the corpus to `instances`. Sentences are gathered until they
-    fill an instance; A is a random number of the first ones. In half of the instances B is the rest of them; otherwise it comes
-    from another document, and the rest is used again."""
-    offsets, ids = corpus.sentence_offsets, corpus.ids
-    max_num_tokens = masking.recipe.max_seq_length - SPECIAL_TOKENS
-    target_length = draw_target_length(masking.recipe, max_num_tokens, rng)
-    first, last = corpus.document_offsets[order[document_index]], corpus.document_offsets[order[document_index] + 1]
-    chunk, sentence = first, first
+@compiled
+def mask(ids, first, length, rules, shown, state):
+    """Chooses what is predicted of an instance (Devlin et al. 2019, section 3.1): `shown` [length], -1 before, becomes what
+    stands there instead: 80% [MASK], 10% the same, 10% a random word of the vocabulary. Returns the number of masks."""
+    positions = np.empty(length, np.int32)  # all but those of [CLS] and [SEP]
+    word_starts = np.empty(length, np.int32)  # in `positions`: what is masked together begins there
+    num_positions, num_words = 0, 0
+    for position in range(1, length - 1):
+        if position != first - 1:
+            # A truncated segment may begin inside a word; that piece joins the word before it, as in Google's script.
+            if not (rules.do_whole_word_mask and num_words and rules.is_continuation[ids[position]]):
+                word_starts[num_words] = num_positions
+                num_words += 1
+            positions[num_positions] = position
+            num_positions += 1
+    word_starts[num_words] = num_positions
+    words = np.arange(num_words).astype(np.int32)
+    shuffle(words, state)
+    num_to_predict, num_masks = rules.num_to_predict[length], 0
+    for word in words:
+        if num_masks >= num_to_predict:
+            break
+        start, end = word_starts[word], word_starts[word + 1]
+        if num_masks + end - start > num_to_predict:
+            continue  # a shorter word may still fit
+        num_masks += end - start
+        for position in positions[start:end]:
+            shown[position] = ids[position]
+            if uniform(state) < 0.8:
+                shown[position] = rules.mask_id
+            elif uniform(state) >= 0.5:
+                shown[position] = rules.vocab_ids[below(len(rules.vocab_ids), state)]
+    return num_masks
+
+
+# All instances
+
+class Made(typing.NamedTuple):
+    """Counts of what was made, each an int64 [1], which compiled functions can write to."""
+    documents: np.ndarray  # of all times that the corpus is gone through
+    instances: np.ndarray
+    stored: np.ndarray
+    tokens: np.ndarray
+    masks: np.ndarray
+    random_next: np.ndarray
+
+
+class Work(typing.NamedTuple):
+    """What the making of instances goes on with.
+
+    state                of the random numbers
+    order                int32 [documents]: in which the corpus is gone through
+    places               int32 [instances]: instance i is the record places[i]; empty: not known yet, as they are made
+    part                 int64 [2]: the first of the places whose instances are stored, and the one after the last
+    slots                int32 [part[1] - part[0]]: place part[0] + i has the instance slots[i] of the store
+    ids, shown           int32 [max_seq_length] of the instance that is made
+    """
+    state: np.ndarray
+    order: np.ndarray
+    places: np.ndarray
+    part: np.ndarray
+    slots: np.ndarray
+    ids: np.ndarray
+    shown: np.ndarray
+    store: Store
+    made: Made
+
+
+@compiled
+def add(corpus, rules, work, a, a_end, b, b_end, is_random_next):
+    """Masks an instance, counts it, and stores it if its place is in the part."""
+    store, made, span = work.store, work.made, (a, a_end - a, b, b_end - b)
+    first, length = put_ids(corpus, span, rules, work.ids)
+    num_masks = mask(work.ids, first, length, rules, work.shown, work.state)
+    number, slot = made.instances[0], made.stored[0]
+    place = work.places[number] if len(work.places) else number
+    if work.part[0] <= place < work.part[1]:
+        work.slots[place - work.part[0]] = slot
+        store.spans[slot] = span
+        store.is_random_next[slot] = is_random_next
+        end = store.mask_ends[slot]
+        for position in range(length):
+            if work.shown[position] >= 0:
+                store.mask_positions[end], store.mask_ids[end] = position, work.shown[position]
+                end += 1
+        store.mask_ends[slot + 1] = end
+        made.stored[0] += 1
+    work.shown[:length] = -1
+    made.instances[0] += 1
+    made.tokens[0] += length
+    made.masks[0] += num_masks
+    made.random_next[0] += is_random_next
+
+
+@compiled
+def add_pairs(corpus, rules, work, document_index, target_length):
+    """Adds the instances of document order[document_index]. Sentences are gathered until they fill an instance; A is a random
+    number of the first ones. In half of the instances B is the rest of them; otherwise it comes from another document, and the
+    rest is used again."""
+    offsets, document, state = corpus.sentence_offsets, work.order[document_index], work.state
+    chunk, last = corpus.document_offsets[document], corpus.document_offsets[document + 1]
+    sentence = chunk
     while sentence < last:
         if sentence == last - 1 or offsets[sentence + 1] - offsets[chunk] >= target_length:
             chunk_length = sentence + 1 - chunk
-            middle = chunk + (rng.randint(1, chunk_length - 1) if chunk_length >= 2 else 1)
-            # from here on rng is asked in Google's order: random or not, document, sentence, truncation, masks
-            a, b = (offsets[chunk], offsets[middle]), (offsets[middle], offsets[sentence + 1])
-            is_random_next = chunk_length == 1 or rng.random() < 0.5
+            middle = chunk + 1 + (below(chunk_length - 1, state) if chunk_length >= 2 else 0)
+            # from here on random numbers are drawn in Google's order: random or not, document, sentence, truncation, masks
+            a, a_end, b, b_end = offsets[chunk], offsets[middle], offsets[middle], offsets[sentence + 1]
+            is_random_next = chunk_length == 1 or uniform(state) < 0.5
             if is_random_next:
-                b = random_next(corpus, order, document_index, target_length - (a[1] - a[0]), rng)
+                b, b_end = random_next(corpus, work.order, document_index, target_length - (a_end - a), state)
                 sentence = middle - 1  # the sentences that would have followed A are used again
-            (a_start, a_end), (b_start, b_end) = truncate_seq_pair(a, b, max_num_tokens, rng)
-            instance = [tokenizer.cls_id, *ids[a_start:a_end].tolist(), tokenizer.sep_id,
-                        *ids[b_start:b_end].tolist(), tokenizer.sep_id]
-            first_segment_length = a_end - a_start + 2
-            positions, labels = masking(instance, first_segment_length, rng)
-            instances.add(instance, first_segment_length, positions, labels, is_random_next)
+            a, a_end, b, b_end = truncated(a, a_end, b, b_end, rules.max_num_tokens, state)
+            add(corpus, rules, work, a, a_end, b, b_end, is_random_next)
             chunk = sentence + 1
         sentence += 1
 
 
-def add_packed(instances, corpus, order, document_index, tokenizer, masking, rng):
+@compiled
+def add_packed(corpus, rules, work, document_index, target_length):
     """The same for the masked LM alone: [CLS] A [SEP], A being as many whole sentences as fit; one that does not fit alone is
     cut and goes on in the next instance, so that each token of the document stands in one instance."""
-    offsets = corpus.sentence_offsets
-    target_length = draw_target_length(masking.recipe, masking.recipe.max_seq_length - SPECIAL_TOKENS + 1, rng)
-    first, last = corpus.document_offsets[order[document_index]], corpus.document_offsets[order[document_index] + 1]
-    start = offsets[first]
+    offsets, document = corpus.sentence_offsets, work.order[document_index]
+    sentence, last = corpus.document_offsets[document], corpus.document_offsets[document + 1]
+    start = offsets[sentence]
     while start < offsets[last]:
-        end = offsets[bisect.bisect_right(offsets, start + target_length, first, last + 1) - 1]
-        end = end if end > start else start + target_length
-        instance = [tokenizer.cls_id, *corpus.ids[start:end].tolist(), tokenizer.sep_id]
-        instances.add(instance, len(instance), *masking(instance, len(instance), rng), False)
+        while sentence < last and offsets[sentence + 1] - start <= target_length:
+            sentence += 1
+        end = offsets[sentence] if offsets[sentence] > start else start + target_length
+        add(corpus, rules, work, start, end, end, end, False)
         start = end
 
 
-def create_training_instances(corpus, tokenizer, recipe, dupe_factor, rng):
-    """All instances of a corpus, each document used dupe_factor times with other masks. Returns (Instances, order): the
-    instances as they were made, and the shuffled order in which they are written."""
-    # Google shuffles the documents first and the instances at the end; both shuffles draw from rng
-    order = array.array("q", range(corpus.num_documents))
-    rng.shuffle(order)
-    instances, masking = Instances(), Masking(tokenizer, recipe)
-    add_document = add_pairs if recipe.next_sentence else add_packed
-    with tqdm(total=dupe_factor * corpus.num_documents, desc="instances", unit=" documents", disable=None) as bar:
-        for _ in range(dupe_factor):
-            for document_index in range(corpus.num_documents):
-                add_document(instances, corpus, order, document_index, tokenizer, masking, rng)
-                bar.update()
-    written = array.array("q", range(len(instances)))
-    rng.shuffle(written)
-    return instances, written
+@compiled
+def make_instances(corpus, rules, work, num_documents):
+    """Goes on, the whole corpus again and again, until that many documents are used."""
+    documents = work.made.documents
+    while documents[0] < num_documents:
+        document_index, target_length = documents[0] % len(work.order), rules.max_num_tokens
+        if uniform(work.state) < rules.short_seq_prob:
+            target_length = 2 + below(rules.max_num_tokens - 1, work.state)
+        if rules.next_sentence:
+            add_pairs(corpus, rules, work, document_index, target_length)
+        else:
+            add_packed(corpus, rules, work, document_index, target_length)
+        documents[0] += 1
 
 
-# Records
+class Instances:
+    """A part of the instances, in the order in which they are written; `len()` is their number, `made` the counts of all."""
 
-def write_instances(instances, order, recipe, output_files):
-    """Writes the instances in the given order as tf.train.Examples, to the files in turn. Raises UserError, naming the file,
-    where one cannot be written; none has its name then."""
-    with tensorflow_start_up():
-        import tensorflow as tf  # seconds and hundreds of MiB, so only when there is something to write
+    def __init__(self, corpus, recipe, rules, store, slots, made):
+        self.corpus, self.recipe, self.rules, self.store, self.slots, self.made = corpus, recipe, rules, store, slots, made
 
-    def feature(name, values):
-        if name == "masked_lm_weights":
-            return tf.train.Feature(float_list=tf.train.FloatList(value=values))
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+    def __len__(self):
+        return len(self.slots)
 
-    with contextlib.ExitStack() as whole:  # all are renamed after the last record: a killed command leaves none of them
-        writers = [tf.io.TFRecordWriter(whole.enter_context(whole_file(path))) for path in output_files]
-        path, files = None, list(zip(output_files, writers))
-        try:
-            for (path, writer), index in zip(itertools.cycle(files), tqdm(order, desc="write", unit=" records", disable=None)):
-                features = {name: feature(name, values) for name, values in instances.features(index, recipe).items()}
-                example = tf.train.Example(features=tf.train.Features(feature=features))
-                writer.write(example.SerializeToString(deterministic=True))  # the same flags give the same bytes
-            for path, writer in files:
-                writer.close()
-        except tf.errors.OpError as error:
-            raise cannot_write(f"--output_file: {path}", error) from None
+    def features(self, index):
+        """The features of instance `index`, six or with next_sentence seven: a dict of lists, padded with 0; floats for the
+        weights only."""
+        recipe, slot = self.recipe, self.slots[index]
+        ids = np.zeros(recipe.max_seq_length, np.int32)
+        first, length = put_ids(self.corpus, tuple(self.store.spans[slot]), self.rules, ids)
+        masks = slice(*self.store.mask_ends[slot:slot + 2])
+        positions = self.store.mask_positions[masks].astype(np.int32)
+        labels = ids[positions].tolist()
+        ids[positions] = self.store.mask_ids[masks]
+        no_prediction = [0] * (recipe.max_predictions_per_seq - len(labels))
+        padding = [0] * (recipe.max_seq_length - length)
+        return {"input_ids": ids.tolist(),
+                "input_mask": [1] * length + padding,
+                "segment_ids": [0] * first + [1] * (length - first) + padding,
+                "masked_lm_positions": positions.tolist() + no_prediction,
+                "masked_lm_ids": labels + no_prediction,
+                "masked_lm_weights": [1.0] * len(labels) + [0.0] * len(no_prediction)} | (
+                    {"next_sentence_labels": [int(self.store.is_random_next[slot])]} if recipe.next_sentence else {})
+
+
+def training_instances(corpus, tokenizer, recipe, dupe_factor, rng):
+    """All instances of a corpus, each document used dupe_factor times with other masks. Yields Instances, part by part, one
+    part where they fit in STORE_BYTES; a part is gone when the next one is made. rng: a random.Random, left as it is."""
+    rules, store, state = Rules.of(recipe, tokenizer), Store.empty(recipe, corpus.ids.dtype), twister(rng)
+    # Google shuffles the documents first and the instances at the end
+    order = np.arange(corpus.num_documents, dtype=np.int32)
+    shuffle(order, state)
+
+    def make(places, first, last):
+        work = Work(state.copy(), order, places, np.array([first, last]), np.empty(last - first, np.int32),
+                    np.empty(recipe.max_seq_length, np.int32), np.full(recipe.max_seq_length, -1, np.int32), store,
+                    Made(*np.zeros((len(Made._fields), 1), np.int64)))
+        total = dupe_factor * corpus.num_documents
+        with tqdm(total=total, desc="instances", unit=" documents", disable=None) as bar:
+            for start in range(0, total, DOCUMENTS_PER_CALL):
+                end = min(start + DOCUMENTS_PER_CALL, total)
+                make_instances(corpus, rules, work, end)
+                bar.update(end - start)
+        return work
+
+    work = make(np.empty(0, np.int32), 0, len(store.spans))
+    made, num_instances = work.made, int(work.made.instances[0])
+    order_of_writing = np.arange(num_instances, dtype=np.int32)
+    shuffle(order_of_writing, work.state)
+    if num_instances <= len(store.spans):
+        yield Instances(corpus, recipe, rules, store, order_of_writing, made)
+        return
+    places = np.empty_like(order_of_writing)
+    places[order_of_writing] = np.arange(num_instances, dtype=np.int32)
+    del order_of_writing
+    num_parts = -(-num_instances // len(store.spans))
+    bounds = [num_instances * part // num_parts for part in range(num_parts + 1)]
+    for first, last in itertools.pairwise(bounds):
+        yield Instances(corpus, recipe, rules, store, make(places, first, last).slots, made)

@@ -5,7 +5,7 @@ The weights are plain float32 `tf.Variable`s, kept by name (pretraining/checkpoi
     config = BertConfig.from_json_file("uncased_L-12_H-768_A-12/bert_config.json")
     values = read_checkpoint("uncased_L-12_H-768_A-12/bert_model.ckpt")
     model = BertForPreTraining(config, initial_values(config, seed=0) | fitting_values(config, values, "my checkpoint"))
-    hidden_states, pooled_output = model.encode(input_ids, input_mask, segment_ids)
+    hidden_states = model.encode(input_ids, input_mask, segment_ids)
 """
 import functools
 import math
@@ -13,6 +13,7 @@ import zlib
 
 import tensorflow as tf
 
+INPUTS = ("input_ids", "input_mask", "segment_ids", "position_ids", "sequence_ids")  # of the encoder; the last two if packed
 MASKED_SCORE = -10000.0  # added to the attention score of padding; google-research/bert's, so parity needs this one
 
 
@@ -97,11 +98,12 @@ class BertForPreTraining:
                                            self.variables[f"{name}/LayerNorm/gamma"], self.config.layer_norm_eps)
         return tf.cast(normal, self.compute_dtype)
 
-    def encode(self, input_ids, input_mask, segment_ids, training=False, seed=None):
-        """The hidden states, a list of num_hidden_layers + 1 tensors [batch, length, hidden], the embeddings' output first, and
-        the pooled output [batch, hidden].
+    def encode(self, input_ids, input_mask, segment_ids, position_ids=None, sequence_ids=None, training=False, seed=None):
+        """The hidden states, a list of num_hidden_layers + 1 tensors [batch, length, hidden], the embeddings' output first.
 
         input_ids, input_mask (1 token, 0 padding), segment_ids: int32 [batch, length].
+        position_ids, sequence_ids: int32 [batch, length] where a row holds several sequences (pretraining/packing.py), each of
+        which attends to itself alone.
         training: dropout with the config's probabilities, its random numbers a function of `seed` (int32 [2]) alone.
         """
         config, heads = self.config, self.config.num_attention_heads
@@ -131,10 +133,14 @@ class BertForPreTraining:
         embeddings = tf.gather(self.variables["bert/embeddings/word_embeddings"], input_ids)
         embeddings += tf.reshape(tf.matmul(types, self.variables["bert/embeddings/token_type_embeddings"]),
                                  [batch, length, config.hidden_size])
-        embeddings += self.variables["bert/embeddings/position_embeddings"][:length]
+        places = self.variables["bert/embeddings/position_embeddings"]
+        embeddings += places[:length] if position_ids is None else tf.gather(places, position_ids)
         x = self.layer_norm(tf.reshape(embeddings, [batch * length, config.hidden_size]), "bert/embeddings")
         x = dropout(x, config.hidden_dropout_prob)  # x is [batch * length, hidden]: each product is one of two matrices
-        mask_scores = (1.0 - tf.cast(input_mask, tf.float32))[:, tf.newaxis, tf.newaxis, :] * MASKED_SCORE
+        attended = input_mask[:, tf.newaxis, tf.newaxis, :] > 0
+        if sequence_ids is not None:
+            attended &= (sequence_ids[:, :, tf.newaxis] == sequence_ids[:, tf.newaxis, :])[:, tf.newaxis]
+        mask_scores = tf.where(attended, 0.0, MASKED_SCORE)  # [batch, 1, 1 or length, length]
         layers = [x]
         for i in range(config.num_hidden_layers):
             layer = f"bert/encoder/layer_{i}"
@@ -144,22 +150,21 @@ class BertForPreTraining:
             output = self.dense(inner, f"{layer}/output/dense")
             x = self.layer_norm(dropout(output, config.hidden_dropout_prob) + x, f"{layer}/output")
             layers.append(x)
-        hidden_states = [tf.reshape(layer, [batch, length, config.hidden_size]) for layer in layers]
-        return hidden_states, tf.tanh(self.dense(hidden_states[-1][:, 0], "bert/pooler/dense"))
+        return [tf.reshape(layer, [batch, length, config.hidden_size]) for layer in layers]
 
-    def masked_lm_logits(self, sequence_output, positions):
-        """Float32 logits [batch, predictions, vocabulary] at `positions` (int32 [batch, predictions]) of the last hidden states
-        [batch, length, hidden]; no other position is computed."""
-        batch, predictions = tf.shape(positions)[0], tf.shape(positions)[1]
-        chosen = tf.reshape(tf.gather(sequence_output, positions, batch_dims=1), [-1, self.config.hidden_size])
-        x = self.activation(self.dense(chosen, "cls/predictions/transform/dense"))
+    def masked_lm_logits(self, states):
+        """Float32 logits [n, vocabulary] of n tokens' last hidden states [n, hidden]."""
+        x = self.activation(self.dense(states, "cls/predictions/transform/dense"))
         x = self.layer_norm(x, "cls/predictions/transform")
         logits = tf.matmul(x, self.weight("bert/embeddings/word_embeddings"), transpose_b=True)  # no matrix of its own
-        logits = tf.cast(logits, tf.float32) + self.variables["cls/predictions/output_bias"]
-        return tf.reshape(logits, [batch, predictions, self.config.vocab_size])
+        return tf.cast(logits, tf.float32) + self.variables["cls/predictions/output_bias"]
+
+    def pooled(self, states):
+        """The pooled output [n, hidden] of n [CLS] tokens' last hidden states [n, hidden]."""
+        return tf.tanh(self.dense(states, "bert/pooler/dense"))
 
     def next_sentence_logits(self, pooled_output):
-        """Float32 logits [batch, 2] (0: the second text follows the first, 1: it is random) of the pooled output."""
+        """Float32 logits [n, 2] (0: the second text follows the first, 1: it is random) of the pooled output [n, hidden]."""
         logits = tf.matmul(pooled_output, self.weight("cls/seq_relationship/output_weights"), transpose_b=True)
         return tf.cast(logits, tf.float32) + self.variables["cls/seq_relationship/output_bias"]
 
@@ -169,21 +174,19 @@ class BertForPreTraining:
         example_weights; without `next_sentence` the first two alone. Sums, so that any split of a batch over devices adds up to
         the same.
 
-        features: those of a TFRecord's example, ids as int32 [batch, ...], next_sentence_labels [batch, 1], and
-        example_weights (float32 [batch], 0 for an example that only fills the batch).
+        features: a micro-batch of `split`, or of `pack` (pretraining/records.py, packing.py).
         """
-        hidden_states, pooled_output = self.encode(features["input_ids"], features["input_mask"], features["segment_ids"],
-                                                   training, seed)
+        layers = self.encode(*(features.get(name) for name in INPUTS), training, seed)
+        states = tf.reshape(layers[-1], [-1, self.config.hidden_size])
 
         def weighted(task, logits, labels, weights):
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
             correct = tf.cast(tf.argmax(logits, -1, output_type=tf.int32) == labels, tf.float32)
             return {f"{task}_loss": tf.reduce_sum(weights * losses), f"{task}_correct": tf.reduce_sum(weights * correct)}
 
-        logits = self.masked_lm_logits(hidden_states[-1], features["masked_lm_positions"])
-        sums = weighted("masked_lm", logits, features["masked_lm_ids"],
-                        features["masked_lm_weights"] * features["example_weights"][:, tf.newaxis])
+        logits = self.masked_lm_logits(tf.gather(states, features["masked_lm_positions"]))
+        sums = weighted("masked_lm", logits, features["masked_lm_ids"], features["masked_lm_weights"])
         if not self.next_sentence:
             return sums
-        return sums | weighted("next_sentence", self.next_sentence_logits(pooled_output),
-                               features["next_sentence_labels"][:, 0], features["example_weights"])
+        logits = self.next_sentence_logits(self.pooled(tf.gather(states, features["first_tokens"])))
+        return sums | weighted("next_sentence", logits, features["next_sentence_labels"][:, 0], features["example_weights"])

@@ -19,6 +19,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from common.command_line import UserError
+from pretraining.packing import FOUND_BY_PLACE, pack
 
 HEADER, FOOTER = 12, 4  # bytes of a TFRecord before (length, its checksum) and after (checksum) the data
 EXAMINED_TOGETHER = 1024  # records of one parallel call of the check
@@ -135,14 +136,12 @@ class Records:
             serialized.append(content[begin:begin + int.from_bytes(content[start:start + 8], "little")])
         return serialized
 
-    def batches(self, batch_of_step, steps, batch_size, parts=1, accumulation=1, own_parts=slice(None)):
+    def batches(self, batch_of_step, steps, batch_size, parts=1, accumulation=1, own_parts=slice(None), packed=False):
         """A tf.data.Dataset of the parts of the batches of `steps` (a range), as devices take them.
 
         batch_of_step: step -> (record numbers [batch_size], example weights float32 [batch_size]).
         parts: devices that share a batch; this process yields the parts `own_parts`, one after the other.
-        accumulation: micro-batches of a part. Each element has the records' features, ids int32, and example_weights, with
-        leading dimensions [accumulation, batch_size / parts / accumulation], and, each [accumulation], masked_lm_denominator
-        and num_examples: those of the whole batch, so that the parts' losses add up to its.
+        accumulation: micro-batches of a part. Each element is one of `split`, or of `pack` where it is to be `packed`.
         """
         def read(step):
             numbers, weights = batch_of_step(int(step))
@@ -157,7 +156,8 @@ class Records:
                         for name, tensor in tf.io.parse_example(serialized, self.schema).items()}
             return split(features | {"example_weights": weights}, parts, accumulation, own_parts)
 
-        return tf.data.Dataset.range(steps.start, steps.stop).map(parse).unbatch().prefetch(tf.data.AUTOTUNE)
+        dataset = tf.data.Dataset.range(steps.start, steps.stop).map(parse).unbatch()
+        return (dataset.map(pack) if packed else dataset).prefetch(tf.data.AUTOTUNE)
 
 
 def cut_off(path, number):
@@ -167,14 +167,24 @@ def cut_off(path, number):
 
 
 def split(features, parts, accumulation, own_parts=slice(None)):
-    """Splits a batch's features [batch, ...] into [parts, accumulation, micro-batch, ...], adds masked_lm_denominator and
-    num_examples [parts, accumulation] of the whole batch, and takes the parts `own_parts` (see Records.batches)."""
+    """Splits a batch's features [batch, ...] into [parts, accumulation, micro-batch, ...] and takes the parts `own_parts`.
+
+    What is predicted is told by places in a micro-batch's tokens, record after record: masked_lm_positions [..., micro-batch *
+    predictions], with masked_lm_ids and masked_lm_weights (0 where there is none, or the example only fills the batch), and
+    first_tokens [..., micro-batch], those of [CLS]. masked_lm_denominator and num_examples [parts, accumulation] are those of
+    the whole batch, so that the parts' losses add up to its.
+    """
     weights = features["example_weights"]
-    masked = tf.reduce_sum(features["masked_lm_weights"] * weights[:, tf.newaxis])
-    totals = {"masked_lm_denominator": masked + DENOMINATOR_EPSILON, "num_examples": tf.reduce_sum(weights)}
-    micro_batch = weights.shape[0] // (parts * accumulation)
+    masked_weights = features["masked_lm_weights"] * weights[:, tf.newaxis]
+    totals = {"masked_lm_denominator": tf.reduce_sum(masked_weights) + DENOMINATOR_EPSILON,
+              "num_examples": tf.reduce_sum(weights)}
+    micro_batch, length = weights.shape[0] // (parts * accumulation), features["input_ids"].shape[1]
+    first_tokens = tf.range(weights.shape[0], dtype=tf.int32) % micro_batch * length
+    positions = first_tokens[:, tf.newaxis] + features["masked_lm_positions"]
+    features = features | {"masked_lm_weights": masked_weights, "masked_lm_positions": positions, "first_tokens": first_tokens}
     pieces = {name: tf.reshape(tensor, [parts, accumulation, micro_batch, *tensor.shape[1:]])
               for name, tensor in features.items()}
+    pieces |= {name: tf.reshape(pieces[name], [parts, accumulation, -1]) for name in FOUND_BY_PLACE}
     pieces |= {name: tf.fill([parts, accumulation], total) for name, total in totals.items()}
     return {name: tensor[own_parts] for name, tensor in pieces.items()}
 

@@ -55,13 +55,17 @@ def first_replica(strategy, value):
     return strategy.experimental_local_results(value)[0]
 
 
-def distribute(strategy, records, batch_of_step, steps, batch_size, accumulation=1):
-    """An iterator of the batches of `steps` (see Records.batches), each split over all replicas of the strategy."""
+def distribute(strategy, records, batch_of_step, steps, batch_size, accumulation=1, xla=False):
+    """An iterator of the batches of `steps` (see Records.batches), each split over all replicas of the strategy, and packed but
+    for XLA, which would compile anew for every number of rows."""
+    packed = not (xla or isinstance(strategy, tf.distribute.TPUStrategy))
+
     def dataset(context):
         replicas = context.num_replicas_in_sync
         own = replicas // context.num_input_pipelines
         first = context.input_pipeline_id * own
-        return records.batches(batch_of_step, steps, batch_size, replicas, accumulation, slice(first, first + own))
+        return records.batches(batch_of_step, steps, batch_size, replicas, accumulation, slice(first, first + own),
+                               packed)
     return iter(strategy.distribute_datasets_from_function(dataset))
 
 
@@ -143,7 +147,7 @@ def train(strategy, model, optimizer, records, recipe, pace, output_dir):
     train_steps = make_train_steps(strategy, model, optimizer, pace.gradient_accumulation_steps, recipe.random_seed, pace.xla)
     batch_of_step = functools.partial(training_batch, len(records), recipe.train_batch_size, seed=recipe.random_seed)
     batches = distribute(strategy, records, batch_of_step, range(step, total), recipe.train_batch_size,
-                         pace.gradient_accumulation_steps)
+                         pace.gradient_accumulation_steps, pace.xla)
     # several processes agree on a stop at the end of a call, so each of their calls is one step
     one_step_calls = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
     steps_a_call, timed_step, timed_at = 1, step, time.perf_counter()
@@ -206,8 +210,8 @@ def evaluate(strategy, model, records, batch_size, max_batches, show_bar):
     def sums_of_part(features):
         features = {name: tensor[0] for name, tensor in features.items()}
         weights = features["example_weights"]
-        masked = tf.reduce_sum(features["masked_lm_weights"] * weights[:, tf.newaxis])
-        row = tf.stack([*model.pretraining_sums(features).values(), masked, tf.reduce_sum(weights)])
+        row = tf.stack([*model.pretraining_sums(features).values(), tf.reduce_sum(features["masked_lm_weights"]),
+                        tf.reduce_sum(weights)])
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, row)
 
     @functools.partial(tf.function, autograph=False)

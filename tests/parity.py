@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 import tasks
 from common.configuration import BertConfig
-from pretraining.instances import Recipe, create_training_instances, read_corpus
+from pretraining.instances import Recipe, read_corpus, training_instances
 from tokenization import FullTokenizer
 
 GOLDENS = ROOT / "tests" / "goldens"
@@ -139,11 +139,11 @@ def small_corpora():
 
 
 def make_records(tokenizer, corpus_files, flags):
-    """(Instances, the order in which they are written, their Recipe) of a setting's flags."""
+    """The Instances of a setting's flags."""
     recipe = Recipe(**{field.name: flags[field.name] for field in dataclasses.fields(Recipe) if field.name in flags})
     corpus = read_corpus([str(path) for path in corpus_files], tokenizer)
-    rng = random.Random(flags["random_seed"])
-    return *create_training_instances(corpus, tokenizer, recipe, flags["dupe_factor"], rng), recipe
+    made, = training_instances(corpus, tokenizer, recipe, flags["dupe_factor"], random.Random(flags["random_seed"]))
+    return made
 
 
 def small_records(name):
@@ -151,17 +151,17 @@ def small_records(name):
     setting = next(setting for setting in read_json(GOLDENS / "records.json")["settings"] if setting["name"] == name)
     tokenizer = FullTokenizer(str(GOLDENS / "inputs" / "vocab.txt"), setting["flags"]["do_lower_case"])
     made = make_records(tokenizer, [small_corpora()[corpus] for corpus in setting["corpora"]], setting["flags"])
-    return *made, setting["files"]
+    return made, setting["files"]
 
 
-def different_files(instances, order, recipe, files):
+def different_files(instances, files):
     """(files whose records are not Google's in number, order or any feature; records in all)."""
     wrong = 0
     for number, golden in enumerate(files):
-        own = order[number::len(files)]
-        digest = digest_of_records(instances.features(index, recipe) for index in own)
+        own = range(number, len(instances), len(files))
+        digest = digest_of_records(map(instances.features, own))
         wrong += (len(own), digest) != (golden["records"], golden["sha256"])
-    return wrong, len(order)
+    return wrong, len(instances)
 
 
 # Pre-training
@@ -196,8 +196,8 @@ def pretraining_differences(gelu):
     """{what: largest relative difference} of 20 updates, with gelu by `erf` or `tanh`."""
     golden = read_json(GOLDENS / "pretraining.json")
     wanted, size = golden[gelu], golden["batch_size"]
-    instances, order, recipe, _ = small_records("length_64")
-    records = [instances.features(index, recipe) for index in order[:golden["num_steps"] * size]]
+    instances, _ = small_records("length_64")
+    records = [instances.features(index) for index in range(golden["num_steps"] * size)]
     batches = {name: np.array([record[name] for record in records],
                               np.float32 if name == "masked_lm_weights" else np.int32) for name in records[0]}
     batches = {name: values.reshape(-1, size, *values.shape[1:]) for name, values in batches.items()}

@@ -152,7 +152,7 @@ def shared_record_rows():
     for changed, files in SHARED_RECORDS:
         flags = defaults | changed
         made = make_records(shared_tokenizer(flags["do_lower_case"]), [corpus], flags)
-        counts.append(different_files(*made, [dict(zip(("records", "sha256"), file)) for file in files]))
+        counts.append(different_files(made, [dict(zip(("records", "sha256"), file)) for file in files]))
     different, records = map(sum, zip(*counts))
     yield Row("pre-training records, AG's test set", GOOGLE,
               f"{len(SHARED_RECORDS)} settings, every feature of {records:,} records, in order",

@@ -17,7 +17,11 @@ from common.command_line import UserError
 from common.configuration import BertConfig
 from common.files import whole_file
 from conftest import ROOT
-from pretraining.instances import Recipe, create_training_instances, read_corpus, truncate_seq_pair
+from plain_instances import plain_records
+from pretraining import instances
+from pretraining.compiled import below, shuffle, twister, uniform
+from pretraining.examples import write_instances
+from pretraining.instances import Recipe, read_corpus, training_instances, truncated
 from tokenization import FullTokenizer
 
 sys.path.append(str(ROOT / "scripts"))
@@ -64,8 +68,8 @@ def digest(records):
 
 
 def records(corpus, tokenizer, recipe, dupe_factor, seed=12345):
-    instances, order = create_training_instances(corpus, tokenizer, recipe, dupe_factor, random.Random(seed))
-    return [instances.features(index, recipe) for index in order]
+    parts = training_instances(corpus, tokenizer, recipe, dupe_factor, random.Random(seed))
+    return [part.features(index) for part in parts for index in range(len(part))]
 
 
 @pytest.mark.parametrize("do_lower_case, recipe, dupe_factor, files", (
@@ -83,10 +87,10 @@ def test_records_are_googles(shared, do_lower_case, recipe, dupe_factor, files):
     """Every feature of every record, in order, of the settings in goldens/README.md (random_seed 12345)."""
     tokenizer = FullTokenizer(str(shared / "data" / "vocab" / "bert-base-uncased.vocab.txt"), do_lower_case)
     corpus = read_corpus([str(shared / "goldens" / "agnews_corpus_test.txt")], tokenizer)
-    instances, order = create_training_instances(corpus, tokenizer, recipe, dupe_factor, random.Random(12345))
+    made, = training_instances(corpus, tokenizer, recipe, dupe_factor, random.Random(12345))
     for number, expected in enumerate(files):
-        mine = order[number::len(files)]
-        assert (len(mine), digest(instances.features(index, recipe) for index in mine)) == expected
+        mine = range(number, len(made), len(files))
+        assert (len(mine), digest(map(made.features, mine))) == expected
 
 
 @pytest.mark.parametrize("recipe, expected", (
@@ -278,16 +282,89 @@ def test_the_seed_decides_everything(corpus, tokenizer):
 
 def test_truncation_shortens_the_longer_span_until_both_fit():
     rng, starts = random.Random(3), set()
+    state = twister(rng)
     for _ in range(300):
-        a, b = (0, rng.randint(1, 30)), (100, 100 + rng.randint(1, 30))
-        limit = rng.randint(2, 40)
-        (a_start, a_end), (b_start, b_end) = truncate_seq_pair(a, b, limit, rng)
-        lengths = a_end - a_start, b_end - b_start
-        assert 0 <= a_start < a_end <= a[1] and 100 <= b_start < b_end <= b[1]
-        assert sum(lengths) == min(limit, a[1] + b[1] - 100)
-        assert abs(lengths[0] - lengths[1]) <= 1 or min(lengths) == min(a[1], b[1] - 100)
-        starts.add(a_start)
+        a_limit, b_limit, limit = rng.randint(1, 30), 100 + rng.randint(1, 30), rng.randint(2, 40)
+        a, a_end, b, b_end = truncated(0, a_limit, 100, b_limit, limit, state)
+        lengths = a_end - a, b_end - b
+        assert 0 <= a < a_end <= a_limit and 100 <= b < b_end <= b_limit
+        assert sum(lengths) == min(limit, a_limit + b_limit - 100)
+        assert abs(lengths[0] - lengths[1]) <= 1 or min(lengths) == min(a_limit, b_limit - 100)
+        starts.add(a)
     assert len(starts) > 3, "truncation takes from both ends"
+
+
+def test_compiled_random_numbers_are_those_of_python():
+    """Beyond several renewals of the state, and with all sizes of numbers."""
+    rng = random.Random(5)
+    state = twister(rng)
+    for number in range(2000):
+        limit = 1 << number % 32
+        assert rng.random() == uniform(state)
+        assert [rng.randint(0, n - 1) for n in (limit, limit + 1)] == [below(limit, state), below(limit + 1, state)]
+        if number % 50 == 0:
+            plain, fast = list(range(number)), np.arange(number)
+            rng.shuffle(plain)
+            shuffle(fast, state)
+            assert plain == fast.tolist()
+    assert rng.getstate()[1] == tuple(state.tolist())
+
+
+TWINS = [Recipe(max_seq_length, max_predictions, 0.15, short_seq_prob, do_whole_word_mask, next_sentence)
+         for max_seq_length, max_predictions, short_seq_prob in ((5, 1, 0.5), (24, 4, 0), (128, 20, 0.1), (300, 77, 1))
+         for do_whole_word_mask in (False, True) for next_sentence in (True, False)]
+
+
+@pytest.mark.parametrize("recipe", TWINS, ids=str)
+def test_compiled_functions_make_what_plain_python_makes(tmp_path, tokenizer, recipe, monkeypatch):
+    """With several dupes and own tokens; in one part, and in parts of a few instances each, which are made anew."""
+    (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in [*VOCAB, "[unused0]"]))
+    tokenizer = FullTokenizer(str(tmp_path / "vocab.txt"), never_split=["p3q7"])
+    corpus = read_corpus([write_corpus(tmp_path / "corpus.txt")], tokenizer)
+    assert tokenizer.vocab["p3q7"] in corpus.ids
+    expected = plain_records(corpus, tokenizer, recipe, 3, random.Random(9))
+    assert records(corpus, tokenizer, recipe, 3, seed=9) == expected
+    monkeypatch.setattr(instances, "STORE_BYTES", 8000)
+    parts = training_instances(corpus, tokenizer, recipe, 3, random.Random(9))
+    made = [[part.features(index) for index in range(len(part))] for part in parts]
+    assert len(made) > 1 and sum(made, []) == expected
+
+
+def test_a_large_vocabulary_takes_ids_of_32_bits(tmp_path):
+    fill = [f"[unused{number}]" for number in range(70_000)]
+    (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in SPECIAL + fill + VOCAB[len(SPECIAL):]))
+    tokenizer = FullTokenizer(str(tmp_path / "vocab.txt"))
+    corpus = read_corpus([write_corpus(tmp_path / "corpus.txt", num_documents=9)], tokenizer)
+    assert corpus.ids.dtype == np.int32 and corpus.ids.min() > 70_000
+    assert records(corpus, tokenizer, Recipe(), 2) == plain_records(corpus, tokenizer, Recipe(), 2, random.Random(12345))
+
+
+def serialized(record):
+    """A record as the bytes of TensorFlow's tf.train.Example."""
+    import tensorflow as tf
+
+    features = {name: tf.train.Feature(float_list=tf.train.FloatList(value=values)) if name == "masked_lm_weights" else
+                tf.train.Feature(int64_list=tf.train.Int64List(value=values)) for name, values in record.items()}
+    example = tf.train.Example(features=tf.train.Features(feature=features))
+    return example.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize("recipe, store_bytes, num_files", [
+    (Recipe(), 1 << 20, 1), (Recipe(300, 77), 1 << 20, 2), (Recipe(24, 4), 8000, 3),
+    (Recipe(40, 50, next_sentence=False), 8000, 3)])
+def test_files_are_tensorflow_s_byte_by_byte(tmp_path, tokenizer, corpus, monkeypatch, recipe, store_bytes, num_files):
+    """With one part and several, and files in turn; positions above 127 take two bytes."""
+    import tensorflow as tf
+
+    monkeypatch.setattr(instances, "STORE_BYTES", store_bytes)
+    paths = [str(tmp_path / f"{number}.tfrecord") for number in range(num_files)]
+    write_instances(training_instances(corpus, tokenizer, recipe, 4, random.Random(2)), recipe, paths)
+    expected = plain_records(corpus, tokenizer, recipe, 4, random.Random(2))
+    for number, path in enumerate(paths):
+        with tf.io.TFRecordWriter(path + ".expected") as writer:
+            for record in expected[number::num_files]:
+                writer.write(serialized(record))
+        assert (tmp_path / path).read_bytes() == (tmp_path / f"{path}.expected").read_bytes()
 
 
 def test_corpus_is_read_as_google_reads_it(tmp_path, tokenizer):
@@ -300,7 +377,7 @@ def test_corpus_is_read_as_google_reads_it(tmp_path, tokenizer):
                  for start, end in zip(corpus.sentence_offsets, corpus.sentence_offsets[1:])]
     documents = [sentences[start:end] for start, end in zip(corpus.document_offsets, corpus.document_offsets[1:])]
     assert documents == [[["p1", "p2"]], [["[UNK]"]], [["p5"], ["p6"]], [["p7"]]]
-    assert (corpus.num_documents, corpus.num_sentences, corpus.ids.dtype) == (4, 5, np.int32)
+    assert (corpus.num_documents, corpus.num_sentences, corpus.ids.dtype) == (4, 5, np.uint16)
 
 
 def call(monkeypatch, *arguments):
@@ -391,19 +468,16 @@ def test_every_flag_is_observed():
     assert all(test in globals() for test in OBSERVED.values())
 
 
-REFUSED = """
+WITHOUT_TENSORFLOW = """
 import sys, create_pretraining_data
-from common.command_line import UserError
-try:
-    create_pretraining_data.main()
-except UserError:
-    print("tensorflow" in sys.modules)
+create_pretraining_data.main()
+print("tensorflow" in sys.modules)
 """
 
 
-def test_tensorflow_is_not_loaded_before_there_is_something_to_write(tmp_path, tokenizer):
-    (tmp_path / "corpus.txt").write_text("p1 p2\np3\n")
-    done = subprocess.run([sys.executable, "-c", REFUSED, f"--input_file={tmp_path}/corpus.txt",
+def test_tensorflow_is_not_loaded(tmp_path, tokenizer):
+    (tmp_path / "corpus.txt").write_text("p1 p2\n\np3\n")
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TENSORFLOW, f"--input_file={tmp_path}/corpus.txt",
                            f"--vocab_file={tmp_path}/vocab.txt", f"--output_file={tmp_path}/a.tfrecord"],
                           cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1:] == ["False"], done.stderr

@@ -37,7 +37,7 @@ def flash_is_here():
 @pytest.fixture
 def deterministic():
     """Kernels that add in one order alone, where PyTorch has some."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)  # not warn_only, with which flash attention stays as it is
     yield
     torch.use_deterministic_algorithms(False)
 
@@ -218,6 +218,7 @@ def no_waiting(monkeypatch):
 
 @pytest.mark.parametrize("flags", [[], BF16, [*BF16, "--clip_grad", "global", "--gradient_accumulation_steps", 2],
                                    [*BF16, "--layers", 1, 0, "--pooling_type", "mean", "--gradient_checkpointing"],
+                                   [*BF16, "--frozen_bert", "--classifier", "bilstm_attention"],
                                    [*BF16, "--hierarchical", "max", "--max_seq_length", 16, "--fractions_at_once", 3]])
 def test_nothing_in_an_update_waits_for_the_gpu(tiny, tmp_path, no_waiting, flags):
     call(SINGLE, *train_flags(tiny, tmp_path / "run"), *ON_GPU, "--log_steps", 100, "--num_train_epochs", 1, *flags)

@@ -71,7 +71,8 @@ def numpy_bert(config, values, input_ids, input_mask, segment_ids):
 def test_hidden_states_pooled_output_and_logits_equal_numpy_to_1e5():
     values, batch = rough_values(CONFIG), example_batch()
     model = BertForPreTraining(CONFIG, values)
-    hidden_states, pooled = model.encode(**batch)
+    hidden_states = model.encode(**batch)
+    pooled = model.pooled(hidden_states[-1][:, 0])
     expected_states, expected_pooled = numpy_bert(CONFIG, values, **batch)
     assert len(hidden_states) == CONFIG.num_hidden_layers + 1
     np.testing.assert_allclose(np.array(hidden_states), expected_states, rtol=1e-4, atol=1e-5)
@@ -83,7 +84,8 @@ def test_hidden_states_pooled_output_and_logits_equal_numpy_to_1e5():
     x = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
     x = x * values["cls/predictions/transform/LayerNorm/gamma"] + values["cls/predictions/transform/LayerNorm/beta"]
     logits = x @ values["bert/embeddings/word_embeddings"].T + values["cls/predictions/output_bias"]
-    np.testing.assert_allclose(model.masked_lm_logits(hidden_states[-1], positions), logits, rtol=1e-4, atol=1e-5)
+    chosen = tf.gather(hidden_states[-1], positions, batch_dims=1)
+    np.testing.assert_allclose(model.masked_lm_logits(chosen), logits, rtol=1e-4, atol=1e-5)
     next_sentence = expected_pooled @ values["cls/seq_relationship/output_weights"].T
     np.testing.assert_allclose(model.next_sentence_logits(pooled),
                                next_sentence + values["cls/seq_relationship/output_bias"], rtol=1e-4, atol=1e-5)
@@ -91,10 +93,10 @@ def test_hidden_states_pooled_output_and_logits_equal_numpy_to_1e5():
 
 def test_what_stands_in_the_padding_changes_nothing():
     model, batch = BertForPreTraining(CONFIG, rough_values(CONFIG)), example_batch()
-    states, pooled = model.encode(**batch)
+    states = model.encode(**batch)
     other = batch | {"input_ids": np.where(batch["input_mask"] == 1, batch["input_ids"], 7).astype(np.int32)}
-    other_states, other_pooled = model.encode(**other)
-    np.testing.assert_array_equal(pooled, other_pooled)
+    other_states = model.encode(**other)
+    np.testing.assert_array_equal(states[-1][0], other_states[-1][0])
     np.testing.assert_array_equal(states[-1][1, :6], other_states[-1][1, :6])
 
 
@@ -111,21 +113,21 @@ def test_activations_equal_their_formulas(name, formula):
 
 def test_dropout_is_a_function_of_its_seed_and_off_outside_training():
     model, batch = BertForPreTraining(CONFIG, rough_values(CONFIG)), example_batch()
-    first = model.encode(**batch, training=True, seed=[1, 2])[1].numpy()
-    assert first.tobytes() == model.encode(**batch, training=True, seed=[1, 2])[1].numpy().tobytes()
-    assert not np.allclose(first, model.encode(**batch, training=True, seed=[1, 3])[1])
-    assert not np.allclose(first, model.encode(**batch)[1])
-    embeddings = model.encode(**batch, training=True, seed=[1, 2])[0][0].numpy()
+    first = model.encode(**batch, training=True, seed=[1, 2])[-1].numpy()
+    assert first.tobytes() == model.encode(**batch, training=True, seed=[1, 2])[-1].numpy().tobytes()
+    assert not np.allclose(first, model.encode(**batch, training=True, seed=[1, 3])[-1])
+    assert not np.allclose(first, model.encode(**batch)[-1])
+    embeddings = model.encode(**batch, training=True, seed=[1, 2])[0].numpy()
     dropped = np.mean(embeddings == 0.0)
     assert 0.05 < dropped < 0.15  # hidden_dropout_prob 0.1 of 480 values
     kept = embeddings != 0.0
-    np.testing.assert_allclose(embeddings[kept], model.encode(**batch)[0][0].numpy()[kept] / 0.9, rtol=1e-5)
+    np.testing.assert_allclose(embeddings[kept], model.encode(**batch)[0].numpy()[kept] / 0.9, rtol=1e-5)
 
 
 def test_bfloat16_stays_within_3_percent_of_float32():
     values, batch = initial_values(CONFIG, 0), example_batch()
-    exact = BertForPreTraining(CONFIG, values).encode(**batch)[0][-1].numpy()
-    states, _ = BertForPreTraining(CONFIG, values, "bfloat16").encode(**batch)
+    exact = BertForPreTraining(CONFIG, values).encode(**batch)[-1].numpy()
+    states = BertForPreTraining(CONFIG, values, "bfloat16").encode(**batch)
     assert states[-1].dtype == tf.bfloat16
     error = np.linalg.norm(tf.cast(states[-1], tf.float32).numpy() - exact) / np.linalg.norm(exact)
     assert 0 < error < 0.03
