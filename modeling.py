@@ -69,8 +69,11 @@ class BertSelfAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden, batch):
-        projected = project_together((self.query, self.key, self.value), hidden)
+    def forward(self, hidden, asking, batch):
+        if asking is hidden:
+            projected = project_together((self.query, self.key, self.value), hidden)
+        else:
+            projected = self.query(asking), *project_together((self.key, self.value), hidden)
         query, key, value = (x.unflatten(-1, (self.heads, -1)) for x in projected)
         dropout = self.dropout if self.training else 0.0
         return self.attention(query, key, value, batch, dropout, self.backend).flatten(-2)
@@ -108,9 +111,11 @@ class BertLayer(nn.Module):
         self.intermediate = BertDense(config.hidden_size, config.intermediate_size, ACTIVATIONS[config.hidden_act])
         self.output = BertOutput(config, config.intermediate_size)
 
-    def forward(self, hidden, batch):
-        hidden = self.attention.output(self.attention.self(hidden, batch), hidden)
-        return self.output(self.intermediate(hidden), hidden)
+    def forward(self, hidden, batch, first_only=False):
+        """The states [T, hidden] of all tokens, or [sequences, hidden] of the first one of each sequence."""
+        asking = hidden.index_select(0, batch.cu_seqlens[:-1]) if first_only else hidden
+        asking = self.attention.output(self.attention.self(hidden, asking, batch), asking)
+        return self.output(self.intermediate(asking), asking)
 
 
 class BertEncoder(nn.Module):
@@ -119,11 +124,12 @@ class BertEncoder(nn.Module):
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
 
-    def forward(self, hidden, batch, num_layers):
-        outputs, recomputed = [], self.gradient_checkpointing and self.training
-        for layer in self.layer[:num_layers]:  # None: all
+    def forward(self, hidden, batch, num_layers, first_only):
+        outputs, recomputed, layers = [], self.gradient_checkpointing and self.training, self.layer[:num_layers]  # None: all
+        for layer in layers:
+            only = first_only and layer is layers[-1]
             # `checkpoint` keeps the state of dropout
-            hidden = checkpoint(layer, hidden, batch, use_reentrant=False) if recomputed else layer(hidden, batch)
+            hidden = checkpoint(layer, hidden, batch, only, use_reentrant=False) if recomputed else layer(hidden, batch, only)
             outputs.append(hidden)
         return outputs
 
@@ -166,10 +172,12 @@ class BertModel(nn.Module):
             part.eval()
         return self
 
-    def forward(self, batch, num_layers=None):
-        """The outputs, each [T, hidden], of the embeddings and (a list) of the lowest `num_layers` layers, by default all."""
+    def forward(self, batch, num_layers=None, first_only=False):
+        """The outputs, each [T, hidden], of the embeddings and (a list) of the lowest `num_layers` layers, by default all.
+        first_only: of the highest of them the states of the sequences' first tokens alone, [sequences, hidden]: what a layer
+        does beyond keys and values is then done for them only."""
         embedded = self.embeddings(batch)
-        return embedded, self.encoder(embedded, batch, num_layers)
+        return embedded, self.encoder(embedded, batch, num_layers, first_only)
 
 
 def initialize(module, config):
@@ -267,6 +275,7 @@ class BertForSequenceClassification(nn.Module):
         self.layers = list(range(config.num_hidden_layers)) if list(layers) == [-1] else list(layers)
         self.num_layers = config.num_hidden_layers if self.use_pooler else max(self.layers) + 1
         self.pool_tokens, self.pool_layers = POOLINGS[pooling_type], LAYER_POOLINGS[layer_pooling]
+        self.first_only = pooling_type == "cls" and classifier == "linear"  # of the highest layer only [CLS] is read
         # The order of what follows is the order in which random weights are drawn: another one would be another run.
         self.bert = bert or BertModel(config)
         self.dropout = Dropout(config.hidden_dropout_prob)
@@ -303,13 +312,14 @@ class BertForSequenceClassification(nn.Module):
 
     def sequence_features(self, batch):
         """The same of each sequence: [sequences, width]."""
-        _, outputs = self.bert(batch, self.num_layers)
+        _, outputs = self.bert(batch, self.num_layers, first_only=self.first_only)
         if self.use_pooler:
-            return self.bert.pooler(outputs[-1][batch.cu_seqlens[:-1]])
+            return self.bert.pooler(outputs[-1])
         chosen = [outputs[layer] for layer in self.layers]
         if self.bilstm_attention:
             return self.bilstm_attention(self.pool_layers(torch.stack(chosen, dim=1)), batch.lengths)
-        return self.pool_layers(torch.stack([self.pool_tokens(hidden, batch) for hidden in chosen], dim=1))
+        return self.pool_layers(torch.stack([hidden if self.first_only and hidden is outputs[-1] else
+                                             self.pool_tokens(hidden, batch) for hidden in chosen], dim=1))
 
 
 class MultiTaskModel(nn.Module):

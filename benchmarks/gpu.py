@@ -79,7 +79,7 @@ def ours(config, device, training, compiled):
                     embeddings_rate=None, schedule="slanted_triangular", warmup_proportion=WARMUP, weight_decay=0.01,
                     clip_grad="tensor", bias_correction=False, best_metric="accuracy", patience=None, task_sampling="by_size",
                     task_sampling_alpha=1.0)
-    execution = Execution(gradient_accumulation_steps=1, eval_batch_size=PREDICTION_BATCH, bf16=True,
+    execution = Execution(gradient_accumulation_steps=1, eval_batch_size=PREDICTION_BATCH, precision="bf16",
                           save_checkpoints_steps=10**9, save_models="none", log_steps=10, report_to=[], eval_every=None,
                           allow_divergence=False)
 

@@ -1,4 +1,8 @@
-"""Attention inside each sequence of a packed batch: a kernel for each device, and the plain one that they are held to."""
+"""Attention inside each sequence of a packed batch: a kernel for each device, and the plain one that they are held to.
+
+key and value are [T, heads, head size]; query and the result too, or [sequences, heads, head size] where only the first token
+of each sequence asks ([CLS], in a layer whose other states nobody reads).
+"""
 import math
 
 import torch
@@ -11,9 +15,10 @@ MOST_PADDING = 1.15  # a group's longest sequence has at most so many times the 
 
 
 def attention_per_sequence(query, key, value, batch, dropout):
-    """Attention of each sequence by itself, plain and slow. query, key, value and result: [T, heads, head size]."""
+    """Attention of each sequence by itself, plain and slow."""
     outputs = []
-    for q, k, v in zip(query.split(batch.lengths), key.split(batch.lengths), value.split(batch.lengths)):
+    queries = batch.lengths if len(query) == len(key) else 1
+    for q, k, v in zip(query.split(queries), key.split(batch.lengths), value.split(batch.lengths)):
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))  # [1, heads, length, head size]
         outputs.append(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).squeeze(0).transpose(0, 1))
     return torch.cat(outputs)
@@ -22,10 +27,11 @@ def attention_per_sequence(query, key, value, batch, dropout):
 def groups_of(lengths):
     """The sequences of a packed batch in groups of like length, which are padded for attention alone.
 
-    lengths: tokens of each of them. Returns a list of (rows, real, bias), and `order`, int64 [T]: where each token is among
-    the groups' tokens one after another. rows: int64 [sequences, longest], the token in each place, the sequence's first one
-    for padding; real: int64, the places of `rows` flattened that are no padding, None for all; bias: float32
-    [sequences, 1, longest], 0 for tokens and -inf for padding, None for none.
+    lengths: tokens of each of them. Returns a list of (members, rows, real, bias) and where each token, int64 [T], and each
+    sequence, int64 [sequences], is among the groups' ones. members: int64 [sequences of the group, 1], which they are; rows:
+    int64 [sequences of the group, longest], the token in each place, the sequence's first one for padding; real: int64, the
+    places of `rows` flattened that are no padding, None for all; bias: float32 [sequences of the group, 1, 1, longest], 0 for
+    tokens and -inf for padding, None for none.
     """
     sizes = torch.tensor(lengths)
     starts, by_size = sizes.cumsum(0) - sizes, sizes.argsort(stable=True)
@@ -38,16 +44,20 @@ def groups_of(lengths):
         rows, real, bias = starts[members] + places * is_token, None, None
         if ordered[first] < ordered[last - 1]:
             real = is_token.flatten().nonzero().flatten()
-            bias = torch.zeros(is_token.shape).masked_fill_(~is_token, -math.inf)[:, None]
-        groups.append((rows, real, bias))
+            bias = torch.zeros(is_token.shape).masked_fill_(~is_token, -math.inf)[:, None, None]
+        groups.append((members, rows, real, bias))
         tokens.append(rows.flatten() if real is None else rows.flatten()[real])
         first = last
-    return groups, torch.cat(tokens).argsort()
+    return groups, torch.cat(tokens).argsort(), by_size.argsort()
 
 
-def by_head(x, rows):
-    """[T, heads, head size] -> [sequences, heads, longest, head size] of a group."""
-    return x.index_select(0, rows.flatten()).unflatten(0, rows.shape).transpose(1, 2)
+def by_head(x, rows, real=None):
+    """[T, heads, head size] -> [sequences, heads, longest, head size] of a group; 0 in padding where `real` says what is none,
+    else a token's."""
+    picked = x.index_select(0, rows.flatten())
+    if real is not None:
+        picked = torch.zeros_like(picked).index_copy_(0, real, picked.index_select(0, real))
+    return picked.unflatten(0, rows.shape).transpose(1, 2)
 
 
 def by_token(x, real):
@@ -58,12 +68,16 @@ def by_token(x, real):
 
 def attention_grouped(query, key, value, batch, dropout):
     """The same with a kernel for each group of sequences of like length: the CPU's path."""
-    groups, order = batch.groups
+    groups, token_order, sequence_order = batch.groups
+    if len(query) == len(key):
+        groups, order = [(rows, real, rows, real, bias) for _, rows, real, bias in groups], token_order
+    else:
+        groups, order = [(members, None, rows, real, bias) for members, rows, real, bias in groups], sequence_order
     if dropout:
-        return GroupedAttention.apply(query, key, value, groups, order, dropout)
+        return GroupedAttention.apply(query, key, value, groups, order, token_order, dropout)
     outputs = [by_token(F.scaled_dot_product_attention(
-        *(by_head(x, rows) for x in (query, key, value)), None if bias is None else bias[:, None].to(query.dtype)), real)
-        for rows, real, bias in groups]
+        by_head(query, own), by_head(key, rows), by_head(value, rows), None if bias is None else bias.to(query.dtype)), real)
+        for own, real, rows, _, bias in groups]
     return torch.cat(outputs).index_select(0, order)
 
 
@@ -72,46 +86,45 @@ class GroupedAttention(torch.autograd.Function):
     after softmax, the dropped ones with a minus sign, so that they and the mask are one tensor."""
 
     @staticmethod
-    def forward(ctx, query, key, value, groups, order, dropout):
+    def forward(ctx, query, key, value, groups, order, token_order, dropout):
         kept, outputs = [], []
-        for rows, real, bias in groups:
-            q, k, v = (by_head(x, rows).flatten(0, 1) for x in (query, key, value))
+        for own, own_real, rows, _, bias in groups:
+            q, k, v = (by_head(x, at).flatten(0, 1) for x, at in ((query, own), (key, rows), (value, rows)))
             q = q * q.shape[-1]**-0.5
-            scores = q @ k.transpose(1, 2)  # [sequences * heads, longest, longest]
+            scores = q @ k.transpose(1, 2)  # [sequences * heads, queries, longest]
             if bias is not None:
-                scores.unflatten(0, (len(rows), -1)).add_(bias[:, None].to(scores.dtype))
+                scores.unflatten(0, (len(rows), -1)).add_(bias.to(scores.dtype))
             signed = scores.softmax(-1)
             words = signed.view(WORDS[signed.element_size()])
             words |= ~keep_words(signed, dropout) & torch.iinfo(words.dtype).min
             output = (signed.relu() @ v).mul_(1 / (1 - dropout))
-            outputs.append(by_token(output.unflatten(0, (len(rows), -1)), real))
+            outputs.append(by_token(output.unflatten(0, (len(rows), -1)), own_real))
             kept += [q, k, v, signed]
         ctx.save_for_backward(*kept)
-        ctx.groups, ctx.order, ctx.dropout = groups, order, dropout
+        ctx.groups, ctx.order, ctx.token_order, ctx.dropout = groups, order, token_order, dropout
         return torch.cat(outputs).index_select(0, order)
 
     @staticmethod
     def backward(ctx, grad):
         grads, kept = ([], [], []), iter(ctx.saved_tensors)
-        for (rows, real, _), q, k, v, signed in zip(ctx.groups, kept, kept, kept, kept):
-            grad_output = by_head(grad, rows)
-            if real is not None:  # no gradient comes from what stands in padding
-                grad_output = torch.zeros_like(x := grad_output.transpose(1, 2).flatten(0, 1)).index_copy_(
-                    0, real, x.index_select(0, real)).unflatten(0, rows.shape).transpose(1, 2)
-            grad_output = grad_output.flatten(0, 1) * (1 / (1 - ctx.dropout))
+        for (own, own_real, rows, real, _), q, k, v, signed in zip(ctx.groups, kept, kept, kept, kept):
+            grad_output = by_head(grad, own, own_real).flatten(0, 1) * (1 / (1 - ctx.dropout))
             grad_value = signed.relu().transpose(1, 2) @ grad_output
             grad_probabilities = torch.ops.aten.threshold_backward(grad_output @ v.transpose(1, 2), signed, 0)
             grad_scores = torch._softmax_backward_data(grad_probabilities, signed.abs(), -1, signed.dtype)
             grad_query, grad_key = (grad_scores @ k).mul_(q.shape[-1]**-0.5), grad_scores.transpose(1, 2) @ q
-            for parts, part in zip(grads, (grad_query, grad_key, grad_value)):
-                parts.append(by_token(part.unflatten(0, (len(rows), -1)), real))
-        return *(torch.cat(parts).index_select(0, ctx.order) for parts in grads), None, None, None
+            for parts, part, of in zip(grads, (grad_query, grad_key, grad_value), (own_real, real, real)):
+                parts.append(by_token(part.unflatten(0, (len(rows), -1)), of))
+        of_query, of_key, of_value = map(torch.cat, grads)
+        return (of_query.index_select(0, ctx.order), of_key.index_select(0, ctx.token_order),
+                of_value.index_select(0, ctx.token_order), None, None, None, None)
 
 
 def attention_padded(query, key, value, batch, dropout):
     """The same with one kernel for all sequences, which are padded for it and for it alone: a GPU's path in float32."""
     num_sequences, longest = len(batch.lengths), max(batch.lengths)
     place = batch.sequence_ids * longest + batch.position_ids  # of each token among num_sequences * longest
+    all_ask = len(query) == len(key)
 
     def pad(x):
         padded = x.new_zeros(num_sequences * longest, *x.shape[1:]).index_copy(0, place, x)
@@ -119,8 +132,10 @@ def attention_padded(query, key, value, batch, dropout):
 
     lengths = batch.cu_seqlens.diff()  # on the device; batch.lengths is for the host
     mask = torch.arange(longest, device=query.device) < lengths[:, None]  # [sequences, longest]
-    output = F.scaled_dot_product_attention(pad(query), pad(key), pad(value), mask[:, None, None], dropout)
-    return output.transpose(1, 2).flatten(0, 1).index_select(0, place)
+    padded = pad(query) if all_ask else query.unsqueeze(2)  # [sequences, heads, queries, head size]
+    output = F.scaled_dot_product_attention(padded, pad(key), pad(value), mask[:, None, None], dropout)
+    output = output.transpose(1, 2).flatten(0, 1)
+    return output.index_select(0, place) if all_ask else output
 
 
 def attention_varlen(query, key, value, batch, dropout):
@@ -129,11 +144,15 @@ def attention_varlen(query, key, value, batch, dropout):
     dropout, and torch.nn.attention.varlen, which does not, call: it is called here without a nested tensor's time on the
     host (docs/performance.md), and a compiled layer has it in its graph."""
     starts, longest = batch.cu_seqlens_int32, batch.longest
-    return torch.ops.aten._flash_attention_forward(query, key, value, starts, starts, longest, longest, dropout,
+    query_starts, most_queries = starts, longest
+    if len(query) < len(key):
+        query_starts, most_queries = torch.arange(len(starts), dtype=torch.int32, device=query.device), 1
+    return torch.ops.aten._flash_attention_forward(query, key, value, query_starts, starts, most_queries, longest, dropout,
                                                    False, False)[0]  # not causal, no debugging mask
 
 
-ATTENTIONS = {"per_sequence": attention_per_sequence, "grouped": attention_grouped, "padded": attention_padded, "varlen": attention_varlen}
+ATTENTIONS = {"per_sequence": attention_per_sequence, "grouped": attention_grouped, "padded": attention_padded,
+              "varlen": attention_varlen}
 
 
 def has_flash(device):
@@ -147,10 +166,8 @@ def fits_flash(query):
 
 
 def attention(query, key, value, batch, dropout, backend=None):
-    """Scaled dot-product attention inside each sequence of a packed batch.
-
-    query, key, value and result: [T, heads, head size]. backend: a name in ATTENTIONS, or None for the fastest one here.
-    """
+    """Scaled dot-product attention inside each sequence of a packed batch. backend: a name in ATTENTIONS, or None for the
+    fastest one here."""
     if not backend:
         backend = ("grouped" if query.device.type == "cpu" else
                    "varlen" if fits_flash(query) and has_flash(query.device) else "padded")

@@ -24,7 +24,7 @@ from test_gpu_twins import loss_and_gradients, make_dataset, make_model
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for `deterministic`; read when CUDA starts
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 GPU = torch.device("cuda", 0)
-ON_GPU, BF16 = ["--no_cuda=False", "--num_processes", 1], ["--bf16"]
+ON_GPU, BF16 = ["--no_cuda=False", "--num_processes", 1], ["--precision", "bf16"]
 LENGTHS = [5, 1, 130, 512, 64, 65]
 
 
