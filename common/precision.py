@@ -17,11 +17,6 @@ def bf16_instructions():
     return next((flag for flag in BF16_FLAGS if flag in flags), None)
 
 
-def native_bf16_cpu() -> bool:
-    """Whether the processor multiplies bfloat16 numbers itself: without, they are taken apart to float32 and are slower."""
-    return bf16_instructions() is not None
-
-
 def auto_on_cpu(hidden_size):
     """(whether --precision auto is bf16 for a model of that width on this processor, the reason in words)."""
     instructions = bf16_instructions()

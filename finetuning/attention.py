@@ -139,10 +139,8 @@ def attention_padded(query, key, value, batch, dropout):
 
 
 def attention_varlen(query, key, value, batch, dropout):
-    """The same with one kernel and without any padding: flash attention, which sees where sequences start; a GPU's path in
-    bfloat16 and float16. The operator is the one that a jagged nested tensor in scaled_dot_product_attention, which takes
-    dropout, and torch.nn.attention.varlen, which does not, call: it is called here without a nested tensor's time on the
-    host (docs/performance.md), and a compiled layer has it in its graph."""
+    """The same without any padding: flash attention, a GPU's path in bfloat16 and float16. The operator is that of a jagged
+    nested tensor in scaled_dot_product_attention, without the time that one costs the host (docs/performance.md)."""
     starts, longest = batch.cu_seqlens_int32, batch.longest
     query_starts, most_queries = starts, longest
     if len(query) < len(key):
