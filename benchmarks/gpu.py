@@ -42,13 +42,14 @@ def lengths_of(num_documents):
 
 
 def flops(config, lengths, training):
-    """The arithmetic that the encoder needs: its matrix products and attention's for the real tokens, after the last layer's
-    attention for [CLS] alone; twice more in training, once for each of both gradients. Embeddings, LayerNorm, pooler and
-    classifier are not counted."""
+    """The arithmetic that the encoder needs: its matrix products and attention's for the real tokens, of the last layer keys
+    and values, and the rest for [CLS] alone; twice more in training, once for each of both gradients. Embeddings, LayerNorm,
+    pooler and classifier are not counted."""
     size, layers = config.hidden_size, config.num_hidden_layers
-    before, after = 3 * size ** 2, size ** 2 + 2 * size * config.intermediate_size  # attention: weights of a layer
-    products = lengths.sum() * (layers * before + (layers - 1) * after) + len(lengths) * after
-    return float((2 * products + 4 * size * layers * (lengths ** 2).sum()) * (3 if training else 1))
+    keys, rest = 2 * size ** 2, 2 * size ** 2 + 2 * size * config.intermediate_size  # weights of a layer
+    products = lengths.sum() * (layers * keys + (layers - 1) * rest) + len(lengths) * rest
+    pairs = (layers - 1) * (lengths ** 2).sum() + lengths.sum()  # of tokens that look at each other
+    return float((2 * products + 4 * size * pairs) * (3 if training else 1))
 
 
 def peak_of(device, given):

@@ -194,9 +194,10 @@ def add_speed_flags(group):
         "micro-batches to save memory; draws other dropout, so the result is the same in distribution (default: 1).")
     add("--fractions_at_once", type=count, default=64, help="With --hierarchical, fractions of a batch that go through BERT "
         "together in training; more are computed in parts, twice, to save memory, with other dropout (default: 64).")
-    add("--precision", choices=PRECISIONS, default="auto", help="Numbers to compute with, the weights being float32: float32, "
-        "its products rounded to TF32 (GPUs), or bfloat16 where it is safe; results differ by rounding (default: auto, bfloat16 "
-        "where the device multiplies it natively and the model is not tiny, else float32; a run keeps what it began with).")
+    add("--precision", choices=PRECISIONS, default="auto", help="Numbers to compute with, the weights being float32: "
+        "float32, its products rounded to TF32 (GPUs), or bfloat16 where it is safe; results differ by rounding (default: "
+        "auto, bfloat16 where the device multiplies it natively and the model is not tiny, else float32; a run keeps what it "
+        "began with).")
     add_boolean(group, "--compile", False, "Compile the encoder's layers with torch.compile, which draws dropout and rounds in "
                 "its own way (default: off).")
     add_boolean(group, "--gradient_checkpointing", False, "Recompute each layer's inner states in the backward pass instead of "

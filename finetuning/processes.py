@@ -118,8 +118,8 @@ def connect(local_rank, use_gpu, timeout):
 
 
 def keep_freed_memory():
-    """Has glibc keep the memory that is freed. It would give large pieces back to the system, and an update spends 5% and more of
-    its time getting them again, page by page."""
+    """Has glibc keep the memory that is freed. It would give large pieces back to the system, and an update spends 5% of its
+    time and more on getting them again, page by page."""
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):  # glibc's alone
         libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: pieces up to 1 GiB come from the heap
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: which never shrinks

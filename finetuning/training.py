@@ -316,7 +316,8 @@ def out_of_patience(progress, recipe):
     return progress.epoch - max(best) >= recipe.patience
 
 
-DIVERGED = "what was saved before is kept; start again with a lower --learning_rate, or with --precision float32, in another --output_dir"
+DIVERGED = ("what was saved before is kept; start again with a lower --learning_rate, or with --precision float32, in another "
+            "--output_dir")
 
 
 def fault_of_output(model, task, dataset, indices, progress, execution, world):

@@ -1,4 +1,4 @@
-"""What makes a CPU quick, against the plain version: dropout, attention in groups, the last layer for [CLS] alone, precision."""
+"""What makes a CPU quick, against the plain version: dropout, grouped attention, a last layer for [CLS] alone, precision."""
 import numpy as np
 import pytest
 import torch
@@ -152,7 +152,8 @@ CPU = torch.device("cpu")
     ("auto", None, "amx_bf16", precision.BF16_HIDDEN_SIZE, "bf16", "a CPU with amx_bf16"),
     ("auto", None, "avx512_bf16", precision.BF16_HIDDEN_SIZE - 1, "float32", "narrower than"),
     ("auto", None, None, 768, "float32", "a CPU without bfloat16 instructions"),
-    ("auto", "bf16", None, 768, "bf16", "as the run began"), ("auto", "float32", "amx_bf16", 768, "float32", "as the run began"),
+    ("auto", "bf16", None, 768, "bf16", "as the run began"),
+    ("auto", "float32", "amx_bf16", 768, "float32", "as the run began"),
     ("auto", "mixed", None, 768, "float32", "without"), ("float32", "bf16", "amx_bf16", 768, "float32", "--precision"),
     ("bf16", None, None, 8, "bf16", "--precision")])
 def test_auto_is_bfloat16_where_the_cpu_has_it_and_the_model_is_not_tiny(monkeypatch, asked, began, instructions, width,

@@ -19,6 +19,7 @@ from tensorflow.python.framework import config
 
 import pretraining.records
 import run_pretraining
+from common import precision
 from common.command_line import UserError
 from common.configuration import BertConfig
 from common.run_folder import RunFolder
