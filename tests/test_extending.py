@@ -142,7 +142,8 @@ def test_an_unknown_name_is_refused_as_a_flag_s_value(tiny, tmp_path, refused_he
     """In one line that says which there are, those that were added among them."""
     line = refused_here(script, *runs.train_flags(tiny, tmp_path / "run"), flag, "mlp",
                         words="invalid choice: 'mlp'")[-1]
-    assert f"argument {flag}" in line and all(f"'{name}'" in line for name in known)
+    assert f"argument {flag}" in line  # then maybe another name of it
+    assert all(f"'{name}'" in line for name in known)
     assert not (tmp_path / "run").exists()
 
 

@@ -506,7 +506,7 @@ def test_so_many_forward_passes_an_update(train, documents, flags, parts):
     assert [count for training_, count in documents if training_] == 3 * parts
 
 
-@pytest.mark.parametrize("size, parts", [(37, [37]), (10, [10, 10, 10, 7])])
+@pytest.mark.parametrize("size, parts", [(37, [37]), (10, [7, 10, 10, 10])])
 def test_so_many_sequences_are_evaluated_at_a_time(train, documents, size, parts):
     train("--num_train_epochs", 0.125, "--eval_batch_size", size)
     evaluated = [count for training_, count in documents if not training_]

@@ -5,6 +5,7 @@ import contextlib
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -18,10 +19,11 @@ import modeling
 import optimization
 from common.configuration import BertConfig
 from conftest import ROOT
-from finetuning import attention, data
+from finetuning import attention, data, evaluation, training
 from finetuning.gpu import moved_ahead
 from flash import flash_on_cpu  # noqa: F401
 from modeling import BertForSequenceClassification
+from runs import SINGLE, assert_equal_weights, call, losses_of, train_flags
 
 CPU = torch.device("cpu")
 
@@ -220,7 +222,8 @@ def pretended(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: asked.append(f"kept for {stream.name}"))
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
     plain = torch.Tensor.to
-    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device, **how: plain(tensor, "cpu", **how))
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *where, **how: plain(
+        tensor, *("cpu" if isinstance(place, torch.device) else place for place in where), **how))
     return torch.device("cuda", 0), asked
 
 
@@ -256,6 +259,31 @@ def test_who_stops_in_the_middle_leaves_no_thread_and_an_error_arrives(pretended
     with pytest.raises(IndexError):
         next(batches)
     assert threading.active_count() == before
+
+
+def test_a_run_with_batches_ahead_is_the_run_without_to_the_bit(tiny, tmp_path, pretended, monkeypatch):
+    """Training, evaluation and a run that is stopped and goes on."""
+    flags = [*train_flags(tiny, tmp_path / "plain"), "--gradient_accumulation_steps", 2]
+    call(SINGLE, *flags)
+    device, asked = pretended
+    assert not asked
+    for module in (training, evaluation):
+        monkeypatch.setattr(module, "moved_ahead", lambda batches, _: moved_ahead(batches, device))
+    step, done = optimization.BertAdam.step, []
+
+    def stopped(*arguments):
+        done.append(step(*arguments))
+        if len(done) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+    monkeypatch.setattr(optimization.BertAdam, "step", stopped)
+    before, flags = threading.active_count(), [*flags, "--output_dir", tmp_path / "ahead"]
+    with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+        call(SINGLE, *flags)
+    assert threading.active_count() <= before
+    call(SINGLE, *flags)
+    assert losses_of(tmp_path / "ahead") == losses_of(tmp_path / "plain")
+    assert_equal_weights(tmp_path / "ahead" / "last", tmp_path / "plain" / "last")
+    assert asked.count("main waits for event") > 2 * 24
 
 
 # The update
