@@ -3,8 +3,8 @@
     python benchmarks/fine_tuning.py --bert FOLDER --data_dir downloads --peer_python peers/bin/python
 
 Real texts (AG's News at 128 tokens, IMDb at 512) and a real encoder, 32 documents an update, dropout on. Ours is what the
-scripts run, finetuning.training.train; the peer is Trainer as its users call it, with dynamic padding. Texts are tokenised before
-the clock starts; each process trains on a few batches first. The peers' environment:
+scripts run, finetuning.training.train; the peer is Trainer as its users call it, with dynamic padding. Texts are tokenised
+before the clock starts; each process trains on a few batches first. The peers' environment:
 
     python3 -m venv peers && peers/bin/pip install -r tests/requirements.txt accelerate
 """
@@ -127,19 +127,22 @@ def add_flags(parser, sides):
     parser.add_argument("--data_dir", type=path, default="downloads", help="Folder of the data sets; default: downloads.")
     parser.add_argument("--sides", nargs="+", choices=sides, default=list(sides), help="Whom to run; default: all.")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="What to measure; default: all.")
-    add_boolean(parser, "--here", False, "Measure one side and case in this process; set for the processes that are started.")
+    add_boolean(parser, "--here", False, "Measure one side and case in this process (default: off; set for the processes that "
+                "are started).")
 
 
 def main():
     parser = common.benchmark_parser(__doc__, "fine_tuning")
     add_flags(parser, SIDES)
-    parser.add_argument("--warm_up", type=number(int, minimum=1), default=4, help="Updates before the clock starts; default: 4.")
+    parser.add_argument("--warm_up", type=number(int, minimum=1), default=4, help="Updates before the clock starts; "
+                        "default: 4.")
     parser.add_argument("--updates", type=number(int, minimum=1), default=24, help="Updates that are timed; default: 24.")
     args = common.parse(parser)
     if args.here:
         print("\n" + json.dumps(measure(args, args.cases[0], args.sides[0])))
         return
-    compare_sides(args, "fine-tuning", [f"--{flag}={getattr(args, flag)}" for flag in ("bert", "data_dir", "warm_up", "updates")])
+    flags = ("bert", "data_dir", "warm_up", "updates")
+    compare_sides(args, "fine-tuning", [f"--{flag}={getattr(args, flag)}" for flag in flags])
 
 
 def compare_sides(args, stage, flags):

@@ -2,8 +2,8 @@
 
     python benchmarks/prediction.py --bert FOLDER --data_dir downloads --peer_python peers/bin/python
 
-Real texts (AG's News at 128 tokens, IMDb at 512), a real encoder with a new classifier. Ours is what --do_predict runs; the peers
-are transformers' pipeline, as its users call it, and a loop that a careful user writes: sorted by length, padded, bfloat16.
+Real texts (AG's News at 128 tokens, IMDb at 512), a real encoder with a new classifier. Ours is what --do_predict runs; the
+peers are transformers' pipeline, as its users call it, and a careful user's loop: sorted by length, padded, bfloat16.
 Tokenization is on the clock; each process predicts a few batches first. The peers' environment: benchmarks/fine_tuning.py.
 """
 import json
