@@ -35,8 +35,8 @@ def ours(folder, root, *flags):
     with tempfile.TemporaryDirectory() as output:
         done = subprocess.run([
             sys.executable, "run_pretraining.py", "--do_train", f"--input_file={folder}/records.tfrecord",
-            f"--output_dir={output}", f"--bert_config_file={folder}/bert_config.json", f"--train_batch_size={BATCH}", f"--learning_rate={RATE}",
-            f"--num_train_steps={WINDOW * WINDOWS}", f"--num_warmup_steps={WARMUP}", f"--log_steps={WINDOW}", *flags], cwd=root,
+            f"--output_dir={output}", f"--bert_config_file={folder}/bert_config.json", f"--train_batch_size={BATCH}",
+            f"--learning_rate={RATE}", f"--num_train_steps={WINDOW * WINDOWS}", f"--num_warmup_steps={WARMUP}", f"--log_steps={WINDOW}", *flags], cwd=root,
             capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"run_pretraining.py failed: {done.stderr[-500:]}")
