@@ -36,8 +36,8 @@ def ours(folder, root, *flags):
         done = subprocess.run([
             sys.executable, "run_pretraining.py", "--do_train", f"--input_file={folder}/records.tfrecord",
             f"--output_dir={output}", f"--bert_config_file={folder}/bert_config.json", f"--train_batch_size={BATCH}",
-            f"--learning_rate={RATE}", f"--num_train_steps={WINDOW * WINDOWS}", f"--num_warmup_steps={WARMUP}", f"--log_steps={WINDOW}", *flags], cwd=root,
-            capture_output=True, text=True)
+            f"--learning_rate={RATE}", f"--num_train_steps={WINDOW * WINDOWS}", f"--num_warmup_steps={WARMUP}",
+            f"--log_steps={WINDOW}", *flags], cwd=root, capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"run_pretraining.py failed: {done.stderr[-500:]}")
         with open(os.path.join(output, "metrics.jsonl"), encoding="utf-8") as file:
@@ -167,6 +167,7 @@ def main():
     parser = common.benchmark_parser(__doc__, "pretraining")
     parser.add_argument("--input_file", help="TFRecords of length 128 to train on, one file, of the uncased vocabulary.")
     parser.add_argument("--before", help="Folder of an earlier checkout of this project, with --bf16; default: none.")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, help="Contenders; default: all that there are.")
     parser.add_argument("--side", nargs=2, metavar=("SIDE", "FOLDER"), help="Run one side alone on a prepared folder and print "
                         "its figures: what the benchmark does in each process.")
     args = common.parse(parser)
@@ -179,6 +180,7 @@ def main():
         chosen += ["transformers, float32", "transformers, bf16"]
         if not subprocess.run([args.peer_python, "-c", THERE], capture_output=True).returncode:
             chosen.append("tf-models-official")
+    chosen = [name for name in chosen if name in (args.sides or chosen)]
     with tempfile.TemporaryDirectory() as folder:
         prepare(folder, args.input_file)
         peers = {name: name.startswith(("transformers", "tf-models")) for name in chosen}
