@@ -75,3 +75,14 @@ def shuffle(values, state):
         while chosen > last:
             chosen = next_word(state) >> shift
         values[last], values[chosen] = values[chosen], values[last]
+
+
+@compiled
+def draw_order(num_values, state):
+    """Draws what shuffle draws for so many values."""
+    shift = 0
+    for last in range(num_values - 1, 0, -1):
+        while (last + 1) >> (31 - shift) == 0:
+            shift += 1
+        while next_word(state) >> shift > last:
+            pass
