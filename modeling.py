@@ -49,10 +49,8 @@ def attention_padded(query, key, value, batch, dropout):
 
 
 def attention_varlen(query, key, value, batch, dropout):
-    """The same with one kernel and without any padding: flash attention, which sees where sequences start; a GPU's path in
-    bfloat16 and float16. The operator is the one that a jagged nested tensor in scaled_dot_product_attention, which takes
-    dropout, and torch.nn.attention.varlen, which does not, call: it is called here without a nested tensor's time on the
-    host (docs/performance.md), and a compiled layer has it in its graph."""
+    """The same without any padding: flash attention, a GPU's path in bfloat16 and float16. The operator is that of a jagged
+    nested tensor in scaled_dot_product_attention, without the time that one costs the host (docs/performance.md)."""
     starts, longest = batch.cu_seqlens_int32, batch.longest
     return torch.ops.aten._flash_attention_forward(query, key, value, starts, starts, longest, longest, dropout,
                                                    False, False)[0]  # not causal, no debugging mask
@@ -76,10 +74,8 @@ def attention(query, key, value, batch, dropout, backend=None):
 
     query, key, value and result: [T, heads, head size]. backend: a name in ATTENTIONS, or None for the fastest one here.
     """
-    if not backend:
-        on_gpu = "varlen" if fits_flash(query) and has_flash(query.device) else "padded"
-        backend = on_gpu if query.is_cuda else "per_sequence"
-    return ATTENTIONS[backend](query, key, value, batch, dropout)
+    on_gpu = "varlen" if fits_flash(query) and has_flash(query.device) else "padded"
+    return ATTENTIONS[backend or (on_gpu if query.is_cuda else "per_sequence")](query, key, value, batch, dropout)
 
 
 class BertEmbeddings(nn.Module):
@@ -154,8 +150,12 @@ class BertLayer(nn.Module):
         self.intermediate = BertDense(config.hidden_size, config.intermediate_size, ACTIVATIONS[config.hidden_act])
         self.output = BertOutput(config, config.intermediate_size)
 
-    def forward(self, hidden, batch):
-        hidden = self.attention.output(self.attention.self(hidden, batch), hidden)
+    def forward(self, hidden, batch, rows=None):
+        """rows: of the tokens whose states are wanted, by default all."""
+        attended = self.attention.self(hidden, batch)
+        if rows is not None:
+            attended, hidden = attended[rows], hidden[rows]
+        hidden = self.attention.output(attended, hidden)
         return self.output(self.intermediate(hidden), hidden)
 
 
@@ -165,11 +165,13 @@ class BertEncoder(nn.Module):
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
 
-    def forward(self, hidden, batch, num_layers):
+    def forward(self, hidden, batch, num_layers, top_rows=None):
         outputs, recomputed = [], self.gradient_checkpointing and self.training
-        for layer in self.layer[:num_layers]:  # None: all
+        layers = self.layer[:num_layers]  # None: all
+        for layer in layers:
+            inputs = hidden, batch, top_rows if layer is layers[-1] else None
             # `checkpoint` keeps the state of dropout
-            hidden = checkpoint(layer, hidden, batch, use_reentrant=False) if recomputed else layer(hidden, batch)
+            hidden = checkpoint(layer, *inputs, use_reentrant=False) if recomputed else layer(*inputs)
             outputs.append(hidden)
         return outputs
 
@@ -212,10 +214,11 @@ class BertModel(nn.Module):
             part.eval()
         return self
 
-    def forward(self, batch, num_layers=None):
-        """The outputs, each [T, hidden], of the embeddings and (a list) of the lowest `num_layers` layers, by default all."""
+    def forward(self, batch, num_layers=None, top_rows=None):
+        """The outputs, each [T, hidden], of the embeddings and (a list) of the lowest `num_layers` layers, by default all.
+        top_rows, indices of tokens: the last of these outputs is theirs alone, [rows, hidden]."""
         embedded = self.embeddings(batch)
-        return embedded, self.encoder(embedded, batch, num_layers)
+        return embedded, self.encoder(embedded, batch, num_layers, top_rows)
 
 
 def initialize(module, config):
@@ -313,6 +316,7 @@ class BertForSequenceClassification(nn.Module):
         self.layers = list(range(config.num_hidden_layers)) if list(layers) == [-1] else list(layers)
         self.num_layers = config.num_hidden_layers if self.use_pooler else max(self.layers) + 1
         self.pool_tokens, self.pool_layers = POOLINGS[pooling_type], LAYER_POOLINGS[layer_pooling]
+        self.cls_alone = pooling_type == "cls" and classifier == "linear"
         # The order of what follows is the order in which random weights are drawn: another one would be another run.
         self.bert = bert or BertModel(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -349,13 +353,15 @@ class BertForSequenceClassification(nn.Module):
 
     def sequence_features(self, batch):
         """The same of each sequence: [sequences, width]."""
-        _, outputs = self.bert(batch, self.num_layers)
+        # Of the highest layer whose [CLS] states alone are looked at, nothing else is computed.
+        _, outputs = self.bert(batch, self.num_layers, batch.cu_seqlens[:-1] if self.cls_alone else None)
         if self.use_pooler:
-            return self.bert.pooler(outputs[-1][batch.cu_seqlens[:-1]])
+            return self.bert.pooler(outputs[-1])
         chosen = [outputs[layer] for layer in self.layers]
         if self.bilstm_attention:
             return self.bilstm_attention(self.pool_layers(torch.stack(chosen, dim=1)), batch.lengths)
-        return self.pool_layers(torch.stack([self.pool_tokens(hidden, batch) for hidden in chosen], dim=1))
+        pooled = [hidden if self.cls_alone and hidden is outputs[-1] else self.pool_tokens(hidden, batch) for hidden in chosen]
+        return self.pool_layers(torch.stack(pooled, dim=1))
 
 
 class MultiTaskModel(nn.Module):

@@ -31,7 +31,7 @@ from common.command_line import ArgumentParser, UserError, add_boolean, command,
 from common.files import check_output_folder
 from common.run_folder import add_report_to, check_reporters
 from pretraining.command import GELUS, pretrain
-from pretraining.devices import STRATEGIES
+from pretraining.devices import PRECISIONS, STRATEGIES
 
 POSITIVE = number(int, minimum=1)
 BATCH_SIZE = number(int, minimum=1, maximum=1 << 20)  # beyond, a number is a slip: the largest published batches have 65,536
@@ -86,8 +86,9 @@ def parse_arguments():
                        "multi_worker if TF_CONFIG names several workers, mirrored if there are several GPUs, else one.")
     speed.add_argument("--gradient_accumulation_steps", type=POSITIVE, default=1, metavar="N", help="Split each batch into N "
                        "micro-batches to save memory: the same result but for the draws of dropout; default: 1, no split.")
-    add_boolean(speed, "--bf16", False, "Compute in bfloat16 with float32 weights, for devices with bfloat16 units, which "
-                "rounds the result differently; default: False.")
+    speed.add_argument("--precision", choices=PRECISIONS, default="auto", help="Numbers to compute with, the weights being "
+                       "float32: float32, its products rounded to TF32 (GPUs), or bfloat16; default: auto, bfloat16 where the "
+                       "device multiplies it natively and the model is not tiny, else float32; a run keeps what it began with.")
     add_boolean(speed, "--xla", False, "Compile with XLA, which starts slowly and pays off on GPUs; default: False.")
     add_boolean(speed, "--deterministic", True, "Use only operations that give the same bits every time, so that a resumed run "
                 "equals an undisturbed one to the bit on GPUs too; default: True; False may be faster.")

@@ -7,8 +7,8 @@ bfloat16: training of 24 documents an update with dropout and clipping, as the p
 time. Ours is what the scripts run: finetuning.training.train and finetuning.evaluation.predict, plain and with --compile.
 transformers' is its Trainer's loop without the Trainer's own time: batches of like length in the Trainer's order, padded and
 pinned before the clock starts, SDPA attention, compiled, fused AdamW; once for shapes of any length and once, padded to
-multiples of 64, for each shape. Every process warms up first: kernels, compilation, the memory allocator. MFU is the model's
-arithmetic on real tokens alone, by the device's peak. Needs no network, no TensorFlow and no data.
+multiples of 64, for each shape. Every process warms up first: kernels, compilation, the memory allocator. MFU counts
+the arithmetic that the task needs, without padding, by the device's peak. Needs no network, no TensorFlow and no data.
 """
 import contextlib
 import os
@@ -42,11 +42,13 @@ def lengths_of(num_documents):
 
 
 def flops(config, lengths, training):
-    """The arithmetic of the encoder on the real tokens: its matrix products and attention's; twice more in training, once for
-    each of both gradients. Embeddings, LayerNorm, pooler and classifier are not counted."""
-    weights = 4 * config.hidden_size ** 2 + 2 * config.hidden_size * config.intermediate_size
-    forward = 2 * weights * lengths.sum() + 4 * config.hidden_size * (lengths ** 2).sum()
-    return float(forward * config.num_hidden_layers * (3 if training else 1))
+    """The arithmetic that the encoder needs: its matrix products and attention's for the real tokens, after the last layer's
+    attention for [CLS] alone; twice more in training, once for each of both gradients. Embeddings, LayerNorm, pooler and
+    classifier are not counted."""
+    size, layers = config.hidden_size, config.num_hidden_layers
+    before, after = 3 * size ** 2, size ** 2 + 2 * size * config.intermediate_size  # attention: weights of a layer
+    products = lengths.sum() * (layers * before + (layers - 1) * after) + len(lengths) * after
+    return float((2 * products + 4 * size * layers * (lengths ** 2).sum()) * (3 if training else 1))
 
 
 def peak_of(device, given):

@@ -348,12 +348,11 @@ def run_tensorflow(variables, config, sequences, segments):
     input_ids, segment_ids, input_mask = (
         tf.constant(np.stack([np.pad(row, (0, longest - len(row))) for row in rows]).astype(np.int32))
         for rows in (sequences, segments, [np.ones(len(row)) for row in sequences]))
-    hidden_states, pooled = model.encode(input_ids, input_mask, segment_ids)
-    positions = tf.tile(tf.range(longest)[tf.newaxis], [len(sequences), 1])
-    logits = model.masked_lm_logits(hidden_states[-1], positions)
-    real = input_mask.numpy().astype(bool)
+    hidden_states, real = model.encode(input_ids, input_mask, segment_ids), input_mask.numpy().astype(bool)
+    pooled = model.pooled(hidden_states[-1][:, 0])
     outputs = {"hidden states": np.stack([layer.numpy()[real] for layer in hidden_states]),
-               "pooled output": pooled.numpy(), "masked LM": logits.numpy()[real],
+               "pooled output": pooled.numpy(),
+               "masked LM": model.masked_lm_logits(tf.boolean_mask(hidden_states[-1], real)).numpy(),
                "next sentence": model.next_sentence_logits(pooled).numpy()}
     if CLASSIFIER.keys() <= variables.keys():
         weight, bias = (variables[name] for name in CLASSIFIER)

@@ -22,7 +22,7 @@ from common.hub import find_on_hub
 from common.names import WEIGHT_FILES
 from common.run_folder import MetricsLog, RunFolder, versions, write_key_values
 from common.vocabulary import carry_vocab, find_vocab, read_fitting_vocab
-from pretraining.devices import Tpu, cluster_role, make_strategy, one_line_errors
+from pretraining.devices import PRECISIONS, Tpu, choose_precision, cluster_role, make_strategy, one_line_errors
 
 KIND = "further pre-training"  # of a run, in its run.json
 OWNED = re.compile(r"model\.ckpt-\d+(\..+)?|checkpoint|run\.json|metrics\.jsonl|eval_results\.txt|evaluation\.json|tensorboard|"
@@ -31,8 +31,8 @@ LEFTOVER = re.compile(rf"\.({OWNED.pattern})\.tmp")  # what a killed process was
 GELUS = {"erf": "gelu", "tanh": "gelu_new"}  # --gelu -> hidden_act
 RECIPE_FLAGS = ("max_seq_length", "max_predictions_per_seq", "train_batch_size", "learning_rate", "num_train_steps",
                 "num_warmup_steps", "random_seed")
-WATCHED_FLAGS = ("strategy", "gradient_accumulation_steps", "bf16", "xla", "deterministic")  # of rounding or dropout
-EVALUATION_FLAGS = ("eval_batch_size", "max_eval_steps", "bf16")
+WATCHED_FLAGS = ("strategy", "gradient_accumulation_steps", "precision", "xla", "deterministic")  # of rounding or dropout
+EVALUATION_FLAGS = ("eval_batch_size", "max_eval_steps", "precision")
 EVALUATION_SCHEMA = {"settings": dict, "global_step": int, "results": {str: float}, "digest": str}
 
 
@@ -107,8 +107,11 @@ def run(args, inputs, role, folder):
         tf.config.experimental.enable_op_determinism()
     strategy, name, devices = make_strategy(args.strategy, role, fields_of(Tpu, args), args.rendezvous_timeout)
     replicas, alone = strategy.num_replicas_in_sync, len(role.addresses) < 2
+    began = precision_of(folder.earlier()) if folder and not args.overwrite_output_dir else None
+    args.precision, reason = choose_precision(args.precision, began, config.hidden_size, strategy)
+    precision = f"{args.precision} ({reason})"
     say("\n".join([f"{inputs.hub} from the Hub, in {args.init_checkpoint}"] * bool(inputs.hub)
-                  + [*inputs.notes, f"devices: {devices}"]))
+                  + [*inputs.notes, f"devices: {devices}", f"precision: {precision}"]))
     if args.do_train and args.train_batch_size % (replicas * args.gradient_accumulation_steps):
         raise UserError(f"--train_batch_size {args.train_batch_size} cannot be split over {replicas} replicas x "
                         f"{args.gradient_accumulation_steps} --gradient_accumulation_steps")
@@ -144,7 +147,7 @@ def run(args, inputs, role, folder):
             print(f"the run is complete, all {start.step} steps are in {folder.path}: nothing to train")
         else:
             flags = vars(args) | {"strategy": f"{name} with {replicas} replicas"}
-            prepare_folder(folder, inputs, recipe, found, start.step, flags, devices)
+            prepare_folder(folder, inputs, recipe, found, start.step, flags, {"devices": devices, "precision": precision})
             describe_run(args, config, len(records), start.step, replicas)
     results = None
     if folder and args.do_eval:
@@ -158,7 +161,8 @@ def run(args, inputs, role, folder):
         if folder:
             describe_variables(config, start)
         with strategy.scope():
-            model = BertForPreTraining(config, start.values, "bfloat16" if args.bf16 else "float32", args.next_sentence)
+            model = BertForPreTraining(config, start.values, "bfloat16" if args.precision == "bf16" else "float32",
+                                       args.next_sentence)
         if to_train:
             with strategy.scope():
                 optimizer = AdamWeightDecay(model.variables, args.learning_rate, args.num_train_steps, args.num_warmup_steps,
@@ -171,11 +175,20 @@ def run(args, inputs, role, folder):
         keep_evaluation(folder.path, settings | {"weights": digest_of_checkpoint(final)}, final_step, results, args.report_to)
 
 
-def prepare_folder(folder, inputs, recipe, found, step, flags, devices):
+def precision_of(found):
+    """The precision of the run of which `found` is the run.json, None where it is None; --bf16 was the flag before."""
+    if found is None:
+        return None
+    flags = [found, *found.get("resumed", [])][-1]["flags"]
+    precision = flags.get("precision", "bf16" if flags.get("bf16") else "float32")
+    return precision if precision in PRECISIONS[1:] else None
+
+
+def prepare_folder(folder, inputs, recipe, found, step, flags, environment):
     """Writes bert_config.json, vocab.txt and run.json, or in that of the run `found` that it goes on after `step`."""
     if found is None:
         start = {"hub": inputs.hub} if inputs.hub else {}
-        folder.begin(recipe, flags, **start, devices=devices, versions=versions("tensorflow", "numpy"))
+        folder.begin(recipe, flags, **start, **environment, versions=versions("tensorflow", "numpy"))
     elif note := folder.resume(found, step, flags, WATCHED_FLAGS):
         print(note)
     inputs.config.write(os.path.join(folder.path, "bert_config.json"))
@@ -189,8 +202,7 @@ def describe_run(args, config, num_records, start, replicas):
     """Prints what follows from the flags: batch, steps, epochs, parameters."""
     accumulation = args.gradient_accumulation_steps
     epochs = args.num_train_steps * args.train_batch_size / num_records
-    print(f"model: hidden_act {config.hidden_act}, {'bfloat16 with float32 weights' if args.bf16 else 'float32'}"
-          f"{', XLA' if args.xla else ''}\n"
+    print(f"model: hidden_act {config.hidden_act}, {args.precision}{', XLA' if args.xla else ''}\n"
           f"batch: {args.train_batch_size} sequences an update = {replicas} replicas x {accumulation} micro-batches x "
           f"{args.train_batch_size // (replicas * accumulation)}\n"
           f"steps: {start} to {args.num_train_steps}, {epochs:.2f} epochs over {num_records} records; "

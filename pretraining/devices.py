@@ -12,6 +12,7 @@ import socket
 import time
 
 from common.command_line import UserError, rendezvous, warn_of_an_idle_gpu
+from common.precision import bf16_instructions
 
 Role = collections.namedtuple("Role", "addresses own is_first")
 Role.__doc__ = """A process's part in a run: the addresses HOST:PORT of all its processes and its own (none: it is alone), and
@@ -130,6 +131,42 @@ def make_strategy(name, role, tpu, rendezvous_timeout):
         name, reason = ("mirrored" if num_gpus > 1 else "one"), f"{num_gpus} GPUs"
     strategy = STRATEGIES[name](role, tpu, rendezvous_timeout)
     return strategy, name, f"{name} ({reason}), {strategy.num_replicas_in_sync} replica(s)"
+
+
+# Precision
+
+PRECISIONS = ("auto", "float32", "tf32", "bf16")
+BF16_HIDDEN_SIZE = 128  # from which on a CPU saves more by bfloat16 products than it loses by rounding (docs/performance.md)
+
+
+def choose_precision(asked, began, hidden_size, strategy):
+    """(one of PRECISIONS but auto, the words for why it is this one), in all processes the first one's.
+
+    asked: one of PRECISIONS; began: the precision of the run that goes on, or None. Float32 products are rounded to TF32 from
+    here on with tf32 alone. Raises UserError where the devices have no TF32.
+    """
+    import tensorflow as tf
+    gpus = tf.config.list_physical_devices("GPU")
+    has_tf32 = bool(gpus) and all(
+        tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) >= (8, 0) for gpu in gpus)
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        has_tf32, native, reason = False, True, "a TPU multiplies bfloat16 natively"
+    elif gpus:
+        native, reason = has_tf32, f"GPUs of compute capability {'8.0 or more' if has_tf32 else 'below 8.0'}"
+    else:
+        instructions = bf16_instructions()
+        native = bool(instructions) and hidden_size >= BF16_HIDDEN_SIZE
+        reason = f"a CPU with {instructions}" if instructions else "a CPU without bfloat16 instructions"
+        reason += f", a model narrower than {BF16_HIDDEN_SIZE}" if instructions and not native else ""
+    if asked == "tf32" and not has_tf32:
+        raise UserError("--precision tf32 is of GPUs of compute capability 8.0 or more, there are none; pass --precision auto")
+    precision, reason = ((asked, "--precision") if asked != "auto" else (began, "as the run began") if began else
+                         ("bf16" if native else "float32", reason))
+    with strategy.scope():  # as variables are made, all processes get the first one's values
+        shared = tf.Variable(PRECISIONS.index(precision), dtype=tf.int64, trainable=False)
+    precision = PRECISIONS[int(strategy.experimental_local_results(shared)[0].numpy())]
+    tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")
+    return precision, reason
 
 
 # Failures

@@ -10,7 +10,7 @@
 #     JOBS      without a GPU: runs at a time (default: 1)
 #     CPU_JOBS  with GPUs: corpora, records and conversions at a time beside the runs (default: 1)
 #     FLAGS     more flags for every fine-tuning, for example --bf16 --compile (default: none)
-#     TF_FLAGS  more flags for every further pre-training, for example --bf16 --xla (default: none)
+#     TF_FLAGS  more flags for every further pre-training, for example --xla (default: none)
 #     SPACY_MODEL   model that splits English text; empty: rules (default: en_core_web_md, the authors', where it is installed)
 #     LAST_LAYER=1  classify by the last layer's [CLS] state, the paper's equation 1, in place of the pooled output, the default
 #                   of the authors' code (default OUT: experiments_last_layer)

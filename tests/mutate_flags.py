@@ -2,7 +2,7 @@
 
     python tests/mutate_flags.py                                # all of them: hours, for a night or a weekend
     python tests/mutate_flags.py run_pretraining                # a script's flags
-    python tests/mutate_flags.py run_pretraining.bf16           # one
+    python tests/mutate_flags.py run_pretraining.precision      # one
     python tests/mutate_flags.py "dropout of processes"         # a switch
 
 A disabled flag has its default value whatever the command says, also in the processes that a test starts. The tests are

@@ -424,12 +424,22 @@ def test_other_weights_under_the_same_path_are_another_run(data, tmp_path, pretr
 def test_a_resume_with_another_way_to_compute_is_said_and_recorded(data, tmp_path, pretrain, capsys, undisturbed):
     out = shutil.copytree(undisturbed, tmp_path / "out")
     (out / "model.ckpt-12.index").unlink()
-    pretrain(*flags_of(data, out, "--gradient_accumulation_steps", 2, "--bf16"))
-    assert ("note: --gradient_accumulation_steps was 1, now it is 2, --bf16 was False, now it is True: from here on"
+    pretrain(*flags_of(data, out, "--gradient_accumulation_steps", 2, "--precision", "bf16"))
+    assert ("note: --gradient_accumulation_steps was 1, now it is 2, --precision was float32, now it is bf16: from here on"
             in capsys.readouterr().out)
     record = json.loads((out / "run.json").read_text())
     assert record["flags"]["strategy"] == "one with 1 replicas"
+    assert record["precision"].startswith("float32 (a CPU with")
     assert [entry["flags"]["gradient_accumulation_steps"] for entry in record["resumed"]] == [2]
+    (out / "model.ckpt-12.index").unlink()
+    pretrain(*flags_of(data, out, "--gradient_accumulation_steps", 2))
+    printed = capsys.readouterr().out
+    assert "precision: bf16 (as the run began)" in printed and "note: --" not in printed
+    del record["resumed"], record["flags"]["precision"]  # as of before there was the flag
+    for bf16, found in ((True, "bf16"), (False, "float32")):
+        (out / "run.json").write_text(json.dumps(record | {"flags": record["flags"] | {"bf16": bf16}}))
+        pretrain(*flags_of(data, out, "--do_train=False", "--do_eval"))
+        assert f"precision: {found} (as the run began)" in capsys.readouterr().out
 
 
 def test_two_commands_do_not_write_into_one_folder(data, tmp_path, pretrain):
@@ -511,7 +521,7 @@ def seen(monkeypatch, spy):
 @pytest.mark.parametrize("flags, rtol, observed", [
     (["--gradient_accumulation_steps", 4, "--deterministic=False"], 1e-5, {"micro-batches": {2}}),
     (["--xla"], 1e-5, {"compiled": {2}}),
-    (["--bf16"], 0.02, {"products": {"bfloat16"}})], ids=lambda value: str(value).strip("[]"))
+    (["--precision", "bf16"], 0.02, {"products": {"bfloat16"}})], ids=lambda value: str(value).strip("[]"))
 def test_speed_flags_act_and_change_losses_by_rounding_only(data, one_device, tmp_path, pretrain, seen, flags, rtol,
                                                             observed):
     """observed: what was not so without them. --xla compiles two functions, gradients and update."""
@@ -524,8 +534,32 @@ def test_speed_flags_act_and_change_losses_by_rounding_only(data, one_device, tm
     assert found == expected
     assert config.is_op_determinism_enabled() == ("--deterministic=False" not in flags)
     assert_same_run(tmp_path / "out", one_device, rtol)
-    if "--bf16" in flags:
+    if "--precision" in flags:
         assert logged(tmp_path / "out") != logged(one_device)
+
+
+GPU = "GPUs of compute capability "
+
+
+@pytest.mark.parametrize("capabilities, flags, hidden_size, found", [
+    ([], "avx512_bf16", 128, "bf16 (a CPU with avx512_bf16)"),
+    ([], "amx_bf16", 127, "float32 (a CPU with amx_bf16, a model narrower than 128)"),
+    ([], None, 768, "float32 (a CPU without bfloat16 instructions)"),
+    ([(9, 0), (8, 0)], None, 32, f"bf16 ({GPU}8.0 or more)"), ([(9, 0), (7, 5)], "amx_bf16", 768, f"float32 ({GPU}below 8.0)")])
+def test_auto_is_bfloat16_where_the_device_multiplies_it_natively(monkeypatch, capabilities, flags, hidden_size, found):
+    monkeypatch.setattr(devices, "bf16_instructions", lambda: flags)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: capabilities)
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"compute_capability": gpu})
+    choose = functools.partial(devices.choose_precision, hidden_size=hidden_size, strategy=tf.distribute.get_strategy())
+    assert "{} ({})".format(*choose("auto", None)) == found
+    assert choose("auto", "float32") == ("float32", "as the run began")
+    assert choose("bf16", "float32") == ("bf16", "--precision")
+    assert not config.tensor_float_32_execution_enabled()
+    if not capabilities or (7, 5) in capabilities:
+        with pytest.raises(UserError, match="--precision tf32 is of GPUs of compute capability 8.0 or more"):
+            choose("tf32", None)
+    else:
+        assert choose("tf32", None) == ("tf32", "--precision") and config.tensor_float_32_execution_enabled()
 
 
 def test_the_loop_gets_what_the_flags_say(data, tmp_path, pretrain, monkeypatch):
@@ -964,7 +998,7 @@ OBSERVED = {  # flag -> the test that fails where it does nothing; tests/mutate_
     "next_sentence": "test_the_masked_lm_alone_leaves_the_pooler_and_the_other_head_as_they_are",
     "report_to": "test_the_loop_gets_what_the_flags_say",
     "num_train_steps": "test_the_loop_gets_what_the_flags_say",  # without training: the default is hours
-    **dict.fromkeys(("gradient_accumulation_steps", "bf16", "xla", "deterministic"), SPEED),
+    **dict.fromkeys(("gradient_accumulation_steps", "precision", "xla", "deterministic"), SPEED),
     **dict.fromkeys(("tpu_name", "tpu_zone", "gcp_project", "num_tpu_cores"), TPU),
     **dict.fromkeys(("bert_config_file", "use_tpu", "master"), SETTING),
     "max_eval_steps": "test_other_settings_evaluate_again_and_history_stays",
