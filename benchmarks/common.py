@@ -66,6 +66,11 @@ def machine():
             "date": datetime.date.today().isoformat()}
 
 
+def interpreter(command):
+    """The Python of a command, which may begin with another program (taskset, nice)."""
+    return next((word for word in command if "python" in os.path.basename(word)), command[0])
+
+
 def versions(python, packages):
     """{"python": its version, package: its version} of the interpreter `python`; a package it lacks is None."""
     program = ("import importlib.metadata as m, json, platform, sys\nfound = {'python': platform.python_version()}\n"
@@ -165,7 +170,7 @@ def compare(stage, case, sides, rounds, packages, environment=None):
     return [{"stage": stage, "case": case, "side": name,
              "figures": {key: statistics.median(one[key] for one in taken[name]) for key in taken[name][0]},
              "rounds": taken[name], "command": shlex.join(command),
-             "versions": versions(command[0], packages.get(name, ())), **where} for name, command in sides.items()]
+             "versions": versions(interpreter(command), packages.get(name, ())), **where} for name, command in sides.items()]
 
 
 # Results

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Do the records of all seven data sets together fit in memory? A corpus of as many documents as they have (3.3 million) is made of
-# the rows at hand, in their shares, two new words in each document; create_pretraining_data.py makes records of it, DUPE times.
+# Do the records of all seven data sets together fit in memory? A corpus of as many documents as they have (3.3 million) is made
+# of the rows at hand, in their shares, two new words in each document; create_pretraining_data.py makes its records.
 #
 #     DATA=folder_of_the_data_sets VOCAB=vocab.txt bash benchmarks/large_records.sh
 #
@@ -30,7 +30,8 @@ with open(target, "w", encoding="utf-8") as out:
             with open(f"{folder}/{name}", encoding="utf-8", newline="") as file:
                 tabs = name.startswith(("imdb", "trec"))
                 lines = (line.rstrip("\n").split("\t") for line in file) if tabs else csv.reader(file)
-                rows += [[part for text in row[1:] for part in re.split(r"(?<=[.!?]) +", text.strip()) if part] for row in lines]
+                rows += [[part for text in row[1:] for part in re.split(r"(?<=[.!?]) +", text.strip()) if part]
+                         for row in lines]
         for sentences in itertools.islice(itertools.cycle(rows), int(documents * float(share))):
             n = next(number)
             out.write("\n".join(sentences) + f"\nWord{n:x}q and name{n:x}z came.\n\n")
