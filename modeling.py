@@ -4,8 +4,8 @@ A batch is packed: the tokens of all its sequences follow one another in one row
 and only attention and pooling see where a sequence ends. Nothing is computed for padding, and the result is that of the
 padded batch. Parameters have the names that `transformers` gives them, so its folders load here and ours load there.
 
-What can be chosen is a table: ACTIVATIONS, ATTENTIONS, POOLINGS, LAYER_POOLINGS, FRACTION_POOLINGS, CLASSIFIERS. An entry
-more is a choice more of the flag that the table feeds (docs/extending.md).
+What can be chosen is a table: ACTIVATIONS, POOLINGS, LAYER_POOLINGS, FRACTION_POOLINGS, CLASSIFIERS; ATTENTIONS in
+finetuning/attention.py. An entry more is a choice more of the flag that the table feeds (docs/extending.md).
 """
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from common.command_line import UserError
+from finetuning.attention import attention, attention_varlen, fits_flash, has_flash
+from finetuning.dropout import dropout
 
 ACTIVATIONS = {
     "gelu": F.gelu,
@@ -23,59 +25,13 @@ ACTIVATIONS = {
 }
 
 
-def attention_per_sequence(query, key, value, batch, dropout):
-    """Attention of each sequence by itself, so that nothing is padded and no mask is needed: the CPU's path.
-    query, key, value and result: [T, heads, head size]."""
-    outputs = []
-    for q, k, v in zip(query.split(batch.lengths), key.split(batch.lengths), value.split(batch.lengths)):
-        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))  # [1, heads, length, head size]
-        outputs.append(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).squeeze(0).transpose(0, 1))
-    return torch.cat(outputs)
+class Dropout(nn.Dropout):
+    """nn.Dropout, with random numbers that a CPU draws quickly."""
 
-
-def attention_padded(query, key, value, batch, dropout):
-    """The same with one kernel for all sequences, which are padded for it and for it alone: a GPU's path in float32."""
-    num_sequences, longest = len(batch.lengths), max(batch.lengths)
-    place = batch.sequence_ids * longest + batch.position_ids  # of each token among num_sequences * longest
-
-    def pad(x):
-        padded = x.new_zeros(num_sequences * longest, *x.shape[1:]).index_copy(0, place, x)
-        return padded.view(num_sequences, longest, *x.shape[1:]).transpose(1, 2)
-
-    lengths = batch.cu_seqlens.diff()  # on the device; batch.lengths is for the host
-    mask = torch.arange(longest, device=query.device) < lengths[:, None]  # [sequences, longest]
-    output = F.scaled_dot_product_attention(pad(query), pad(key), pad(value), mask[:, None, None], dropout)
-    return output.transpose(1, 2).flatten(0, 1).index_select(0, place)
-
-
-def attention_varlen(query, key, value, batch, dropout):
-    """The same without any padding: flash attention, a GPU's path in bfloat16 and float16. The operator is that of a jagged
-    nested tensor in scaled_dot_product_attention, without the time that one costs the host (docs/performance.md)."""
-    starts, longest = batch.cu_seqlens_int32, batch.longest
-    return torch.ops.aten._flash_attention_forward(query, key, value, starts, starts, longest, longest, dropout,
-                                                   False, False)[0]  # not causal, no debugging mask
-
-
-ATTENTIONS = {"per_sequence": attention_per_sequence, "padded": attention_padded, "varlen": attention_varlen}
-
-
-def has_flash(device):
-    """Whether a device has the kernel of attention_varlen: an NVIDIA GPU from Ampere on."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-def fits_flash(query):
-    """Whether that kernel takes such numbers."""
-    return query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
-
-
-def attention(query, key, value, batch, dropout, backend=None):
-    """Scaled dot-product attention inside each sequence of a packed batch.
-
-    query, key, value and result: [T, heads, head size]. backend: a name in ATTENTIONS, or None for the fastest one here.
-    """
-    on_gpu = "varlen" if fits_flash(query) and has_flash(query.device) else "padded"
-    return ATTENTIONS[backend or (on_gpu if query.is_cuda else "per_sequence")](query, key, value, batch, dropout)
+    def forward(self, x):
+        if self.training and 0 < self.p < 1 and x.device.type == "cpu":
+            return dropout(x, self.p)
+        return super().forward(x)
 
 
 class BertEmbeddings(nn.Module):
@@ -85,16 +41,19 @@ class BertEmbeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, batch):
         embeddings = (self.word_embeddings(batch.input_ids) + self.token_type_embeddings(batch.segment_ids)
                       + self.position_embeddings(batch.position_ids))
-        return self.dropout(self.LayerNorm(embeddings))
+        normal = self.LayerNorm(embeddings)
+        if torch.is_autocast_enabled("cpu") and not normal.is_cuda:  # a GPU's LayerNorm is float32 under autocast
+            normal = normal.to(torch.get_autocast_dtype("cpu"))
+        return self.dropout(normal)
 
 
 def project_together(layers, hidden):
-    """What linear layers give of the same input, by one product with their joined weights: a GPU is faster at it."""
+    """What linear layers give of the same input, by one product with their joined weights."""
     joined = F.linear(hidden, torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers]))
     return joined.chunk(len(layers), dim=-1)
 
@@ -110,9 +69,11 @@ class BertSelfAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden, batch):
-        projections = self.query, self.key, self.value
-        projected = project_together(projections, hidden) if hidden.is_cuda else [project(hidden) for project in projections]
+    def forward(self, hidden, asking, batch):
+        if asking is hidden:
+            projected = project_together((self.query, self.key, self.value), hidden)
+        else:
+            projected = self.query(asking), *project_together((self.key, self.value), hidden)
         query, key, value = (x.unflatten(-1, (self.heads, -1)) for x in projected)
         dropout = self.dropout if self.training else 0.0
         return self.attention(query, key, value, batch, dropout, self.backend).flatten(-2)
@@ -125,7 +86,7 @@ class BertOutput(nn.Module):
         super().__init__()
         self.dense = nn.Linear(input_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden, residual):
         return self.LayerNorm(self.dropout(self.dense(hidden)) + residual)
@@ -150,13 +111,11 @@ class BertLayer(nn.Module):
         self.intermediate = BertDense(config.hidden_size, config.intermediate_size, ACTIVATIONS[config.hidden_act])
         self.output = BertOutput(config, config.intermediate_size)
 
-    def forward(self, hidden, batch, rows=None):
-        """rows: of the tokens whose states are wanted, by default all."""
-        attended = self.attention.self(hidden, batch)
-        if rows is not None:
-            attended, hidden = attended[rows], hidden[rows]
-        hidden = self.attention.output(attended, hidden)
-        return self.output(self.intermediate(hidden), hidden)
+    def forward(self, hidden, batch, first_only=False):
+        """The states [T, hidden] of all tokens, or [sequences, hidden] of the first one of each sequence."""
+        asking = hidden.index_select(0, batch.cu_seqlens[:-1]) if first_only else hidden
+        asking = self.attention.output(self.attention.self(hidden, asking, batch), asking)
+        return self.output(self.intermediate(asking), asking)
 
 
 class BertEncoder(nn.Module):
@@ -165,13 +124,12 @@ class BertEncoder(nn.Module):
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
 
-    def forward(self, hidden, batch, num_layers, top_rows=None):
-        outputs, recomputed = [], self.gradient_checkpointing and self.training
-        layers = self.layer[:num_layers]  # None: all
+    def forward(self, hidden, batch, num_layers, first_only):
+        outputs, recomputed, layers = [], self.gradient_checkpointing and self.training, self.layer[:num_layers]  # None: all
         for layer in layers:
-            inputs = hidden, batch, top_rows if layer is layers[-1] else None
+            only = first_only and layer is layers[-1]
             # `checkpoint` keeps the state of dropout
-            hidden = checkpoint(layer, *inputs, use_reentrant=False) if recomputed else layer(*inputs)
+            hidden = checkpoint(layer, hidden, batch, only, use_reentrant=False) if recomputed else layer(hidden, batch, only)
             outputs.append(hidden)
         return outputs
 
@@ -214,11 +172,12 @@ class BertModel(nn.Module):
             part.eval()
         return self
 
-    def forward(self, batch, num_layers=None, top_rows=None):
+    def forward(self, batch, num_layers=None, first_only=False):
         """The outputs, each [T, hidden], of the embeddings and (a list) of the lowest `num_layers` layers, by default all.
-        top_rows, indices of tokens: the last of these outputs is theirs alone, [rows, hidden]."""
+        first_only: of the highest of them the states of the sequences' first tokens alone, [sequences, hidden]: what a layer
+        does beyond keys and values is then done for them only."""
         embedded = self.embeddings(batch)
-        return embedded, self.encoder(embedded, batch, num_layers, top_rows)
+        return embedded, self.encoder(embedded, batch, num_layers, first_only)
 
 
 def initialize(module, config):
@@ -316,10 +275,10 @@ class BertForSequenceClassification(nn.Module):
         self.layers = list(range(config.num_hidden_layers)) if list(layers) == [-1] else list(layers)
         self.num_layers = config.num_hidden_layers if self.use_pooler else max(self.layers) + 1
         self.pool_tokens, self.pool_layers = POOLINGS[pooling_type], LAYER_POOLINGS[layer_pooling]
-        self.cls_alone = pooling_type == "cls" and classifier == "linear"
+        self.first_only = pooling_type == "cls" and classifier == "linear"  # of the highest layer only [CLS] is read
         # The order of what follows is the order in which random weights are drawn: another one would be another run.
         self.bert = bert or BertModel(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         width = self.pool_layers(torch.empty(1, len(self.layers), config.hidden_size)).shape[1]
         self.bilstm_attention = self.pool_fractions = None
         self.sequences_at_once = None  # in training; None: all of a batch
@@ -353,15 +312,14 @@ class BertForSequenceClassification(nn.Module):
 
     def sequence_features(self, batch):
         """The same of each sequence: [sequences, width]."""
-        # Of the highest layer whose [CLS] states alone are looked at, nothing else is computed.
-        _, outputs = self.bert(batch, self.num_layers, batch.cu_seqlens[:-1] if self.cls_alone else None)
+        _, outputs = self.bert(batch, self.num_layers, first_only=self.first_only)
         if self.use_pooler:
             return self.bert.pooler(outputs[-1])
         chosen = [outputs[layer] for layer in self.layers]
         if self.bilstm_attention:
             return self.bilstm_attention(self.pool_layers(torch.stack(chosen, dim=1)), batch.lengths)
-        pooled = [hidden if self.cls_alone and hidden is outputs[-1] else self.pool_tokens(hidden, batch) for hidden in chosen]
-        return self.pool_layers(torch.stack(pooled, dim=1))
+        return self.pool_layers(torch.stack([hidden if self.first_only and hidden is outputs[-1] else
+                                             self.pool_tokens(hidden, batch) for hidden in chosen], dim=1))
 
 
 class MultiTaskModel(nn.Module):

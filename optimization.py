@@ -33,23 +33,9 @@ SCHEDULES = {"slanted_triangular": slanted_triangular, "linear": linear, "consta
 CLIPPINGS = {"tensor": lambda norms: norms, "global": torch.linalg.vector_norm}
 
 
-def update_plainly(group, params, grads, averages, squares):
-    """Adam's update of a group's parameters, and of their moments, from their gradients."""
-    beta1, beta2 = group["betas"]
-    correction1 = 1 - beta1 ** group["updates"] if group["bias_correction"] else 1.0
-    correction2 = math.sqrt(1 - beta2 ** group["updates"]) if group["bias_correction"] else 1.0
-    torch._foreach_lerp_(averages, grads, 1 - beta1)
-    torch._foreach_mul_(squares, beta2)
-    torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-    denominators = torch._foreach_sqrt(squares)
-    torch._foreach_add_(denominators, group["eps"] * correction2)  # as torch.optim.AdamW, on the corrected root
-    torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-    torch._foreach_addcdiv_(params, averages, denominators, -group["lr"] * correction2 / correction1)
-
-
-def update_fused(group, params, grads, averages, squares):
-    """The same to rounding in one pass over memory, by the kernel of torch.optim.AdamW(fused=True); the one above makes
-    seven. After infinitely many updates there is no bias to correct."""
+def adam(group, params, grads, averages, squares):
+    """Adam's update of a group's parameters, and of their moments, from their gradients: one pass over memory, by the kernel of
+    torch.optim.AdamW(fused=True). After infinitely many updates there is no bias to correct."""
     updates = torch.full((), group["updates"] if group["bias_correction"] else math.inf, device=params[0].device)
     beta1, beta2 = group["betas"]
     torch._fused_adamw_(params, grads, averages, squares, [], [updates] * len(params), lr=group["lr"], beta1=beta1, beta2=beta2,
@@ -101,8 +87,7 @@ class BertAdam(torch.optim.Optimizer):
             if not self.state[p]:  # a task that was not drawn yet has no gradients
                 self.state[p] |= {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         averages, squares = ([self.state[p][name] for p in params] for name in ("exp_avg", "exp_avg_sq"))
-        update = update_fused if params[0].is_cuda else update_plainly
-        update(group, params, [p.grad for p in params], averages, squares)
+        adam(group, params, [p.grad for p in params], averages, squares)
 
 
 def layer_rates(num_layers, rates, decay):

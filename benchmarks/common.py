@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import resource
 import shlex
 import statistics
 import subprocess
@@ -138,9 +139,11 @@ def timed(process):
     seconds = time.monotonic() - started
     process.returncode = os.waitstatus_to_exitcode(status)
     memory.stop()
-    # the system's own account misses no peak, but of many processes it knows the largest one only
-    largest = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
-    return {"seconds": round(seconds, 3), "peak_rss_mib": round(max(memory.mib, largest), 1)}
+    # The system's own account misses no peak, but of many processes it knows the largest one only, and it begins with the peak
+    # of this process, from which the other was forked.
+    largest, own = usage.ru_maxrss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    mib = largest / (2**20 if sys.platform == "darwin" else 1024) if largest > own else 0.0
+    return {"seconds": round(seconds, 3), "peak_rss_mib": round(max(memory.mib, mib), 1)}
 
 
 def measure(command, environment=None):

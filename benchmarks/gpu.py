@@ -42,13 +42,14 @@ def lengths_of(num_documents):
 
 
 def flops(config, lengths, training):
-    """The arithmetic that the encoder needs: its matrix products and attention's for the real tokens, after the last layer's
-    attention for [CLS] alone; twice more in training, once for each of both gradients. Embeddings, LayerNorm, pooler and
-    classifier are not counted."""
+    """The arithmetic that the encoder needs: its matrix products and attention's for the real tokens, of the last layer keys
+    and values, and the rest for [CLS] alone; twice more in training, once for each of both gradients. Embeddings, LayerNorm,
+    pooler and classifier are not counted."""
     size, layers = config.hidden_size, config.num_hidden_layers
-    before, after = 3 * size ** 2, size ** 2 + 2 * size * config.intermediate_size  # attention: weights of a layer
-    products = lengths.sum() * (layers * before + (layers - 1) * after) + len(lengths) * after
-    return float((2 * products + 4 * size * layers * (lengths ** 2).sum()) * (3 if training else 1))
+    keys, rest = 2 * size ** 2, 2 * size ** 2 + 2 * size * config.intermediate_size  # weights of a layer
+    products = lengths.sum() * (layers * keys + (layers - 1) * rest) + len(lengths) * rest
+    pairs = (layers - 1) * (lengths ** 2).sum() + lengths.sum()  # of tokens that look at each other
+    return float((2 * products + 4 * size * pairs) * (3 if training else 1))
 
 
 def peak_of(device, given):
@@ -81,7 +82,7 @@ def ours(config, device, training, compiled):
                     embeddings_rate=None, schedule="slanted_triangular", warmup_proportion=WARMUP, weight_decay=0.01,
                     clip_grad="tensor", bias_correction=False, best_metric="accuracy", patience=None, task_sampling="by_size",
                     task_sampling_alpha=1.0)
-    execution = Execution(gradient_accumulation_steps=1, eval_batch_size=PREDICTION_BATCH, bf16=True,
+    execution = Execution(gradient_accumulation_steps=1, eval_batch_size=PREDICTION_BATCH, precision="bf16",
                           save_checkpoints_steps=10**9, save_models="none", log_steps=10, report_to=[], eval_every=None,
                           allow_divergence=False)
 

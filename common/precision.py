@@ -1,6 +1,8 @@
-"""Which precision this machine's processor multiplies natively, asked of the system: no framework is imported."""
+"""The choices of --precision, and which one this machine's processor multiplies natively: no framework is imported."""
 import pathlib
 
+PRECISIONS = ("auto", "float32", "tf32", "bf16")
+BF16_HIDDEN_SIZE = 128  # from which on a CPU saves more by bfloat16 products than it loses by rounding (docs/performance.md)
 CPUINFO = pathlib.Path("/proc/cpuinfo")
 BF16_FLAGS = ("amx_bf16", "avx512_bf16")  # Linux's names of the instructions, the fastest first
 
@@ -15,6 +17,11 @@ def bf16_instructions():
     return next((flag for flag in BF16_FLAGS if flag in flags), None)
 
 
-def native_bf16_cpu() -> bool:
-    """Whether the processor multiplies bfloat16 numbers itself: without, they are taken apart to float32 and are slower."""
-    return bf16_instructions() is not None
+def auto_on_cpu(hidden_size):
+    """(whether --precision auto is bf16 for a model of that width on this processor, the reason in words)."""
+    instructions = bf16_instructions()
+    if not instructions:
+        return False, "a CPU without bfloat16 instructions"
+    if hidden_size < BF16_HIDDEN_SIZE:
+        return False, f"a CPU with {instructions}, a model narrower than {BF16_HIDDEN_SIZE}"
+    return True, f"a CPU with {instructions}"

@@ -33,7 +33,7 @@ from finetuning.evaluation import (METRICS, describe, describe_result, figures_b
                                    write_evaluation)
 from finetuning.flags import NOT_RECIPE, WATCHED, parse
 from finetuning.model import describe_classifier, make_model, read_inputs
-from finetuning.processes import connect, launch
+from finetuning.processes import choose_precision, connect, launch
 from finetuning.training import Execution, Recipe, TaskRun, read_checkpoint, train
 from finetuning.weights import digest_of_weights, save_classifier
 
@@ -223,6 +223,7 @@ def fine_tune(args, inputs, rates, world):
 def run_seed(args, inputs, rates, recipe, folder, found, datasets, world):
     """The run of one seed: begins it in its folder, or goes on with it. found: its run.json, None where it is new. datasets: of
     each task (training set, development set or None, test set or None). Returns the figures of results.json."""
+    args = with_precision(args, inputs, world, found)
     torch.manual_seed(recipe["seed"])
     # Before the folder changes, so that wrong weights, or too few examples, leave it as it is.
     model, lines = make_model(args, inputs, world.device)
@@ -255,6 +256,15 @@ def run_seed(args, inputs, rates, recipe, folder, found, datasets, world):
         remove(checkpoint)
     world.print(f"{folder.path}: {describe_result(result)}")
     return result
+
+
+def with_precision(args, inputs, world, found=None):
+    """The flags, with the precision that --precision auto stands for. found: the run.json of the run that goes on, or None."""
+    began = [found, *found.get("resumed", [])][-1]["flags"].get("precision") if found else None
+    precision, reason = world.on_main(choose_precision, args.precision, began, inputs.config.hidden_size, world.device)
+    world.print(f"precision: {precision} ({reason})")
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    return type(args)(**vars(args) | {"precision": precision})
 
 
 # Whose folder it is
@@ -384,8 +394,8 @@ def evaluate_saved(args, inputs, world):
     if split == "dev":
         world.print(f"{args.data_dir} has no test table: the development set is evaluated")
     test_set = read_dataset(args, inputs, 0, split, world, args.num_test_datas)
-    classifier = make_model(args, inputs, world.device)[0].classifiers[0]
-    logits = predict(classifier, test_set, args.eval_batch_size, world, args.bf16)
+    classifier, args = make_model(args, inputs, world.device)[0].classifiers[0], with_precision(args, inputs, world)
+    logits = predict(classifier, test_set, args.eval_batch_size, world, args.precision == "bf16")
     measured = measure(test_set.labels, logits)
     of_a_run = any(os.path.exists(os.path.join(args.output_dir, name)) for name in ("run.json", "last"))
     suffix = "_saved_model" if of_a_run else ""  # the results of a run, or of one of its tasks, keep their names
@@ -407,11 +417,12 @@ def write_predictions(args, inputs, texts, ids, model_folder, world):
     """Writes predictions.tsv: a header, then for each text its id (--id_column), the label, each class's probability, and the
     text (--write_text)."""
     task = inputs.tasks[0]
+    args = with_precision(args, inputs, world)
     args = type(args)(**vars(args) | {"do_train": False, "init_checkpoint": model_folder})
     classifier = make_model(args, inputs, world.device)[0].classifiers[0]
     name = described(args.predict_file, args.encoding or task.encoding)
     dataset = tokenize(args, inputs, texts, np.zeros(len(texts)), name, world)
-    logits = predict(classifier, dataset, args.eval_batch_size, world, args.bf16)
+    logits = predict(classifier, dataset, args.eval_batch_size, world, args.precision == "bf16")
     path = os.path.join(args.output_dir, "predictions.tsv")
     if world.main:
         columns = {} if ids is None else {"id" if args.id_column.isdecimal() else args.id_column: ids}

@@ -12,6 +12,7 @@ import torch
 
 from common.command_line import UserError
 from common.files import decode_lines, digest, require_file
+from finetuning.attention import groups_of
 
 
 BALANCED = "balanced"  # of --class_weights
@@ -199,6 +200,11 @@ class PackedBatch:
 
     def __post_init__(self):
         self.longest, self.cu_seqlens_int32 = max(self.lengths), self.cu_seqlens.int()
+
+    @functools.cached_property
+    def groups(self):
+        """The sequences in groups of like length (finetuning.attention.groups_of)."""
+        return groups_of(self.lengths)
 
     def to(self, device):
         """The batch on `device`. To a GPU it goes in one piece, and the copy does not block."""

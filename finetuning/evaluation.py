@@ -52,7 +52,8 @@ def predict(model, dataset, batch_size, world, bf16):
     """A BertForSequenceClassification's logits, float32 [N, classes] in the dataset's order. batch_size: sequences of a
     batch. Each example is computed once, by one of the world's processes, and all of them get all logits."""
     model.eval()
-    own = dataset.batches_by_length(batch_size)[world.rank::world.size]
+    # the longest first: the memory that a GPU's allocator keeps of them has room for the others
+    own = dataset.batches_by_length(batch_size)[::-1][world.rank::world.size]
     batches = moved_ahead(map(dataset.batch, own), world.device)
     bar = tqdm(batches, total=len(own), unit="batch", desc="evaluation", disable=not world.main, mininterval=1, leave=False)
     with torch.inference_mode(), torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):

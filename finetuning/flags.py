@@ -3,6 +3,7 @@ import argparse
 
 import tasks
 from common.command_line import ArgumentParser, UserError, add_boolean, number, path
+from common.precision import PRECISIONS
 from common.run_folder import add_report_to
 from common.tables import KINDS, QUOTINGS, encoding_name
 from finetuning.data import BALANCED, SAMPLINGS
@@ -15,7 +16,7 @@ FEATURE_FLAGS = ("layers", "layer_pooling", "pooling_type", "hierarchical", "cla
 MODEL_FLAGS = ("do_lower_case", "never_split", "max_seq_length", "trunc_medium", "max_fractions", *FEATURE_FLAGS)
 # No part of a run's recipe: paths, of which the recipe has what they lead to; and what does not decide the result. Those
 # of WATCHED leave it the same in distribution alone, by rounding or by how dropout is drawn.
-WATCHED = ("gradient_accumulation_steps", "fractions_at_once", "num_processes", "bf16", "compile")
+WATCHED = ("gradient_accumulation_steps", "fractions_at_once", "num_processes", "precision", "compile")
 NOT_RECIPE = {"data_dir", "bert_config_file", "vocab_file", "init_checkpoint", "predict_file", "output_dir", *WATCHED,
               "do_train", "do_predict", "eval_batch_size", "gradient_checkpointing", "no_cuda", "local_rank",
               "rendezvous_timeout", "overwrite_output_dir", "save_checkpoints_steps", "save_models", "log_steps", "report_to",
@@ -193,8 +194,10 @@ def add_speed_flags(group):
         "micro-batches to save memory; draws other dropout, so the result is the same in distribution (default: 1).")
     add("--fractions_at_once", type=count, default=64, help="With --hierarchical, fractions of a batch that go through BERT "
         "together in training; more are computed in parts, twice, to save memory, with other dropout (default: 64).")
-    add_boolean(group, "--bf16", False,
-                "Compute in bfloat16 where it is safe; weights stay float32 and results differ by rounding (default: off).")
+    add("--precision", choices=PRECISIONS, default="auto", help="Numbers to compute with, the weights being float32: "
+        "float32, its products rounded to TF32 (GPUs), or bfloat16 where it is safe; results differ by rounding (default: "
+        "auto, bfloat16 where the device multiplies it natively and the model is not tiny, else float32; a run keeps what it "
+        "began with).")
     add_boolean(group, "--compile", False, "Compile the encoder's layers with torch.compile, which draws dropout and rounds in "
                 "its own way (default: off).")
     add_boolean(group, "--gradient_checkpointing", False, "Recompute each layer's inner states in the backward pass instead of "

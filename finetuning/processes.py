@@ -1,5 +1,6 @@
 """The processes of a fine-tuning run, one a device: how they start, talk and stop together."""
 import contextlib
+import ctypes
 import dataclasses
 import datetime
 import gc
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from common.command_line import UserError, end_with_parent, print_error, rendezvous
+from common.precision import PRECISIONS, auto_on_cpu
 
 
 @dataclasses.dataclass
@@ -94,6 +96,8 @@ def connect(local_rank, use_gpu, timeout):
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", local_rank))) if use_gpu else torch.device("cpu")
     if use_gpu:
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     if size == 1:
         yield World(0, 1, device)
         return
@@ -111,6 +115,14 @@ def connect(local_rank, use_gpu, timeout):
         # lock back, for gloo's thread, which may be waiting for that lock.
         gc.collect()
         dist.destroy_process_group()
+
+
+def keep_freed_memory():
+    """Has glibc keep the memory that is freed. It would give large pieces back to the system, and an update spends 5% of its
+    time and more on getting them again, page by page."""
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):  # glibc's alone
+        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: pieces up to 1 GiB come from the heap
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: which never shrinks
 
 
 def meet(backend, rank, size, timeout):
@@ -168,3 +180,18 @@ def launch(num_processes, use_gpu):
     except SignalException as error:
         sys.exit(128 + error.sigval)
     return True
+
+
+def choose_precision(asked, began, hidden_size, device):
+    """(one of PRECISIONS but auto, the words for why it is this one). asked: one of PRECISIONS; began: the precision of the run
+    that goes on, or None. Raises UserError where the device has no TF32."""
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+        reason = f"a GPU of compute capability {'8.0 or more' if native else 'below 8.0'}"
+    else:
+        native, reason = auto_on_cpu(hidden_size)
+    if asked == "tf32" and not (native and device.type == "cuda"):
+        raise UserError("--precision tf32 is of GPUs of compute capability 8.0 or more, there are none; pass --precision auto")
+    if asked != "auto":
+        return asked, "--precision"
+    return (began, "as the run began") if began in PRECISIONS[1:] else ("bf16" if native else "float32", reason)

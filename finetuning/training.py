@@ -59,13 +59,17 @@ class Execution:
     """How a run is computed and how often it is saved: the flags of the same names, none of which is part of its recipe."""
     gradient_accumulation_steps: int
     eval_batch_size: int
-    bf16: bool
+    precision: str
     save_checkpoints_steps: int
     save_models: str
     log_steps: int
     report_to: list
     eval_every: float | None
     allow_divergence: bool
+
+    @property
+    def bf16(self):
+        return self.precision == "bf16"
 
 
 @dataclasses.dataclass
@@ -312,7 +316,8 @@ def out_of_patience(progress, recipe):
     return progress.epoch - max(best) >= recipe.patience
 
 
-DIVERGED = "what was saved before is kept; start again with a lower --learning_rate, or without --bf16, in another --output_dir"
+DIVERGED = ("what was saved before is kept; start again with a lower --learning_rate, or with --precision float32, in another "
+            "--output_dir")
 
 
 def fault_of_output(model, task, dataset, indices, progress, execution, world):

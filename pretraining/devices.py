@@ -12,7 +12,7 @@ import socket
 import time
 
 from common.command_line import UserError, rendezvous, warn_of_an_idle_gpu
-from common.precision import bf16_instructions
+from common.precision import PRECISIONS, auto_on_cpu
 
 Role = collections.namedtuple("Role", "addresses own is_first")
 Role.__doc__ = """A process's part in a run: the addresses HOST:PORT of all its processes and its own (none: it is alone), and
@@ -135,10 +135,6 @@ def make_strategy(name, role, tpu, rendezvous_timeout):
 
 # Precision
 
-PRECISIONS = ("auto", "float32", "tf32", "bf16")
-BF16_HIDDEN_SIZE = 128  # from which on a CPU saves more by bfloat16 products than it loses by rounding (docs/performance.md)
-
-
 def choose_precision(asked, began, hidden_size, strategy):
     """(one of PRECISIONS but auto, the words for why it is this one), in all processes the first one's.
 
@@ -154,10 +150,7 @@ def choose_precision(asked, began, hidden_size, strategy):
     elif gpus:
         native, reason = has_tf32, f"GPUs of compute capability {'8.0 or more' if has_tf32 else 'below 8.0'}"
     else:
-        instructions = bf16_instructions()
-        native = bool(instructions) and hidden_size >= BF16_HIDDEN_SIZE
-        reason = f"a CPU with {instructions}" if instructions else "a CPU without bfloat16 instructions"
-        reason += f", a model narrower than {BF16_HIDDEN_SIZE}" if instructions and not native else ""
+        native, reason = auto_on_cpu(hidden_size)
     if asked == "tf32" and not has_tf32:
         raise UserError("--precision tf32 is of GPUs of compute capability 8.0 or more, there are none; pass --precision auto")
     precision, reason = ((asked, "--precision") if asked != "auto" else (began, "as the run began") if began else

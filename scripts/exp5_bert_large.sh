@@ -2,7 +2,7 @@
 # Exp-V, section 5.7, Table 8: BERT-large and BERT-base, with and without further pre-training on the task's texts.
 # Settings and how to resume: scripts/experiment.sh. BERT_LARGE is the folder of BERT-large. 5 further pre-trainings of
 # each model and 2 x 2 x 5 fine-tunings for each seed: about 14 hours, and 14 hours a seed. 50 GB, of which 22 are
-# exp2_domains.sh's. On a small GPU: FLAGS="--bf16 --gradient_checkpointing".
+# exp2_domains.sh's. On a small GPU: FLAGS="--gradient_checkpointing".
 # Ours: a decay of 0.95 over BERT-large's 24 layers as over 12, the same rate; its further pre-training reads BERT-base's
 # records, and has as many warm-up steps.
 source "$(dirname "$0")/experiment.sh"

@@ -9,7 +9,7 @@
 #     PER_RUN   GPUs of one run (default: 1)
 #     JOBS      without a GPU: runs at a time (default: 1)
 #     CPU_JOBS  with GPUs: corpora, records and conversions at a time beside the runs (default: 1)
-#     FLAGS     more flags for every fine-tuning, for example --bf16 --compile (default: none)
+#     FLAGS     more flags for every fine-tuning, for example --compile (default: none)
 #     TF_FLAGS  more flags for every further pre-training, for example --xla (default: none)
 #     SPACY_MODEL   model that splits English text; empty: rules (default: en_core_web_md, the authors', where it is installed)
 #     LAST_LAYER=1  classify by the last layer's [CLS] state, the paper's equation 1, in place of the pooled output, the default
@@ -23,7 +23,7 @@
 # The paper's settings follow below and can be set likewise. `--status` after a script's name prints how far it is. Run a script
 # again to resume it: finished runs are skipped, an interrupted run continues. Two scripts may share one OUT at the same time.
 #
-# The hours at the top of the scripts are those of one GPU that does 100 TFLOP/s, with FLAGS=--bf16; divide them by the number
+# The hours at the top of the scripts are those of one GPU that does 100 TFLOP/s, in bfloat16; divide them by the number
 # of GPUs. The gigabytes are what is left in OUT; a fine-tuning under way has 1.3 more, one of BERT-large 4. All of this was
 # calculated from the sizes of models and data sets, not measured.
 set -euo pipefail

@@ -1,4 +1,4 @@
-"""A stand-in on the CPU for the kernel of modeling.attention_varlen, which PyTorch has for GPUs alone: the operator, its
+"""A stand-in on the CPU for the kernel of attention_varlen, which PyTorch has for GPUs alone: the operator, its
 gradient's formula and its shapes in a compiled graph are PyTorch's own, so what is tested is how we call it."""
 import pytest
 import torch
@@ -7,24 +7,28 @@ import torch
 def check(query, key, value, cum_q, cum_k, max_q, max_k):
     """What the CUDA kernel refuses, or reads wrongly."""
     for x in (query, key, value):
-        assert x.dim() == 3 and x.shape == query.shape and x.dtype == query.dtype and x.stride(-1) == 1
-    assert cum_q.dtype == cum_k.dtype == torch.int32 and cum_q.is_contiguous() and torch.equal(cum_q, cum_k)
-    assert cum_q[0] == 0 and cum_q[-1] == len(query) and max_q == max_k >= cum_q.diff().max() and isinstance(max_q, int)
+        assert x.dim() == 3 and x.shape[1:] == query.shape[1:] and x.dtype == query.dtype and x.stride(-1) == 1
+    assert key.shape == value.shape and len(cum_q) == len(cum_k)
+    for starts, most, rows in ((cum_q, max_q, query), (cum_k, max_k, key)):
+        assert starts.dtype == torch.int32 and starts.is_contiguous() and starts[0] == 0 and starts[-1] == len(rows)
+        assert isinstance(most, int) and most >= starts.diff().max()
 
 
-def each_sequence(starts, dropout, seed, *tensors):
-    """(each tensor's rows of a sequence, in float32; which weights dropout keeps, each times 1 / (1 - dropout))."""
+def each_sequence(cum_q, cum_k, dropout, seed, key, value, *of_queries):
+    """(key's and value's rows of a sequence, and those of what has a row for each query, in float32; which weights dropout
+    keeps, each times 1 / (1 - dropout))."""
     generator = torch.Generator().manual_seed(seed.view(torch.int64)[0].item())
-    for start, end in zip(starts.tolist(), starts.tolist()[1:]):
-        kept = torch.rand(tensors[0].shape[1], end - start, end - start, generator=generator) >= dropout
-        yield *(x[start:end].float() for x in tensors), kept / (1 - dropout)
+    sizes = [starts.diff().tolist() for starts in (cum_k, cum_k, *[cum_q] * len(of_queries))]
+    for k, v, *rest in zip(*(x.float().split(size) for x, size in zip((key, value, *of_queries), sizes))):
+        kept = torch.rand(k.shape[1], len(rest[0]), len(k), generator=generator) >= dropout
+        yield k, v, *rest, kept / (1 - dropout)
 
 
 def forward(query, key, value, cum_q, cum_k, max_q, max_k, dropout, is_causal, return_debug_mask, *, scale=None):
     check(query, key, value, cum_q, cum_k, max_q, max_k)
     assert not is_causal and not return_debug_mask and scale is None
     seed, outputs, divisors = torch.randint(2**31, (2,)).view(torch.uint64), [], []
-    for q, k, v, kept in each_sequence(cum_q, dropout, seed, query, key, value):
+    for k, v, q, kept in each_sequence(cum_q, cum_k, dropout, seed, key, value, query):
         scores = torch.einsum("qhd,khd->hqk", q, k) * q.shape[-1] ** -0.5
         outputs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1) * kept, v))
         divisors.append(scores.logsumexp(-1))
@@ -36,7 +40,7 @@ def backward(grad, query, key, value, out, logsumexp, cum_q, cum_k, max_q, max_k
              scale=None):
     check(query, key, value, cum_q, cum_k, max_q, max_k)
     gradients = []
-    for q, k, v, upstream, kept in each_sequence(cum_q, dropout, seed, query, key, value, grad):
+    for k, v, q, upstream, kept in each_sequence(cum_q, cum_k, dropout, seed, key, value, query, grad):
         weights = (torch.einsum("qhd,khd->hqk", q, k) * q.shape[-1] ** -0.5).softmax(-1)
         of_weights = torch.einsum("qhd,khd->hqk", upstream, v) * kept
         of_scores = weights * (of_weights - (of_weights * weights).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5

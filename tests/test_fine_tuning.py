@@ -241,7 +241,7 @@ def test_speed_and_output_flags_leave_the_result(tiny, finished, tmp_path, flags
 
 def test_bf16_stays_near(tiny, finished, tmp_path):
     """Losses to 2 %, and the saved weights are float32."""
-    call(SINGLE, *train_flags(tiny, tmp_path / "run"), "--bf16")
+    call(SINGLE, *train_flags(tiny, tmp_path / "run"), "--precision", "bf16")
     np.testing.assert_allclose(losses_of(tmp_path / "run"), losses_of(finished), rtol=0.02)
     assert {value.dtype for value in weights(tmp_path / "run" / "last").values()} == {torch.float32}
 
@@ -772,7 +772,7 @@ def waited_for(condition, seconds=120):
     (["--warmup_proportion", 1.5], "1.5 is not below 1"),
     (["--num_datas", 62], "62 examples are asked for (--num_datas, --num_test_datas, --eval_sample), the data has 61"),
     (["--num_datas", 2.5], "2.5 examples cannot be drawn"),
-    (["--bf16", "maybe"], "'maybe' is neither True nor False"),
+    (["--precision", "maybe"], "invalid choice: 'maybe'"),
     (["--keep_html"], "--keep_html is for --task_name imdb"), (["--text_pair"], "--text_pair is for --task_name yahoo"),
     (["--task_name", "csv", "--text_pair"], "--text_pair is not for --task_name csv"),
     (["--task_name", "csv", "--keep_html"], "--keep_html is not for --task_name csv"),

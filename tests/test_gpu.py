@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import modeling
 import optimization
 import runs
-from finetuning import data, processes, training
+from finetuning import attention, data, processes, training
 from finetuning.gpu import moved_ahead
 from runs import SINGLE, assert_equal_weights, call, losses_of, train_flags
 from test_gpu_twins import loss_and_gradients, make_dataset, make_model
@@ -24,13 +24,13 @@ from test_gpu_twins import loss_and_gradients, make_dataset, make_model
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for `deterministic`; read when CUDA starts
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 GPU = torch.device("cuda", 0)
-ON_GPU, BF16 = ["--no_cuda=False", "--num_processes", 1], ["--bf16"]
+ON_GPU, BF16 = ["--no_cuda=False", "--num_processes", 1], ["--precision", "bf16"]
 LENGTHS = [5, 1, 130, 512, 64, 65]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def flash_is_here():
-    if torch.cuda.is_available() and not modeling.has_flash(GPU):
+    if torch.cuda.is_available() and not attention.has_flash(GPU):
         pytest.skip("this GPU has no flash attention")
 
 
@@ -67,7 +67,7 @@ def attended(backend, device, dtype, size, dropout=0.0, values=None):
     if values is not None:
         joined[:, 4 * size:], upstream = values, torch.full_like(upstream, values)
     joined = joined.to(device, dtype).requires_grad_()
-    output = modeling.attention(*(x.unflatten(-1, (2, size)) for x in joined.chunk(3, dim=-1)), batch, dropout, backend)
+    output = attention.attention(*(x.unflatten(-1, (2, size)) for x in joined.chunk(3, dim=-1)), batch, dropout, backend)
     output.backward(upstream.to(device, dtype))
     return output, joined.grad
 
@@ -82,9 +82,9 @@ def test_attention_is_the_cpu_s(backend, dtype, size, tolerance):
 
 def test_half_precision_takes_flash_attention_and_float32_the_padded_one(monkeypatch):
     taken = []
-    monkeypatch.setattr(modeling, "ATTENTIONS", {
+    monkeypatch.setattr(attention, "ATTENTIONS", {
         name: lambda *inputs, name=name, function=function: taken.append(name) or function(*inputs)
-        for name, function in modeling.ATTENTIONS.items()})
+        for name, function in attention.ATTENTIONS.items()})
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         attended(None, GPU, dtype, 64)
     assert taken == ["varlen", "varlen", "padded"]

@@ -3,7 +3,9 @@ flash.py), batches ahead of the computation, the fused update, and that nothing 
 tests/test_gpu.py holds the same against a GPU's own kernels."""
 import contextlib
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -17,10 +19,11 @@ import modeling
 import optimization
 from common.configuration import BertConfig
 from conftest import ROOT
-from finetuning import data
+from finetuning import attention, data, evaluation, training
 from finetuning.gpu import moved_ahead
 from flash import flash_on_cpu  # noqa: F401
 from modeling import BertForSequenceClassification
+from runs import SINGLE, assert_equal_weights, call, losses_of, train_flags
 
 CPU = torch.device("cpu")
 
@@ -78,7 +81,7 @@ def test_varlen_attention_is_that_of_a_jagged_nested_tensor(flash_on_cpu, dropou
     draws = 400 if dropout else 1
     torch.manual_seed(0)
     ours, theirs = (sum(results(function) for _ in range(draws)) / draws for function in (
-        lambda *qkv: modeling.attention(*qkv, batch, dropout, "varlen"), jagged))
+        lambda *qkv: attention.attention(*qkv, batch, dropout, "varlen"), jagged))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
     assert (ours - theirs).std() < tolerance / 4
 
@@ -104,7 +107,7 @@ def test_projections_together_are_each_to_1e_5_and_flash_attention_takes_them_as
         model.zero_grad()
         leaf = hidden.clone().requires_grad_()
         query, key, value = (x.unflatten(-1, (2, 8)) for x in project(leaf))
-        output = modeling.attention(query, key, value, batch, 0.0, "varlen").flatten(-2)
+        output = attention.attention(query, key, value, batch, 0.0, "varlen").flatten(-2)
         output.backward(upstream)
         return [output.detach(), leaf.grad, *(param.grad.clone() for layer in layers for param in layer.parameters())]
     for ours, theirs in zip(results(lambda leaf: modeling.project_together(layers, leaf)),
@@ -123,8 +126,8 @@ def test_a_gpu_has_flash_attention_where_its_kernel_runs(monkeypatch, dtype, siz
         def __init__(self, dtype, size):
             self.dtype, self.shape = dtype, (5, 2, size)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(modeling, "ATTENTIONS", {name: lambda *_, name=name: name for name in modeling.ATTENTIONS})
-    assert modeling.attention(OnGpu(dtype, size), None, None, None, 0.0) == backend
+    monkeypatch.setattr(attention, "ATTENTIONS", {name: lambda *_, name=name: name for name in attention.ATTENTIONS})
+    assert attention.attention(OnGpu(dtype, size), None, None, None, 0.0) == backend
 
 
 @pytest.mark.long
@@ -162,7 +165,6 @@ def test_an_update_reads_no_number_of_the_device(monkeypatch, more, clip_grad):
     model = use(make_model(0.1, **more).to("meta"), "varlen").train()
     model.sequences_at_once = 5
     optimizer = optimization.BertAdam(optimization.parameter_groups(model, 1e-3), 1e-3, clip_grad=clip_grad)
-    before = {name: param._version for name, param in model.named_parameters() if param.requires_grad}
     for _ in range(2):
         logits = model(batch)
         loss = F.cross_entropy(logits, batch.labels, reduction="sum") / 13
@@ -171,7 +173,7 @@ def test_an_update_reads_no_number_of_the_device(monkeypatch, more, clip_grad):
         optimizer.step()
         optimizer.zero_grad()
     assert correct.device.type == optimizer.grad_norm.device.type == "meta"
-    assert all(param._version > before[name] for name, param in model.named_parameters() if param.requires_grad)
+    assert optimizer.state.keys() == {param for param in model.parameters() if param.requires_grad}
     with pytest.raises(RuntimeError):
         correct.item()  # the device does what this test is about
 
@@ -220,7 +222,8 @@ def pretended(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: asked.append(f"kept for {stream.name}"))
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
     plain = torch.Tensor.to
-    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device, **how: plain(tensor, "cpu", **how))
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *where, **how: plain(
+        tensor, *("cpu" if isinstance(place, torch.device) else place for place in where), **how))
     return torch.device("cuda", 0), asked
 
 
@@ -258,7 +261,46 @@ def test_who_stops_in_the_middle_leaves_no_thread_and_an_error_arrives(pretended
     assert threading.active_count() == before
 
 
+def test_a_run_with_batches_ahead_is_the_run_without_to_the_bit(tiny, tmp_path, pretended, monkeypatch):
+    """Training, evaluation and a run that is stopped and goes on."""
+    flags = [*train_flags(tiny, tmp_path / "plain"), "--gradient_accumulation_steps", 2]
+    call(SINGLE, *flags)
+    device, asked = pretended
+    assert not asked
+    for module in (training, evaluation):
+        monkeypatch.setattr(module, "moved_ahead", lambda batches, _: moved_ahead(batches, device))
+    step, done = optimization.BertAdam.step, []
+
+    def stopped(*arguments):
+        done.append(step(*arguments))
+        if len(done) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+    monkeypatch.setattr(optimization.BertAdam, "step", stopped)
+    before, flags = threading.active_count(), [*flags, "--output_dir", tmp_path / "ahead"]
+    with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+        call(SINGLE, *flags)
+    assert threading.active_count() <= before
+    call(SINGLE, *flags)
+    assert losses_of(tmp_path / "ahead") == losses_of(tmp_path / "plain")
+    assert_equal_weights(tmp_path / "ahead" / "last", tmp_path / "plain" / "last")
+    assert asked.count("main waits for event") > 2 * 24
+
+
 # The update
+
+def plain_adam(group, params, grads, averages, squares):
+    """Adam's update of a group's parameters, and of their moments, from their gradients."""
+    beta1, beta2 = group["betas"]
+    correction1 = 1 - beta1 ** group["updates"] if group["bias_correction"] else 1.0
+    correction2 = math.sqrt(1 - beta2 ** group["updates"]) if group["bias_correction"] else 1.0
+    torch._foreach_lerp_(averages, grads, 1 - beta1)
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+    denominators = torch._foreach_sqrt(squares)
+    torch._foreach_add_(denominators, group["eps"] * correction2)  # as torch.optim.AdamW, on the corrected root
+    torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+    torch._foreach_addcdiv_(params, averages, denominators, -group["lr"] * correction2 / correction1)
+
 
 @pytest.mark.parametrize("correct", [False, True])
 def test_the_fused_update_is_the_plain_one_to_1e_12(correct):
@@ -271,7 +313,7 @@ def test_the_fused_update_is_the_plain_one_to_1e_12(correct):
     for step in range(1, 21):
         group = dict(lr=1e-2 / step, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.05, bias_correction=correct, updates=step)
         grads = draw(10.0 ** (step % 5 - 3))
-        for update, (params, averages, squares) in zip((optimization.update_plainly, optimization.update_fused), states):
+        for update, (params, averages, squares) in zip((plain_adam, optimization.adam), states):
             update(group, params, [grad.clone() for grad in grads], averages, squares)
         for plain, fused in zip(*states):
             torch.testing.assert_close(fused, plain, rtol=0, atol=1e-12)

@@ -133,7 +133,7 @@ def test_the_backward_pass_of_parts_draws_the_dropout_of_the_forward_pass(config
         assert (loss() - value).item() / step == pytest.approx(gradient, rel=1e-3)
 
 
-PARTS = {"plain": [], "bf16": ["--bf16"], "checkpointed": ["--gradient_checkpointing"],
+PARTS = {"plain": [], "bf16": ["--precision", "bf16"], "checkpointed": ["--gradient_checkpointing"],
          "accumulated": ["--gradient_accumulation_steps", 2]}
 
 
@@ -474,7 +474,7 @@ def test_speed_flags_leave_the_result_of_each_method(tiny, data_sets, tmp_path, 
     plain = losses("plain")
     np.testing.assert_allclose(losses("accumulated", "--gradient_accumulation_steps", 3), plain, rtol=1e-5)
     np.testing.assert_allclose(losses("checkpointed", "--gradient_checkpointing"), plain, rtol=1e-6)
-    np.testing.assert_allclose(losses("bf16", "--bf16"), plain, rtol=0.03)
+    np.testing.assert_allclose(losses("bf16", "--precision", "bf16"), plain, rtol=0.03)
 
 
 # Refused

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 import modeling
+from finetuning import attention
 from finetuning.data import pack
 from flash import flash_on_cpu  # noqa: F401
 from common.command_line import UserError
@@ -123,7 +124,7 @@ def test_fewer_layers_are_the_lowest():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("backend", sorted(modeling.ATTENTIONS))
+@pytest.mark.parametrize("backend", sorted(attention.ATTENTIONS))
 def test_attention_backends_equal_the_formula_to_1e_5(flash_on_cpu, backend, device):
     """softmax(q k' / sqrt(d)) v inside each sequence, and its gradients, in float32."""
     if (backend, device) == ("varlen", "cuda"):
@@ -146,18 +147,18 @@ def test_attention_backends_equal_the_formula_to_1e_5(flash_on_cpu, backend, dev
         return torch.cat(outputs)
 
     moved = batch.to(device)
-    ours = gradients(lambda q, k, v: modeling.attention(q, k, v, moved, 0.0, backend), device)
+    ours = gradients(lambda q, k, v: attention.attention(q, k, v, moved, 0.0, backend), device)
     for mine, wanted in zip(ours, gradients(formula, "cpu")):
         assert_close(mine, wanted)
 
 
-@pytest.mark.parametrize("backend", sorted(modeling.ATTENTIONS))
+@pytest.mark.parametrize("backend", sorted(attention.ATTENTIONS))
 def test_attention_dropout_drops_about_its_share_and_keeps_the_mean(flash_on_cpu, backend):
     """With all values 1 each output is the sum of the kept weights over 1 - p: mean 1, and 0 where all are dropped."""
     torch.manual_seed(0)
     batch = pack([np.zeros(n, int) for n in [2] * 300])
     query, key = torch.zeros(600, 2, 8), torch.zeros(600, 2, 8)
-    output = modeling.attention(query, key, torch.ones(600, 2, 8), batch, 0.25, backend)[:, :, 0]
+    output = attention.attention(query, key, torch.ones(600, 2, 8), batch, 0.25, backend)[:, :, 0]
     assert output.mean().item() == pytest.approx(1.0, abs=0.08)
     counts = [(torch.isclose(output, torch.tensor(value))).float().mean().item() for value in (0.0, 2 / 3, 4 / 3)]
     assert counts == pytest.approx([1 / 16, 6 / 16, 9 / 16], abs=0.06) and sum(counts) == pytest.approx(1)

@@ -106,7 +106,7 @@ def cluster(tmp_path, interpreter):
 
 def test_slurm_gets_an_array_for_each_level_of_what_needs_what(cluster, tmp_path):
     variables = {"RATES": "5e-5 4e-4", "SBATCH_FLAGS": "--gres=gpu:1 --time=9:00", "CPU_SBATCH_FLAGS": "--cpus-per-task=8"}
-    done, calls = cluster("exp1_catastrophic_forgetting", FLAGS="--bf16 maybe", **variables)
+    done, calls = cluster("exp1_catastrophic_forgetting", FLAGS="--precision maybe", **variables)
     assert done.returncode == 0, done.stderr
     found = [(re.search(r"--job-name (\w+)", call)[1], re.search(r"--array (\S+)", call)[1],
               "".join(re.findall(r"--dependency (\S+)", call)), re.search(r"TERM@120.*? (--\S+=\S+)", call)[1])

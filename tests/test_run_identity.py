@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 
 import optimization
+from common import precision
 from common.configuration import BertConfig
 from common.files import whole_file
 from finetuning import command, training
@@ -143,8 +144,8 @@ def test_a_tensorflow_checkpoint_is_known_by_its_values(tmp_path):
 # What changes a run in dropout or rounding alone
 
 @pytest.mark.parametrize("name, before, now, flags", [
-    ("gradient_accumulation_steps", 1, 2, ["--gradient_accumulation_steps", 2]), ("bf16", False, True, ["--bf16"]),
-    ("compile", False, True, ["--compile"])])
+    ("gradient_accumulation_steps", 1, 2, ["--gradient_accumulation_steps", 2]),
+    ("precision", "float32", "bf16", ["--precision", "bf16"]), ("compile", False, True, ["--compile"])])
 def test_a_run_that_goes_on_in_another_way_says_so(tiny, tmp_path, stopped, monkeypatch, capsys, name, before, now,
                                                    flags):
     """And run.json says it, from which update on."""
@@ -162,6 +163,20 @@ def test_a_run_that_goes_on_in_another_way_says_so(tiny, tmp_path, stopped, monk
     assert record["flags"][name] == before
     assert [(resumed["global_step"], resumed["flags"][name]) for resumed in record["resumed"]] == [
         (1, before), (2, now), (3, now)]
+
+
+def test_a_run_says_its_precision_and_keeps_it(tiny, tmp_path, monkeypatch, capsys, stopped):
+    """Begun on a machine with bfloat16, gone on with on one without."""
+    monkeypatch.setattr(precision, "BF16_HIDDEN_SIZE", 1)
+    monkeypatch.setattr(precision, "bf16_instructions", lambda: "amx_bf16")
+    assert stopped(4, SINGLE, *train_flags(tiny, tmp_path / "run"))
+    assert read_json(tmp_path / "run/run.json")["flags"]["precision"] == "bf16"
+    assert "precision: bf16 (a CPU with amx_bf16)" in capsys.readouterr().out
+    monkeypatch.setattr(precision, "bf16_instructions", lambda: None)
+    call(SINGLE, *train_flags(tiny, tmp_path / "run"))
+    assert "precision: bf16 (as the run began)" in capsys.readouterr().out
+    call(SINGLE, *train_flags(tiny, tmp_path / "whole"), "--precision", "bf16")
+    assert losses_of(tmp_path / "run") == losses_of(tmp_path / "whole")
 
 
 def test_a_run_that_goes_on_with_more_processes_says_so(tiny, tmp_path, stopped, start):

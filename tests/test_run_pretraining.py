@@ -19,6 +19,7 @@ from tensorflow.python.framework import config
 
 import pretraining.records
 import run_pretraining
+from common import precision
 from common.command_line import UserError
 from common.configuration import BertConfig
 from common.run_folder import RunFolder
@@ -547,7 +548,7 @@ GPU = "GPUs of compute capability "
     ([], None, 768, "float32 (a CPU without bfloat16 instructions)"),
     ([(9, 0), (8, 0)], None, 32, f"bf16 ({GPU}8.0 or more)"), ([(9, 0), (7, 5)], "amx_bf16", 768, f"float32 ({GPU}below 8.0)")])
 def test_auto_is_bfloat16_where_the_device_multiplies_it_natively(monkeypatch, capabilities, flags, hidden_size, found):
-    monkeypatch.setattr(devices, "bf16_instructions", lambda: flags)
+    monkeypatch.setattr(precision, "bf16_instructions", lambda: flags)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: capabilities)
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"compute_capability": gpu})
     choose = functools.partial(devices.choose_precision, hidden_size=hidden_size, strategy=tf.distribute.get_strategy())
