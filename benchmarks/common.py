@@ -56,8 +56,8 @@ def processor():
 
 
 def machine():
-    """What the figures are of: {"machine": cores, processor and GPUs, "cpu_features": those of CPU_FEATURES, "load_average": how
-    many processes wanted a core in the last minute, "commit": of this project, with + where files differ from it, "date"}."""
+    """What the figures are of: {"machine": cores, processor and GPUs, "cpu_features": those of CPU_FEATURES, "load_average":
+    processes that wanted a core in the last minute, "commit": of this project, with + where files differ from it, "date"}."""
     flags = (first_match("/proc/cpuinfo", r"^flags\s*: (.*)") or "").split()
     gpus = output_of(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]).splitlines()
     changed = output_of(["git", "status", "--porcelain", "--untracked-files=no", "--", "*.py"])
