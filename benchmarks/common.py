@@ -56,15 +56,20 @@ def processor():
 
 
 def machine():
-    """What the figures are of: {"machine": cores, processor and GPUs, "cpu_features": those of CPU_FEATURES, "commit": of this
-    project, with + where files differ from it, "date"}."""
+    """What the figures are of: {"machine": cores, processor and GPUs, "cpu_features": those of CPU_FEATURES, "load_average":
+    processes that wanted a core in the last minute, "commit": of this project, with + where files differ from it, "date"}."""
     flags = (first_match("/proc/cpuinfo", r"^flags\s*: (.*)") or "").split()
     gpus = output_of(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]).splitlines()
     changed = output_of(["git", "status", "--porcelain", "--untracked-files=no", "--", "*.py"])
     return {"machine": ", ".join([f"{os.cpu_count()} cores", processor(), *gpus]),
-            "cpu_features": [name for name in CPU_FEATURES if name in flags],
+            "cpu_features": [name for name in CPU_FEATURES if name in flags], "load_average": round(os.getloadavg()[0], 1),
             "commit": output_of(["git", "rev-parse", "--short", "HEAD"]) + ("+" if changed else ""),
             "date": datetime.date.today().isoformat()}
+
+
+def interpreter(command):
+    """The Python of a command, which may begin with another program (taskset, nice)."""
+    return next((word for word in command if "python" in os.path.basename(word)), command[0])
 
 
 def versions(python, packages):
@@ -155,6 +160,11 @@ def measure(command, environment=None):
     return figures | figures_in(printed)
 
 
+def without_folders(command):
+    """A command as text for results: paths are relative to the project, or bare names; no folder of this machine is told."""
+    return re.sub(r"(?<![\w.])/(?:[^/\s=,'\"]+/)+", "", shlex.join(command).replace(ROOT + os.sep, ""))
+
+
 def compare(stage, case, sides, rounds, packages, environment=None):
     """Runs the commands of `sides`, {name: command}, in turn, `rounds` times, so that what else the machine does meets all of
     them. packages: {name: those whose versions count}. Returns a line of results a side, a dict."""
@@ -167,8 +177,8 @@ def compare(stage, case, sides, rounds, packages, environment=None):
     where = machine()
     return [{"stage": stage, "case": case, "side": name,
              "figures": {key: statistics.median(one[key] for one in taken[name]) for key in taken[name][0]},
-             "rounds": taken[name], "command": shlex.join(command),
-             "versions": versions(command[0], packages.get(name, ())), **where} for name, command in sides.items()]
+             "rounds": taken[name], "command": without_folders(command),
+             "versions": versions(interpreter(command), packages.get(name, ())), **where} for name, command in sides.items()]
 
 
 # Results

@@ -41,112 +41,105 @@ def checksum_tables():
 def masked_checksum(data, start, end, tables):
     """The checksum of data[start:end] as TFRecords have it: CRC-32C, rotated and moved."""
     crc = np.int64(0xFFFFFFFF)
-    while start + 8 <= end:
+    while start + 8 <= end:  # eight bytes at a time
         low = crc ^ (data[start] | data[start + 1] << 8 | data[start + 2] << 16 | np.int64(data[start + 3]) << 24)
         crc = np.int64(tables[7, low & 255] ^ tables[6, low >> 8 & 255] ^ tables[5, low >> 16 & 255] ^ tables[4, low >> 24]
                        ^ tables[3, data[start + 4]] ^ tables[2, data[start + 5]] ^ tables[1, data[start + 6]]
                        ^ tables[0, data[start + 7]])
         start += 8
-    for byte in data[start:end]:
-        crc = crc >> 8 ^ tables[0, (crc ^ byte) & 255]
+    for at in range(start, end):
+        crc = crc >> 8 ^ tables[0, (crc ^ data[at]) & 255]
     crc ^= 0xFFFFFFFF
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
+# What follows writes from the end to the beginning: a size comes before what it counts, and is known after it.
+
 @compiled
 def put_number(out, at, number, num_bytes):
-    """Writes a number in that many bytes, the lowest first. Returns where it ends."""
+    """Writes a number in that many bytes, the lowest first, before out[at]. Returns where it begins."""
     for byte in range(num_bytes):
-        out[at + byte] = number >> 8 * byte & 255
-    return at + num_bytes
-
-
-@compiled
-def varint_size(number):
-    """The bytes of a number as a varint: seven bits in each."""
-    size = 1
-    while number >= 128:
-        number >>= 7
-        size += 1
-    return size
+        out[at - num_bytes + byte] = number >> 8 * byte & 255
+    return at - num_bytes
 
 
 @compiled
 def put_varint(out, at, number):
-    """Writes a varint. Returns where it ends."""
-    while number >= 128:
-        out[at] = number & 127 | 128
+    """The same for a varint: seven bits in each byte, the highest one says whether there are more."""
+    size, rest = 1, number >> 7
+    while rest:
+        size, rest = size + 1, rest >> 7
+    at -= size
+    for byte in range(size - 1):
+        out[at + byte] = number & 127 | 128
         number >>= 7
-        at += 1
-    out[at] = number
-    return at + 1
-
-
-@compiled
-def put_size(out, at, tag, size):
-    """Writes the tag of a field and the size of what it holds. Returns where that begins."""
-    out[at] = tag
-    return put_varint(out, at + 1, size)
-
-
-@compiled
-def with_size(size):
-    """The bytes of a field that holds `size` bytes."""
-    return 1 + varint_size(size) + size
-
-
-@compiled
-def put_example(out, at, values, counts, names, name_sizes):
-    """Writes the Example of the features `values` int32 [features, ...], of which feature i has counts[i]. Returns its end."""
-    sizes, size_of_all = np.zeros(len(counts), np.int64), 0  # of the values of each feature, and of all features
-    for feature, count in enumerate(counts):
-        if feature == WEIGHTS:
-            sizes[feature] = 4 * count
-        else:
-            for value in values[feature, :count]:
-                sizes[feature] += varint_size(value)
-        if count:
-            size_of_all += with_size(with_size(name_sizes[feature]) + with_size(with_size(with_size(sizes[feature]))))
-    at = put_size(out, at, 0x0A, size_of_all)
-    for feature, count in enumerate(counts):
-        if count:
-            packed, name_size = with_size(sizes[feature]), name_sizes[feature]
-            at = put_size(out, at, 0x0A, with_size(name_size) + with_size(with_size(packed)))
-            at = put_size(out, at, 0x0A, name_size)
-            out[at:at + name_size] = names[feature, :name_size]
-            at = put_size(out, at + name_size, 0x12, with_size(packed))
-            at = put_size(out, at, 0x12 if feature == WEIGHTS else 0x1A, packed)
-            at = put_size(out, at, 0x0A, sizes[feature])
-            for value in values[feature, :count]:
-                if feature == WEIGHTS:
-                    at = put_number(out, at, 0x3F800000 if value else 0, 4)  # 1.0 and 0.0
-                else:
-                    at = put_varint(out, at, value)
+    out[at + size - 1] = number
     return at
 
 
 @compiled
+def put_size(out, at, end, tag):
+    """Makes out[at:end] the content of a field. Returns where that begins, with its tag and size."""
+    at = put_varint(out, at, end - at) - 1
+    out[at] = tag
+    return at
+
+
+@compiled
+def put_example(out, at, values, counts, names, name_sizes):
+    """Writes the Example of the features `values`, int64 [features, ...], of which feature i has counts[i]; before out[at].
+    names: uint8 [features, ...], name_sizes: int64 [features]. Returns where it begins."""
+    end_of_all = at
+    for feature in range(len(counts) - 1, -1, -1):
+        if counts[feature]:
+            end = at
+            for number in range(counts[feature] - 1, -1, -1):
+                value = values[feature, number]
+                if feature == WEIGHTS:
+                    at = put_number(out, at, 0x3F800000 * value, 4)  # the floats 0 and 1
+                elif value < 128:
+                    at -= 1
+                    out[at] = value
+                else:
+                    at = put_varint(out, at, value)
+            for tag in (0x0A, 0x12 if feature == WEIGHTS else 0x1A, 0x12):
+                at = put_size(out, at, end, tag)
+            end_of_name = at
+            at -= name_sizes[feature]
+            for number in range(name_sizes[feature]):
+                out[at + number] = names[feature, number]
+            at = put_size(out, at, end_of_name, 0x0A)
+            at = put_size(out, at, end, 0x0A)
+    return put_size(out, at, end_of_all, 0x0A)
+
+
+@compiled
 def put_records(corpus, rules, store, slots, values, counts, names, name_sizes, tables, out):
-    """Writes the records of the instances at those slots of the store into `out`, uint8. Returns where they end."""
-    at = 0
-    for slot in slots:
-        values[:] = 0
-        a, a_length, b, b_length = store.spans[slot]
-        first, length = put_ids(corpus, (a, a_length, b, b_length), rules, values[IDS])
-        values[MASK, :length] = 1
-        values[SEGMENTS, first:length] = 1
+    """Writes the records of the instances at those slots of the store to the end of `out`, uint8. Returns where they begin."""
+    at = np.int64(len(out))
+    for slot in slots[::-1]:
+        for feature in range(len(counts)):
+            for number in range(counts[feature]):
+                values[feature, number] = 0
+        first, length = put_ids(corpus, np.int64(store.spans[slot, 0]), np.int64(store.spans[slot, 1]),
+                                np.int64(store.spans[slot, 2]), np.int64(store.spans[slot, 3]), rules, values[IDS])
+        for token in range(length):
+            values[MASK, token] = 1
+            values[SEGMENTS, token] = token >= first
         values[IS_RANDOM_NEXT, 0] = store.is_random_next[slot]
-        start, end = store.mask_ends[slot], store.mask_ends[slot + 1]
-        for number, (position, shown) in enumerate(zip(store.mask_positions[start:end], store.mask_ids[start:end])):
+        start = store.mask_ends[slot]
+        for number in range(store.mask_ends[slot + 1] - start):
+            position = np.int64(store.mask_positions[start + number])
             values[POSITIONS, number] = position
             values[LABELS, number] = values[IDS, position]
             values[WEIGHTS, number] = 1
-            values[IDS, position] = shown
-        example = at + 12
-        end_of_example = put_example(out, example, values, counts, names, name_sizes)
-        put_number(out, at, end_of_example - example, 8)
-        put_number(out, at + 8, masked_checksum(out, at, at + 8, tables), 4)
-        at = put_number(out, end_of_example, masked_checksum(out, example, end_of_example, tables), 4)
+            values[IDS, position] = store.mask_ids[start + number]
+        end = at - 4
+        at = put_example(out, end, values, counts, names, name_sizes)
+        put_number(out, end + 4, masked_checksum(out, at, end, tables), 4)
+        put_number(out, at - 4, end - at, 8)
+        put_number(out, at, masked_checksum(out, at - 12, at - 4, tables), 4)
+        at -= 12
     return at
 
 
@@ -157,19 +150,20 @@ class Encoder:
     def __init__(self, recipe):
         length, predictions = recipe.max_seq_length, recipe.max_predictions_per_seq
         self.counts = np.array([length, length, predictions, predictions, predictions, int(recipe.next_sentence), length])
-        self.values = np.zeros((len(NAMES), max(length, predictions)), np.int32)
+        self.values = np.zeros((len(NAMES), max(length, predictions)), np.int64)
         self.names = np.zeros((len(NAMES), max(map(len, NAMES))), np.uint8)
         for row, name in zip(self.names, NAMES):
             row[:len(name)] = list(name.encode())
-        self.name_sizes, self.tables = np.array([len(name) for name in NAMES]), checksum_tables()
-        most_bytes = 5 * self.counts.sum() + MOST_BYTES_BESIDE_VALUES  # a varint of 32 bits has 5
+        self.name_sizes = np.array([len(name) for name in NAMES])
+        self.tables = checksum_tables()
+        most_bytes = 10 * self.counts.sum() + MOST_BYTES_BESIDE_VALUES  # a varint of 64 bits has 10
         self.out = [np.empty(RECORDS_PER_CALL * most_bytes, np.uint8) for _ in range(2)]  # one is written, one filled
 
     def __call__(self, instances, indices):
         self.out.reverse()
-        end = put_records(instances.corpus, instances.rules, instances.store, instances.slots[indices], self.values,
-                          self.counts, self.names, self.name_sizes, self.tables, self.out[0])
-        return self.out[0][:end]
+        start = put_records(instances.corpus, instances.rules, instances.store, instances.slots[indices], self.values,
+                            self.counts, self.names, self.name_sizes, self.tables, self.out[0])
+        return self.out[0][start:]
 
 
 def write(path, file, data):

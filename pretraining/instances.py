@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from common.command_line import UserError
 from common.files import decode_lines
-from pretraining.compiled import below, compiled, shuffle, twister, uniform
+from pretraining.compiled import below, compiled, draw_order, shuffle, twister, uniform
 
 SPECIAL_TOKENS = 3  # [CLS], [SEP], [SEP]; without a second text one [SEP] less
 STORE_BYTES = 384 << 20  # of instances in memory at a time
@@ -172,7 +172,7 @@ def truncated(a, a_end, b, b_end, max_num_tokens, state):
 @compiled
 def random_next(corpus, order, document_index, target_length, state):
     """A span (start, end) of ids from a random sentence of another document on, sentences until target_length."""
-    random_index = document_index
+    offsets, random_index = corpus.sentence_offsets, document_index
     for _ in range(10):  # with two documents or more ten failures in a row are rare, and Google's script accepts them
         random_index = below(len(order), state)
         if random_index != document_index:
@@ -180,59 +180,102 @@ def random_next(corpus, order, document_index, target_length, state):
     first, last = corpus.document_offsets[order[random_index]], corpus.document_offsets[order[random_index] + 1]
     sentence = first + below(last - first, state)
     end = sentence + 1
-    while end < last and corpus.sentence_offsets[end] - corpus.sentence_offsets[sentence] < target_length:
+    while end < last and offsets[end] - offsets[sentence] < target_length:
         end += 1
-    return corpus.sentence_offsets[sentence], corpus.sentence_offsets[end]
+    return np.int64(offsets[sentence]), np.int64(offsets[end])
 
 
 @compiled
-def put_ids(corpus, span, rules, ids):
+def next_pair(corpus, rules, order, document_index, sentence, target_length, state):
+    """Two spans of a document, from a sentence of it on. Sentences are gathered until they fill an instance; A is a random
+    number of the first ones. In half of the instances B is the rest of them; otherwise it comes from another document, and the
+    rest is used again. Returns (A's start and end, B's, whether B is random, the sentence to go on with)."""
+    offsets, chunk, last = corpus.sentence_offsets, sentence, corpus.document_offsets[order[document_index] + 1]
+    while sentence < last - 1 and offsets[sentence + 1] - offsets[chunk] < target_length:
+        sentence += 1
+    sentence += 1
+    middle = chunk + 1 + (below(sentence - chunk - 1, state) if sentence - chunk > 1 else 0)
+    # from here on random numbers are drawn in Google's order: random or not, document, sentence, truncation, masks
+    a, a_end, b_end = np.int64(offsets[chunk]), np.int64(offsets[middle]), np.int64(offsets[sentence])
+    b = a_end
+    is_random_next = sentence - chunk == 1 or uniform(state) < 0.5
+    if is_random_next:
+        b, b_end = random_next(corpus, order, document_index, target_length - (a_end - a), state)
+        sentence = middle  # the sentences that would have followed A are used again
+    a, a_end, b, b_end = truncated(a, a_end, b, b_end, rules.max_num_tokens, state)
+    return a, a_end, b, b_end, is_random_next, sentence
+
+
+@compiled
+def next_text(corpus, document, start, target_length):
+    """The same for the masked LM alone: A is as many whole sentences as fit, from token `start` on; one that does not fit alone
+    is cut and goes on in the next instance, so that each token of the document stands in one instance. Returns A's end."""
+    offsets, sentence, last = corpus.sentence_offsets, corpus.document_offsets[document], corpus.document_offsets[document + 1]
+    while sentence < last and offsets[sentence + 1] - start <= target_length:
+        sentence += 1
+    return np.int64(offsets[sentence]) if offsets[sentence] > start else start + target_length
+
+
+@compiled
+def put_ids(corpus, a, a_length, b, b_length, rules, ids):
     """Writes [CLS] A [SEP] B [SEP], or [CLS] A [SEP] where B is empty, into `ids`. Returns the lengths of [CLS] A [SEP] and of
     all."""
-    a, a_length, b, b_length = span
     ids[0] = rules.cls_id
-    ids[1:1 + a_length] = corpus.ids[a:a + a_length]
+    for token in range(a_length):
+        ids[1 + token] = corpus.ids[a + token]
     first = a_length + 2
     ids[first - 1] = rules.sep_id
     if b_length == 0:
         return first, first
-    ids[first:first + b_length] = corpus.ids[b:b + b_length]
+    for token in range(b_length):
+        ids[first + token] = corpus.ids[b + token]
     ids[first + b_length] = rules.sep_id
     return first, first + b_length + 1
 
 
 @compiled
-def mask(ids, first, length, rules, shown, state):
-    """Chooses what is predicted of an instance (Devlin et al. 2019, section 3.1): `shown` [length], -1 before, becomes what
-    stands there instead: 80% [MASK], 10% the same, 10% a random word of the vocabulary. Returns the number of masks."""
-    positions = np.empty(length, np.int32)  # all but those of [CLS] and [SEP]
-    word_starts = np.empty(length, np.int32)  # in `positions`: what is masked together begins there
+def mask(rules, scratch, first, length, state):
+    """Chooses what is predicted of the instance in `scratch` (Devlin et al. 2019, section 3.1): `shown`, -1 before, becomes
+    what stands there instead: 80% [MASK], 10% the same, 10% a random word of the vocabulary. Returns the number of masks."""
+    ids, shown, positions, word_starts, words = scratch
     num_positions, num_words = 0, 0
     for position in range(1, length - 1):
         if position != first - 1:
             # A truncated segment may begin inside a word; that piece joins the word before it, as in Google's script.
             if not (rules.do_whole_word_mask and num_words and rules.is_continuation[ids[position]]):
-                word_starts[num_words] = num_positions
+                word_starts[num_words] = num_positions  # what is masked together begins there in `positions`
+                words[num_words] = num_words
                 num_words += 1
             positions[num_positions] = position
             num_positions += 1
     word_starts[num_words] = num_positions
-    words = np.arange(num_words).astype(np.int32)
-    shuffle(words, state)
+    shuffle(words[:num_words], state)
     num_to_predict, num_masks = rules.num_to_predict[length], 0
-    for word in words:
+    for word in words[:num_words]:
         if num_masks >= num_to_predict:
             break
-        start, end = word_starts[word], word_starts[word + 1]
-        if num_masks + end - start > num_to_predict:
+        if num_masks + word_starts[word + 1] - word_starts[word] > num_to_predict:
             continue  # a shorter word may still fit
-        num_masks += end - start
-        for position in positions[start:end]:
+        for number in range(word_starts[word], word_starts[word + 1]):
+            position = positions[number]
             shown[position] = ids[position]
             if uniform(state) < 0.8:
                 shown[position] = rules.mask_id
             elif uniform(state) >= 0.5:
                 shown[position] = rules.vocab_ids[below(len(rules.vocab_ids), state)]
+            num_masks += 1
+    return num_masks
+
+
+@compiled
+def pass_over(rules, first, length, state):
+    """Draws the random numbers that `mask` draws where each token is masked on its own. Returns the number of masks."""
+    num_words = length - 2 - (length > first)
+    draw_order(num_words, state)
+    num_masks = min(num_words, rules.num_to_predict[length])
+    for _ in range(num_masks):
+        if uniform(state) >= 0.8 and uniform(state) >= 0.5:
+            below(len(rules.vocab_ids), state)
     return num_masks
 
 
@@ -248,105 +291,79 @@ class Made(typing.NamedTuple):
     random_next: np.ndarray
 
 
-class Work(typing.NamedTuple):
-    """What the making of instances goes on with.
+class Scratch(typing.NamedTuple):
+    """Arrays for one instance, int64 [max_seq_length]; `mask` says what they hold."""
+    ids: np.ndarray
+    shown: np.ndarray
+    positions: np.ndarray
+    word_starts: np.ndarray
+    words: np.ndarray
 
-    state                of the random numbers
+
+@compiled
+def store_instance(store, slot, a, a_end, b, b_end, is_random_next, shown, length):
+    """Stores an instance."""
+    store.spans[slot, 0], store.spans[slot, 1], store.spans[slot, 2], store.spans[slot, 3] = a, a_end - a, b, b_end - b
+    store.is_random_next[slot] = is_random_next
+    end = store.mask_ends[slot]
+    for position in range(length):
+        if shown[position] >= 0:
+            store.mask_positions[end], store.mask_ids[end] = position, shown[position]
+            end += 1
+    store.mask_ends[slot + 1] = end
+
+
+@compiled
+def make_instances(corpus, rules, order, places, part, store, slots, made, scratch, state, num_documents):
+    """Goes on, the whole corpus again and again, until that many documents are used.
+
     order                int32 [documents]: in which the corpus is gone through
     places               int32 [instances]: instance i is the record places[i]; empty: not known yet, as they are made
     part                 int64 [2]: the first of the places whose instances are stored, and the one after the last
-    slots                int32 [part[1] - part[0]]: place part[0] + i has the instance slots[i] of the store
-    ids, shown           int32 [max_seq_length] of the instance that is made
+    slots                int32 [part[1] - part[0]]: becomes which instance of the store is at place part[0] + i
     """
-    state: np.ndarray
-    order: np.ndarray
-    places: np.ndarray
-    part: np.ndarray
-    slots: np.ndarray
-    ids: np.ndarray
-    shown: np.ndarray
-    store: Store
-    made: Made
+    while made.documents[0] < num_documents:
+        document_index, target_length = made.documents[0] % len(order), rules.max_num_tokens
+        if uniform(state) < rules.short_seq_prob:
+            target_length = 2 + below(rules.max_num_tokens - 1, state)
+        document = order[document_index]
+        sentence, last = np.int64(corpus.document_offsets[document]), np.int64(corpus.document_offsets[document + 1])
+        start, is_random_next = np.int64(corpus.sentence_offsets[sentence]), False
+        while sentence < last if rules.next_sentence else start < corpus.sentence_offsets[last]:
+            if rules.next_sentence:
+                a, a_end, b, b_end, is_random_next, sentence = next_pair(
+                    corpus, rules, order, document_index, sentence, target_length, state)
+            else:
+                end = next_text(corpus, document, start, target_length)
+                a, a_end, b, b_end, start = start, end, end, end, end
+            number, slot = made.instances[0], made.stored[0]
+            place = places[number] if len(places) else number
+            is_stored = part[0] <= place < part[1]
+            first = a_end - a + 2
+            length = first + b_end - b + rules.next_sentence
+            if is_stored or rules.do_whole_word_mask:
+                put_ids(corpus, a, a_end - a, b, b_end - b, rules, scratch.ids)
+                made.masks[0] += mask(rules, scratch, first, length, state)
+            else:
+                made.masks[0] += pass_over(rules, first, length, state)
+            if is_stored:
+                store_instance(store, slot, a, a_end, b, b_end, is_random_next, scratch.shown, length)
+                slots[place - part[0]] = slot
+                made.stored[0] += 1
+            scratch.shown[:length] = -1
+            made.instances[0] += 1
+            made.tokens[0] += length
+            made.random_next[0] += is_random_next
+        made.documents[0] += 1
 
 
 @compiled
-def add(corpus, rules, work, a, a_end, b, b_end, is_random_next):
-    """Masks an instance, counts it, and stores it if its place is in the part."""
-    store, made, span = work.store, work.made, (a, a_end - a, b, b_end - b)
-    first, length = put_ids(corpus, span, rules, work.ids)
-    num_masks = mask(work.ids, first, length, rules, work.shown, work.state)
-    number, slot = made.instances[0], made.stored[0]
-    place = work.places[number] if len(work.places) else number
-    if work.part[0] <= place < work.part[1]:
-        work.slots[place - work.part[0]] = slot
-        store.spans[slot] = span
-        store.is_random_next[slot] = is_random_next
-        end = store.mask_ends[slot]
-        for position in range(length):
-            if work.shown[position] >= 0:
-                store.mask_positions[end], store.mask_ids[end] = position, work.shown[position]
-                end += 1
-        store.mask_ends[slot + 1] = end
-        made.stored[0] += 1
-    work.shown[:length] = -1
-    made.instances[0] += 1
-    made.tokens[0] += length
-    made.masks[0] += num_masks
-    made.random_next[0] += is_random_next
-
-
-@compiled
-def add_pairs(corpus, rules, work, document_index, target_length):
-    """Adds the instances of document order[document_index]. Sentences are gathered until they fill an instance; A is a random
-    number of the first ones. In half of the instances B is the rest of them; otherwise it comes from another document, and the
-    rest is used again."""
-    offsets, document, state = corpus.sentence_offsets, work.order[document_index], work.state
-    chunk, last = corpus.document_offsets[document], corpus.document_offsets[document + 1]
-    sentence = chunk
-    while sentence < last:
-        if sentence == last - 1 or offsets[sentence + 1] - offsets[chunk] >= target_length:
-            chunk_length = sentence + 1 - chunk
-            middle = chunk + 1 + (below(chunk_length - 1, state) if chunk_length >= 2 else 0)
-            # from here on random numbers are drawn in Google's order: random or not, document, sentence, truncation, masks
-            a, a_end, b, b_end = offsets[chunk], offsets[middle], offsets[middle], offsets[sentence + 1]
-            is_random_next = chunk_length == 1 or uniform(state) < 0.5
-            if is_random_next:
-                b, b_end = random_next(corpus, work.order, document_index, target_length - (a_end - a), state)
-                sentence = middle - 1  # the sentences that would have followed A are used again
-            a, a_end, b, b_end = truncated(a, a_end, b, b_end, rules.max_num_tokens, state)
-            add(corpus, rules, work, a, a_end, b, b_end, is_random_next)
-            chunk = sentence + 1
-        sentence += 1
-
-
-@compiled
-def add_packed(corpus, rules, work, document_index, target_length):
-    """The same for the masked LM alone: [CLS] A [SEP], A being as many whole sentences as fit; one that does not fit alone is
-    cut and goes on in the next instance, so that each token of the document stands in one instance."""
-    offsets, document = corpus.sentence_offsets, work.order[document_index]
-    sentence, last = corpus.document_offsets[document], corpus.document_offsets[document + 1]
-    start = offsets[sentence]
-    while start < offsets[last]:
-        while sentence < last and offsets[sentence + 1] - start <= target_length:
-            sentence += 1
-        end = offsets[sentence] if offsets[sentence] > start else start + target_length
-        add(corpus, rules, work, start, end, end, end, False)
-        start = end
-
-
-@compiled
-def make_instances(corpus, rules, work, num_documents):
-    """Goes on, the whole corpus again and again, until that many documents are used."""
-    documents = work.made.documents
-    while documents[0] < num_documents:
-        document_index, target_length = documents[0] % len(work.order), rules.max_num_tokens
-        if uniform(work.state) < rules.short_seq_prob:
-            target_length = 2 + below(rules.max_num_tokens - 1, work.state)
-        if rules.next_sentence:
-            add_pairs(corpus, rules, work, document_index, target_length)
-        else:
-            add_packed(corpus, rules, work, document_index, target_length)
-        documents[0] += 1
+def inverse(order):
+    """The permutation that undoes one."""
+    places = np.empty_like(order)
+    for place in range(len(order)):
+        places[order[place]] = place
+    return places
 
 
 class Instances:
@@ -362,8 +379,8 @@ class Instances:
         """The features of instance `index`, six or with next_sentence seven: a dict of lists, padded with 0; floats for the
         weights only."""
         recipe, slot = self.recipe, self.slots[index]
-        ids = np.zeros(recipe.max_seq_length, np.int32)
-        first, length = put_ids(self.corpus, tuple(self.store.spans[slot]), self.rules, ids)
+        ids = np.zeros(recipe.max_seq_length, np.int64)
+        first, length = put_ids(self.corpus, *self.store.spans[slot].tolist(), self.rules, ids)
         masks = slice(*self.store.mask_ends[slot:slot + 2])
         positions = self.store.mask_positions[masks].astype(np.int32)
         labels = ids[positions].tolist()
@@ -382,34 +399,36 @@ class Instances:
 def training_instances(corpus, tokenizer, recipe, dupe_factor, rng):
     """All instances of a corpus, each document used dupe_factor times with other masks. Yields Instances, part by part, one
     part where they fit in STORE_BYTES; a part is gone when the next one is made. rng: a random.Random, left as it is."""
-    rules, store, state = Rules.of(recipe, tokenizer), Store.empty(recipe, corpus.ids.dtype), twister(rng)
+    rules, state, store = Rules.of(recipe, tokenizer), twister(rng), Store.empty(recipe, corpus.ids.dtype)
+    room = len(store.spans)
     # Google shuffles the documents first and the instances at the end
     order = np.arange(corpus.num_documents, dtype=np.int32)
     shuffle(order, state)
 
-    def make(places, first, last):
-        work = Work(state.copy(), order, places, np.array([first, last]), np.empty(last - first, np.int32),
-                    np.empty(recipe.max_seq_length, np.int32), np.full(recipe.max_seq_length, -1, np.int32), store,
-                    Made(*np.zeros((len(Made._fields), 1), np.int64)))
-        total = dupe_factor * corpus.num_documents
+    def make(store, places, first, last):
+        """Makes all instances; those from place first to last - 1 are stored. Returns (slots, counts, state afterwards)."""
+        slots, made = np.empty(last - first, np.int32), Made(*np.zeros((len(Made._fields), 1), np.int64))
+        scratch = Scratch(*np.full((len(Scratch._fields), recipe.max_seq_length), -1))
+        part, own_state, total = np.array([first, last]), state.copy(), dupe_factor * corpus.num_documents
         with tqdm(total=total, desc="instances", unit=" documents", disable=None) as bar:
             for start in range(0, total, DOCUMENTS_PER_CALL):
                 end = min(start + DOCUMENTS_PER_CALL, total)
-                make_instances(corpus, rules, work, end)
+                make_instances(corpus, rules, order, places, part, store, slots, made, scratch, own_state, end)
                 bar.update(end - start)
-        return work
+        return slots, made, own_state
 
-    work = make(np.empty(0, np.int32), 0, len(store.spans))
-    made, num_instances = work.made, int(work.made.instances[0])
+    _, made, state_afterwards = make(store, np.empty(0, np.int32), 0, room)
+    num_instances = int(made.instances[0])
+    if num_instances > room:
+        store = None  # its memory is needed
     order_of_writing = np.arange(num_instances, dtype=np.int32)
-    shuffle(order_of_writing, work.state)
-    if num_instances <= len(store.spans):
+    shuffle(order_of_writing, state_afterwards)
+    if store:
         yield Instances(corpus, recipe, rules, store, order_of_writing, made)
         return
-    places = np.empty_like(order_of_writing)
-    places[order_of_writing] = np.arange(num_instances, dtype=np.int32)
+    places = inverse(order_of_writing)
     del order_of_writing
-    num_parts = -(-num_instances // len(store.spans))
+    store, num_parts = Store.empty(recipe, corpus.ids.dtype), -(-num_instances // room)
     bounds = [num_instances * part // num_parts for part in range(num_parts + 1)]
     for first, last in itertools.pairwise(bounds):
-        yield Instances(corpus, recipe, rules, store, make(places, first, last).slots, made)
+        yield Instances(corpus, recipe, rules, store, make(store, places, first, last)[0], made)

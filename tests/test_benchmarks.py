@@ -1,5 +1,6 @@
 """The benchmarks' scripts: what they write, and what they refuse."""
 import json
+import shutil
 import sys
 
 import pytest
@@ -83,6 +84,36 @@ def test_contenders_run_in_turn_and_make_a_table(tmp_path, script, refused, monk
     refused("benchmarks/table.py", tmp_path / "absent", words="there is no file")
     results.write_text("{}\n{\n")
     refused("benchmarks/table.py", results, words="results.jsonl:2 is not whole JSON")
+
+
+def test_records_and_tokens_are_measured(tmp_path, script, tiny):
+    """On a corpus of two sizes, with a figure; on rows like AG's, with the texts that differ from recorded tokens."""
+    vocab = shutil.copy(tiny / "vocab.txt", tmp_path)
+    (tmp_path / "corpus.txt").write_text("a b c.\nd e.\n\nf g.\n" * 20)
+    results = tmp_path / "results.jsonl"
+    done = script("benchmarks/records.py", "--corpus", tmp_path / "corpus.txt", "--vocab_file", vocab, "--rounds", 1,
+                  "--copies", "1,3", "--results", results)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert {line["case"] for line in lines} == {"AG test corpus x 1", "AG test corpus x 3"}
+    assert all(line["figures"]["peak_rss_mib"] > 30 and line["versions"]["python"] for line in lines)
+    done = script("benchmarks/figures.py", results, tmp_path / "records.png")
+    assert done.returncode == 0 and (tmp_path / "records.png").read_bytes()[1:4] == b"PNG", done.stderr
+
+    texts = {"texts": ["a b.", "a"], "lower": [["a", "b", "."], ["b"]]}
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    done = script("benchmarks/tokens.py", "--data_dir", tiny, "--vocab_file", vocab, "--texts", tmp_path / "texts.json",
+                  "--rounds", 1, "--results", results)
+    assert done.returncode == 0, done.stderr
+    rows, unusual = [json.loads(line)["figures"] for line in results.read_text().splitlines()[-2:]]
+    assert rows["documents_per_second"] > 100 and unusual["different_texts"] == 1
+
+
+def test_results_tell_no_folders_of_the_machine(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.common import without_folders
+    command = ["/home/me/peers/bin/python", f"{ROOT}/benchmarks/tokens.py", "--a=/tmp/x/y.txt,/tmp/z", "../b", "--c", "d/e"]
+    assert without_folders(command) == "python benchmarks/tokens.py --a=y.txt,z ../b --c d/e"
 
 
 def test_a_contender_that_fails_is_said(monkeypatch):

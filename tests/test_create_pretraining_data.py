@@ -19,7 +19,7 @@ from common.files import whole_file
 from conftest import ROOT
 from plain_instances import plain_records
 from pretraining import instances
-from pretraining.compiled import below, shuffle, twister, uniform
+from pretraining.compiled import below, cache_folder, shuffle, twister, uniform
 from pretraining.examples import write_instances
 from pretraining.instances import Recipe, read_corpus, training_instances, truncated
 from tokenization import FullTokenizer
@@ -308,6 +308,17 @@ def test_compiled_random_numbers_are_those_of_python():
             shuffle(fast, state)
             assert plain == fast.tolist()
     assert rng.getstate()[1] == tuple(state.tolist())
+
+
+def test_a_change_of_any_compiled_function_is_compiled(tmp_path):
+    """Also where the file of its callers stays as it was."""
+    for name in ("callee", "caller", "other"):
+        (tmp_path / f"{name}.py").write_text("@compiled\n" if name != "other" else "x = 1\n")
+    before = cache_folder(str(tmp_path))
+    (tmp_path / "other.py").write_text("x = 2\n")
+    assert cache_folder(str(tmp_path)) == before
+    (tmp_path / "callee.py").write_text("@compiled\ndef more(): pass\n")
+    assert cache_folder(str(tmp_path)) != before
 
 
 TWINS = [Recipe(max_seq_length, max_predictions, 0.15, short_seq_prob, do_whole_word_mask, next_sentence)

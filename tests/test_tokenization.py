@@ -1,6 +1,7 @@
 """Tokenization equals google-research/bert's: on recorded texts, on code points, and on random texts against a plain
 reimplementation, character by character, of what its BasicTokenizer and WordpieceTokenizer do."""
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -167,13 +168,27 @@ def test_batches_equal_single_texts_whatever_the_slices(vocab_file, monkeypatch)
     tokenizer = FullTokenizer(vocab_file)
     texts = ["abc", "", "a b " * 50, "!", "   ", "mask[]"] * 5
     expected = [tokenizer.tokenize(text) for text in texts]
-    for characters in (1, 7, 1 << 20):
+    for characters, words, known in itertools.product((1, 7, 1 << 20), (1, 2, 256), (0, 5, 1 << 20)):
         monkeypatch.setattr(tokenization, "CHARACTERS_PER_SLICE", characters)
+        monkeypatch.setattr(tokenization, "WORDS_PER_CALL", words)
+        monkeypatch.setattr(tokenization, "CHARACTERS_KNOWN", known)
         assert token_lists(tokenizer, iter(texts)) == expected
     ids, offsets = tokenizer.encode_batch(texts)
     assert (ids.dtype, offsets.dtype, len(offsets), offsets[-1]) == (np.int32, np.int64, len(texts) + 1, len(ids))
     ids, offsets = tokenizer.encode_batch([])
     assert len(ids) == 0 and offsets.tolist() == [0]
+
+
+def test_words_are_forgotten_before_they_take_much_memory(vocab_file, monkeypatch):
+    """What is known is at most what is allowed and one slice more, whatever the texts are."""
+    monkeypatch.setattr(tokenization, "CHARACTERS_KNOWN", 1000)
+    monkeypatch.setattr(tokenization, "CHARACTERS_PER_SLICE", 100)
+    tokenizer, most = FullTokenizer(vocab_file), 0
+    for _ in tokenizer.encode_slices(f"a{number}b " * 3 for number in range(3000)):
+        most = max(most, sum(map(len, tokenizer._numbers)))
+    assert 500 < most < 1300
+    ids, _ = tokenizer.encode_batch(["a b " * 100])
+    assert ids.tolist() == 100 * tokenizer.convert_tokens_to_ids(["a", "b"])
 
 
 def test_vocabulary_is_read_as_google_reads_it(tmp_path):
