@@ -238,7 +238,7 @@ def start_of_run(config, seed, folder, init_checkpoint, to_train):
     """The Start of a run: the newest checkpoint of its `folder` (None: not to be looked at), else `init_checkpoint`, else new
     weights, as are the pre-training heads that a checkpoint lacks. Raises UserError where the checkpoint does not fit, one to
     go on from has no optimizer slots, or there is neither training nor a checkpoint."""
-    new = initial_values(config, seed)
+    names = list(variable_shapes(config))
     prefix, values = newest_checkpoint(folder) if folder else (None, None)
     resumed = prefix is not None
     if not resumed and init_checkpoint:
@@ -246,17 +246,18 @@ def start_of_run(config, seed, folder, init_checkpoint, to_train):
     if prefix is None:
         if folder and not to_train:
             raise UserError(f"--do_eval: {folder} holds no checkpoint and there is no --init_checkpoint")
-        return Start(None, 0, new, {}, list(new))
+        return Start(None, 0, initial_values(config, seed), {}, names)
     chosen = fitting_values(config, values, f"{'--output_dir' if resumed else '--init_checkpoint'}: {prefix}")
     state = {}
     if resumed and to_train:
-        slots = ["global_step", *(f"{name}/{slot}" for name in new for slot in SLOTS)]
-        if lacking := [name for name in [*new, *slots] if name not in values]:
+        slots = ["global_step", *(f"{name}/{slot}" for name in names for slot in SLOTS)]
+        if lacking := [name for name in [*names, *slots] if name not in values]:
             raise UserError(f"--output_dir: {prefix} lacks {lacking[0]} and cannot be gone on from; --overwrite_output_dir "
                             "starts anew")
         state = {name: values[name] for name in slots}
     step = int(values.get("global_step", 0)) if resumed else 0
-    return Start(prefix, step, new | chosen, state, [name for name in new if name not in chosen])
+    new = [name for name in names if name not in chosen]
+    return Start(prefix, step, chosen | initial_values(config, seed, new), state, new)
 
 
 def describe_variables(config, start):

@@ -167,6 +167,8 @@ def run(args, inputs, role, folder):
             with strategy.scope():
                 optimizer = AdamWeightDecay(model.variables, args.learning_rate, args.num_train_steps, args.num_warmup_steps,
                                             start.state)
+            for held in (start.values, start.state):
+                held.clear()  # the variables have them: the first update would copy what is held here too
             train(strategy, model, optimizer, records, fields_of(Recipe, args), fields_of(Pace, args), folder and folder.path)
         if args.do_eval:
             evaluated = evaluate(strategy, model, eval_records, args.eval_batch_size, args.max_eval_steps, bool(folder))

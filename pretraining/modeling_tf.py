@@ -43,9 +43,9 @@ def variable_shapes(config):
                      "cls/seq_relationship/output_weights": (2, hidden), "cls/seq_relationship/output_bias": (2,)}
 
 
-def initial_values(config, seed):
-    """Name -> tensor of a new model: matrices from a normal distribution of deviation initializer_range, cut at two deviations;
-    LayerNorm gammas 1; all else 0. Each depends on `seed` and its own name only."""
+def initial_values(config, seed, names=None):
+    """Name -> tensor of a new model's variables, all or those of `names`: matrices from a normal distribution of deviation
+    initializer_range, cut at two deviations; LayerNorm gammas 1; all else 0. Each depends on `seed` and its own name only."""
     def value(name, shape):
         if name.endswith("/gamma"):
             return tf.ones(shape)
@@ -53,7 +53,7 @@ def initial_values(config, seed):
             return tf.zeros(shape)
         name_seed = zlib.crc32(name.encode()) & 0x7FFFFFFF
         return tf.random.stateless_truncated_normal(shape, seed=[seed, name_seed], stddev=config.initializer_range)
-    return {name: value(name, shape) for name, shape in variable_shapes(config).items()}
+    return {name: value(name, shape) for name, shape in variable_shapes(config).items() if names is None or name in names}
 
 
 @tf.custom_gradient

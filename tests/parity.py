@@ -176,6 +176,7 @@ def pretrain(config, values, batches, learning_rate, num_train_steps, num_warmup
 
     from pretraining.modeling_tf import BertForPreTraining
     from pretraining.optimization_tf import AdamWeightDecay
+    from pretraining.packing import pack
     from pretraining.records import split
     from pretraining.training import make_train_steps
 
@@ -183,7 +184,7 @@ def pretrain(config, values, batches, learning_rate, num_train_steps, num_warmup
     optimizer = AdamWeightDecay(model.variables, learning_rate, num_train_steps, num_warmup_steps)
     num_updates = len(batches["input_ids"])
     batches = batches | {"example_weights": np.ones(batches["input_ids"].shape[:2], np.float32)}
-    dataset = tf.data.Dataset.from_tensor_slices(batches).map(lambda batch: split(batch, 1, 1)).unbatch()
+    dataset = tf.data.Dataset.from_tensor_slices(batches).map(lambda batch: split(batch, 1, 1)).unbatch().map(pack)
     train_steps = make_train_steps(tf.distribute.get_strategy(), model, optimizer)
     rows = train_steps(iter(dataset), tf.constant(num_updates), tf.constant(0.0)).numpy()[:, :5]
 

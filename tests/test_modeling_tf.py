@@ -1,4 +1,5 @@
 """BERT in TensorFlow against a forward pass in numpy, its names against Google's, checkpoints that survive."""
+import functools
 import math
 import os
 import resource
@@ -11,7 +12,7 @@ from common.command_line import UserError
 from common.configuration import BertConfig
 from common.files import locked
 from pretraining.checkpoints import fitting_values, read_checkpoint, write_checkpoint
-from pretraining.modeling_tf import ACTIVATIONS, BertForPreTraining, initial_values, variable_shapes
+from pretraining.modeling_tf import ACTIVATIONS, BertForPreTraining, cross_entropy, gelu, initial_values, variable_shapes
 
 CONFIG = BertConfig(vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40,
                     max_position_embeddings=16)
@@ -109,6 +110,35 @@ def test_activations_equal_their_formulas(name, formula):
     points = np.linspace(-5, 5, 41)
     np.testing.assert_allclose(ACTIVATIONS[name](tf.constant(points, tf.float32)), [formula(x) for x in points],
                                rtol=1e-5, atol=1e-6)
+
+
+def value_and_gradient(function, x, upstream):
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = function(x)
+    return value.numpy().astype(np.float32), tape.gradient(value, x, upstream).numpy().astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype, rtol", [("float32", 1e-5), ("bfloat16", 0.01)])
+def test_gelu_and_its_gradient_are_tensorflow_s(dtype, rtol):
+    """In bfloat16 to one of its digits, of TensorFlow's in float32."""
+    x = tf.cast(tf.linspace(-6.0, 6.0, 241), dtype)
+    upstream = tf.cast(tf.linspace(1.0, 2.0, 241), dtype)
+    plain = value_and_gradient(tf.nn.gelu, tf.cast(x, tf.float32), tf.cast(upstream, tf.float32))
+    assert gelu(x).dtype == dtype
+    for found, expected in zip(value_and_gradient(gelu, x, upstream), plain):
+        np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol / 10)
+
+
+def test_cross_entropy_and_its_gradient_are_tensorflow_s_to_1e5():
+    """For labels that are as good as sure or impossible too."""
+    logits = tf.constant(np.random.default_rng(0).normal(size=(6, 50)).astype(np.float32) * [[1], [1], [9], [9], [99], [999]],
+                         tf.float32)
+    labels = tf.constant([3, 49, int(np.argmax(logits[2])), int(np.argmin(logits[3])), 0, 7])
+    plain = functools.partial(tf.nn.sparse_softmax_cross_entropy_with_logits, labels)
+    for found, expected in zip(value_and_gradient(lambda x: cross_entropy(x, labels), logits, tf.range(6.0)),
+                               value_and_gradient(plain, logits, tf.range(6.0))):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_dropout_is_a_function_of_its_seed_and_off_outside_training():

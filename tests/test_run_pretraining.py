@@ -28,6 +28,7 @@ from pretraining import checkpoints, command, devices, training
 from pretraining.checkpoints import fitting_values, read_checkpoint, write_checkpoint
 from pretraining.modeling_tf import BertForPreTraining, initial_values, variable_shapes
 from pretraining.optimization_tf import AdamWeightDecay
+from pretraining.packing import pack
 from pretraining.records import Records, epoch_order, evaluation_batch, split, training_batch
 from runs import until
 
@@ -136,7 +137,7 @@ def test_google_s_20_updates_are_reproduced_to_1e4_at_every_step(shared, gelu):
                                 golden["num_warmup_steps"])
     batches = dict(np.load(folder / "batches.npz"))
     batches["example_weights"] = np.ones(batches["input_ids"].shape[:2], np.float32)
-    dataset = tf.data.Dataset.from_tensor_slices(batches).map(lambda batch: split(batch, 1, 1)).unbatch()
+    dataset = tf.data.Dataset.from_tensor_slices(batches).map(lambda batch: split(batch, 1, 1)).unbatch().map(pack)
     train_steps = training.make_train_steps(tf.distribute.get_strategy(), model, optimizer)
     rows = train_steps(iter(dataset), tf.constant(20), tf.constant(0.0)).numpy()
     keys = ("loss", "mlm", "nsp", "grad_global_norm_before_clip", "lr")
