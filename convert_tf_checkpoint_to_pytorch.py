@@ -37,13 +37,13 @@ def to_pytorch(args, config, folder, vocab_file):
     """TensorFlow -> PyTorch. Returns the command that comes next."""
     variables = read_tf_checkpoint(args.tf_checkpoint_path)
     state, report = tf_to_pytorch(variables, config, args.leave_out, f"--tf_checkpoint_path: {args.tf_checkpoint_path}")
-    report.print()
     classes = len(state.get("classifier.bias", ()))
     if args.labels and len(args.labels) != classes:
         raise UserError(f"--labels: {len(args.labels)} names, but {args.tf_checkpoint_path} has a classifier of {classes} "
                         "classes" if classes else f"--labels: {args.tf_checkpoint_path} has no classifier")
     if classes and not vocab_file:
         raise UserError(f"{args.tf_checkpoint_path} has a classifier, whose folder needs its vocabulary: add --vocab_file")
+    report.print()
     if classes:
         lower, notes = choose_case(None, vocab_file, FullTokenizer(vocab_file).vocab)
         print(*notes, sep="\n")

@@ -128,10 +128,12 @@ def report(args, tokenizer, corpus, made, recipe, output_files):
     for number_of_file, file in enumerate(output_files):
         print(f"wrote {file}: {len(range(number_of_file, records, len(output_files)))} records")
     model_dir = os.path.dirname(args.vocab_file) or "."
+    weights = os.path.join(model_dir, "model.safetensors")  # of a folder of transformers, else it is Google's
     print("next:", command(
         "run_pretraining.py", f"--input_file={','.join(output_files)}", f"--output_dir={model_dir}_pretrain", "--do_train=True",
-        "--do_eval=True", f"--bert_config_file={os.path.join(model_dir, 'bert_config.json')}",
-        f"--init_checkpoint={os.path.join(model_dir, 'bert_model.ckpt')}", "--train_batch_size=32",
+        "--do_eval=True", f"--bert_config_file={find_config([model_dir]) or os.path.join(model_dir, 'bert_config.json')}",
+        f"--init_checkpoint={model_dir if os.path.isfile(weights) else os.path.join(model_dir, 'bert_model.ckpt')}",
+        "--train_batch_size=32",
         f"--max_seq_length={length}", f"--max_predictions_per_seq={num_predictions}", "--num_train_steps=100000",
         "--num_warmup_steps=10000", "--save_checkpoints_steps=10000", "--learning_rate=5e-5",
         *([] if args.next_sentence else ["--next_sentence=False"])))

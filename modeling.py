@@ -214,7 +214,7 @@ class BiLSTMAttention(nn.Module):
 
     def forward(self, states, lengths):
         with torch.autocast(states.device.type, enabled=False):  # not every CPU has an LSTM in bfloat16
-            sequences = states.float().split(lengths)
+            sequences = states.to(self.lstm.weight_hh_l0.dtype).split(lengths)
             # sorted here and cut by lengths of the host: torch would do both by tensors, for which the host waits for a GPU
             order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
             outputs, _ = self.lstm(nn.utils.rnn.pack_sequence([sequences[number] for number in order]))
@@ -224,9 +224,10 @@ class BiLSTMAttention(nn.Module):
 
 
 def segment_pooling(reduction):
-    """A pooling over each sequence's tokens, in float32: the kernel takes no bfloat16 (the result is cast by what follows)."""
+    """A pooling over each sequence's tokens, in float32 at least: the kernel takes no bfloat16 (what follows casts it back)."""
     def pool(hidden, batch):  # unsafe: the lengths are not looked at first, for which the host would wait for a GPU
-        return torch.segment_reduce(hidden.float(), reduction, lengths=batch.cu_seqlens.diff(), axis=0, unsafe=True)
+        wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        return torch.segment_reduce(wide, reduction, lengths=batch.cu_seqlens.diff(), axis=0, unsafe=True)
     return pool
 
 

@@ -49,7 +49,7 @@ def refuse_other_model(kind, where):
     """Raises UserError, its text starting with `where`, for a kind of model that is no BERT."""
     if kind and kind != "bert":
         instead = f"; take {OTHER_MODELS[kind]}" if kind in OTHER_MODELS else "; take a BERT, such as bert-base-uncased"
-        raise UserError(f"{where} is a {kind} model, which computes other things than BERT{instead}")
+        raise UserError(f"{where} is a model of the kind {kind}, which computes other things than BERT{instead}")
 
 
 def check_beside(folder, flag):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from finetuning.dropout import WORDS, keep_words
 
 MOST_SCORES = 2**16  # of a group and a head: what stays in a core's cache; a longer sequence is a group of its own
-MOST_PADDING = 1.15  # a group's longest sequence has at most so many times the tokens of its shortest one
+MOST_PADDING = 1.3  # a group's longest sequence has at most so many times the tokens of its shortest one
 
 
 def attention_per_sequence(query, key, value, batch, dropout):
@@ -36,13 +36,15 @@ def groups_of(lengths):
     sizes = torch.tensor(lengths)
     starts, by_size = sizes.cumsum(0) - sizes, sizes.argsort(stable=True)
     ordered, groups, tokens, first = sizes[by_size].tolist(), [], [], 0
-    for last, longest in enumerate([*ordered[1:], math.inf], 1):  # the group is first to last - 1; one more would be `longest`
-        if longest <= MOST_PADDING * ordered[first] and (last + 1 - first) * longest**2 <= MOST_SCORES:
+    for last in range(1, len(ordered) + 1):  # the group is first to last - 1, if no more fit
+        if (last < len(ordered) and ordered[last] <= MOST_PADDING * ordered[first]
+                and (last + 1 - first) * ordered[last]**2 <= MOST_SCORES):
             continue
-        members, places = by_size[first:last, None], torch.arange(ordered[last - 1])
+        longest = ordered[last - 1]
+        members, places = by_size[first:last, None], torch.arange(longest)
         is_token = places < sizes[members]
         rows, real, bias = starts[members] + places * is_token, None, None
-        if ordered[first] < ordered[last - 1]:
+        if ordered[first] < longest:
             real = is_token.flatten().nonzero().flatten()
             bias = torch.zeros(is_token.shape).masked_fill_(~is_token, -math.inf)[:, None, None]
         groups.append((members, rows, real, bias))
@@ -73,16 +75,12 @@ def attention_grouped(query, key, value, batch, dropout):
         groups, order = [(rows, real, rows, real, bias) for _, rows, real, bias in groups], token_order
     else:
         groups, order = [(members, None, rows, real, bias) for members, rows, real, bias in groups], sequence_order
-    if dropout:
-        return GroupedAttention.apply(query, key, value, groups, order, token_order, dropout)
-    outputs = [by_token(F.scaled_dot_product_attention(
-        by_head(query, own), by_head(key, rows), by_head(value, rows), None if bias is None else bias.to(query.dtype)), real)
-        for own, real, rows, _, bias in groups]
-    return torch.cat(outputs).index_select(0, order)
+    return GroupedAttention.apply(query, key, value, groups, order, token_order, dropout)
 
 
 class GroupedAttention(torch.autograd.Function):
-    """Attention with dropout, for which torch has no fast kernel on a CPU. For the backward pass it keeps the probabilities
+    """Attention by plain products, a group at a time so that its scores stay in the cache: with dropout many times as fast as
+    torch's own on a CPU, which has no kernel for that, and faster without. For the backward pass it keeps the probabilities
     after softmax, the dropped ones with a minus sign, so that they and the mask are one tensor."""
 
     @staticmethod
@@ -94,10 +92,12 @@ class GroupedAttention(torch.autograd.Function):
             scores = q @ k.transpose(1, 2)  # [sequences * heads, queries, longest]
             if bias is not None:
                 scores.unflatten(0, (len(rows), -1)).add_(bias.to(scores.dtype))
-            signed = scores.softmax(-1)
-            words = signed.view(WORDS[signed.element_size()])
-            words |= ~keep_words(signed, dropout) & torch.iinfo(words.dtype).min
-            output = (signed.relu() @ v).mul_(1 / (1 - dropout))
+            signed = probabilities = scores.softmax(-1)
+            if dropout:
+                words = signed.view(WORDS[signed.element_size()])
+                words |= ~keep_words(signed, dropout) & torch.iinfo(words.dtype).min
+                probabilities = signed.relu()
+            output = (probabilities @ v).mul_(1 / (1 - dropout))
             outputs.append(by_token(output.unflatten(0, (len(rows), -1)), own_real))
             kept += [q, k, v, signed]
         ctx.save_for_backward(*kept)

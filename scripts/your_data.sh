@@ -44,9 +44,9 @@ develop="--dev_fraction ${DEV_FRACTION:-0.1}"
 unlabelled=$DATA/unlabelled.txt
 [ -e "$unlabelled" ] || unlabelled=
 
-pretrain own base csv --language "$LANGUAGE" $read_as ${unlabelled:+--unlabelled_file "$unlabelled"}
 names=
-for model in base own; do
+for model in base own; do  # base first: a wrong setting shows before the long further pre-training
+    [ "$model" = base ] || pretrain own base csv --language "$LANGUAGE" $read_as ${unlabelled:+--unlabelled_file "$unlabelled"}
     fit "fine_tuned/$model" csv "$model" --data_dir "$DATA" --label_column "${LABEL:-label}" $read_as $develop \
         ${NEVER_SPLIT:+--never_split "$NEVER_SPLIT"} --save_models best ${FLAGS:-}  # last, so that yours count
     job "predictions/$model" gpu "fine_tuned/$model" - python run_classifier_discriminative.py --do_predict \

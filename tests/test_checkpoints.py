@@ -49,17 +49,19 @@ def all_variables(config):
 # A model says what it is
 
 @pytest.mark.parametrize("values, words", [
-    ({"model_type": "roberta"}, "is a roberta model, which computes other things than BERT; take bert-base-cased"),
-    ({"model_type": "distilbert"}, "is a distilbert model, .* take bert-base-uncased, from which it was distilled"),
-    ({"model_type": "electra"}, "is a electra model"), ({"model_type": "albert"}, "is a albert model"),
+    ({"model_type": "roberta"}, "is a model of the kind roberta, which computes other things than BERT; take bert-base-cased"),
+    ({"model_type": "distilbert"}, "is a model of the kind distilbert, .* take bert-base-uncased, from which it was distilled"),
+    ({"model_type": "electra"}, "is a model of the kind electra"), ({"model_type": "albert"}, "is a model of the kind albert"),
     ({"model_type": "xlm-roberta"}, "take bert-base-multilingual-cased"),
     ({"model_type": "deberta-v2"}, "bert-large-cased"),
-    ({"model_type": "gpt2"}, "is a gpt2 model, .* take a BERT, such as"), ({"model_type": "modernbert"}, "bert-base-cased"),
+    ({"model_type": "gpt2"}, "is a model of the kind gpt2, .* take a BERT, such as"),
+    ({"model_type": "modernbert"}, "bert-base-cased"),
     # files that are older than model_type, or of Google's own code
-    ({"architectures": ["RobertaForMaskedLM"]}, "is a roberta model"),
-    ({"architectures": ["TFDistilBertModel"]}, "is a distilbert model"),
-    ({"architectures": ["XLNetLMHeadModel"]}, "is a xlnet"),
-    ({"num_hidden_groups": 1, "embedding_size": 16}, "is a albert model"), ({"n_heads": 2, "dim": 32}, "is a distilbert model"),
+    ({"architectures": ["RobertaForMaskedLM"]}, "is a model of the kind roberta"),
+    ({"architectures": ["TFDistilBertModel"]}, "is a model of the kind distilbert"),
+    ({"architectures": ["XLNetLMHeadModel"]}, "of the kind xlnet"),
+    ({"num_hidden_groups": 1, "embedding_size": 16}, "is a model of the kind albert"),
+    ({"n_heads": 2, "dim": 32}, "is a model of the kind distilbert"),
     # a BERT that computes something else
     ({"model_type": "bert", "position_embedding_type": "relative_key"},
      "position_embedding_type is 'relative_key', which is not"),
@@ -92,7 +94,7 @@ def test_weights_of_another_model_are_refused_by_its_name_whatever_the_configura
     model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**sizes))
     state = {prefix + name: value.contiguous() for name, value in model.state_dict().items()}
     safetensors.torch.save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=f"is a {kind.lower()} model"):
+    with pytest.raises(UserError, match=f"is a model of the kind {kind.lower()}"):
         weights.read_weights(str(tmp_path / "model.safetensors"), BertConfig(**SIZES))
 
 
@@ -100,7 +102,7 @@ def test_weights_beside_a_configuration_of_another_model_are_refused(tmp_path):
     """RobertaModel's bare names are BERT's to the letter: only its config.json says what they are."""
     import transformers
     transformers.RobertaModel(transformers.RobertaConfig(**SIZES, type_vocab_size=2)).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="config.json is a roberta model"):
+    with pytest.raises(UserError, match="config.json is a model of the kind roberta"):
         weights.read_weights(str(tmp_path), BertConfig(**SIZES))
 
 
@@ -122,7 +124,7 @@ def test_tensorflow_variables_of_another_model_are_refused_in_steps_3_and_4(name
     variables = all_variables(config)
     for check in (lambda values: fitting_values(config, values, "here"), lambda values: weights.tf_to_pytorch(values, config)):
         check(variables)
-        with pytest.raises(UserError, match=f"is a {name} model"):
+        with pytest.raises(UserError, match=f"is a model of the kind {name}"):
             check(variables | {other: np.zeros(1)})
     assert name in OTHER_MODELS
 

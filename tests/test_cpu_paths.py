@@ -106,8 +106,8 @@ def test_groups_hold_every_token_once_and_little_padding(lengths):
     for members, rows, real, bias in groups:
         own = [lengths[member] for member in members.flatten()]
         assert rows.shape == (len(own), max(own)) and max(own) <= attention.MOST_PADDING * min(own)
-        assert len(own) == 1 or rows.numel() * max(own) <= attention.MOST_SCORES
-        assert (real is None) == (bias is None) == (min(own) == max(own))
+        assert len(own) == 1 or rows.numel() * rows.shape[1] <= attention.MOST_SCORES
+        assert (real is None) == (bias is None) == (min(own) == rows.shape[1])
 
 
 # The last layer

@@ -505,6 +505,12 @@ def test_the_next_command_is_quoted_and_a_tilde_is_the_home_folder(tmp_path, tok
     words = shlex.split(capsys.readouterr().out.rpartition("next: ")[2])
     assert words[:3] == ["python", "run_pretraining.py", f"--input_file={home}/a.tfrecord,{home}/b.tfrecord"]
     assert sorted(path.name for path in home.iterdir()) == ["a.tfrecord", "b.tfrecord", "corpus.txt", "vocab.txt"]
+    assert {f"--bert_config_file={home}/bert_config.json", f"--init_checkpoint={home}/bert_model.ckpt"} <= set(words)
+    (home / "config.json").write_text('{"vocab_size": 30522}')  # a folder of transformers
+    (home / "model.safetensors").touch()
+    call(monkeypatch, "--input_file=~/corpus.txt", "--vocab_file=~/vocab.txt", "--output_file=~/a.tfrecord,~/b.tfrecord")
+    words = shlex.split(capsys.readouterr().out.rpartition("next: ")[2])
+    assert {f"--bert_config_file={home}/config.json", f"--init_checkpoint={home}"} <= set(words)
 
 
 def test_two_commands_do_not_write_one_file(tmp_path, tokenizer, monkeypatch):

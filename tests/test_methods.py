@@ -94,7 +94,7 @@ def test_fractions_in_parts_give_the_logits_and_gradients_of_one_piece_to_1e_6(c
     batch = dataset_of([25, 3, 40, 0, 11]).batch(np.arange(5))
     assert batch.fractions == [3, 1, 4, 1, 2]
     features = {"hierarchical": "self_attention"} | features
-    whole, in_parts = classifier(config, **features).train(), classifier(config, **features).train()
+    whole, in_parts = (classifier(config, **features).double().train() for _ in range(2))
     in_parts.sequences_at_once = at_once
     computed = spy(BertForSequenceClassification, "sequence_features", lambda _, model, part: len(part.lengths))
     logits = [model(batch) for model in (whole, in_parts)]
