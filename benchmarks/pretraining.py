@@ -1,7 +1,7 @@
 """Further pre-training beside its peers, on the same batches: steps a second, peak memory, losses.
 
     python benchmarks/pretraining.py --input_file tmp/tf_AGnews.tfrecord --peer_python "$(which python)"
-    git worktree add ../before v0 && python benchmarks/pretraining.py ... --before ../before       # this project's earlier code
+    git worktree add ../before COMMIT && python benchmarks/pretraining.py ... --before ../before      # an earlier commit
 
 All sides train a BERT of 4 layers x 256 with the uncased vocabulary's 30,522 tokens and dropout from new weights, 32 records an
 update. Ours is run_pretraining.py itself, in float32 and in bfloat16. The peers are transformers' BertForPreTraining (torch,
