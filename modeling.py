@@ -26,10 +26,10 @@ ACTIVATIONS = {
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout, with random numbers that a CPU draws quickly."""
+    """nn.Dropout, with random numbers that a CPU draws quickly; a compiled layer draws its own."""
 
     def forward(self, x):
-        if self.training and 0 < self.p < 1 and x.device.type == "cpu":
+        if self.training and 0 < self.p < 1 and x.device.type == "cpu" and not torch.compiler.is_compiling():
             return dropout(x, self.p)
         return super().forward(x)
 

@@ -25,3 +25,12 @@ def auto_on_cpu(hidden_size):
     if hidden_size < BF16_HIDDEN_SIZE:
         return False, f"a CPU with {instructions}, a model narrower than {BF16_HIDDEN_SIZE}"
     return True, f"a CPU with {instructions}"
+
+
+def precision_of(found):
+    """The precision of the run of which `found` is the run.json, None where it is None; --bf16 was the flag before."""
+    if found is None:
+        return None
+    flags = [found, *found.get("resumed", [])][-1]["flags"]
+    precision = flags.get("precision", "bf16" if flags.get("bf16") else "float32")
+    return precision if precision in PRECISIONS[1:] else None

@@ -26,6 +26,7 @@ import torch
 import tasks
 from common.command_line import UserError, command, fields_of, warn_of_an_idle_gpu
 from common.files import atomic_write, check_output_folder, check_schema, digest_of_file, read_json, remove, write_json
+from common.precision import precision_of
 from common.run_folder import RunFolder, check_reporters, versions
 from common.tables import described, shortened, tab_separated
 from finetuning.data import BALANCED, class_weights, make_dataset, make_pair_dataset, read_class_weights
@@ -260,8 +261,8 @@ def run_seed(args, inputs, rates, recipe, folder, found, datasets, world):
 
 def with_precision(args, inputs, world, found=None):
     """The flags, with the precision that --precision auto stands for. found: the run.json of the run that goes on, or None."""
-    began = [found, *found.get("resumed", [])][-1]["flags"].get("precision") if found else None
-    precision, reason = world.on_main(choose_precision, args.precision, began, inputs.config.hidden_size, world.device)
+    precision, reason = world.on_main(choose_precision, args.precision, precision_of(found), inputs.config.hidden_size,
+                                      world.device)
     world.print(f"precision: {precision} ({reason})")
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     return type(args)(**vars(args) | {"precision": precision})

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from common.command_line import UserError, end_with_parent, print_error, rendezvous
-from common.precision import PRECISIONS, auto_on_cpu
+from common.precision import auto_on_cpu
 
 
 @dataclasses.dataclass
@@ -194,4 +194,4 @@ def choose_precision(asked, began, hidden_size, device):
         raise UserError("--precision tf32 is of GPUs of compute capability 8.0 or more, there are none; pass --precision auto")
     if asked != "auto":
         return asked, "--precision"
-    return (began, "as the run began") if began in PRECISIONS[1:] else ("bf16" if native else "float32", reason)
+    return (began, "as the run began") if began else ("bf16" if native else "float32", reason)

@@ -20,9 +20,10 @@ from common.configuration import CONFIG_NAMES, BertConfig, find_config
 from common.files import digest, digest_of_file, expand_files, read_json, remove, write_json
 from common.hub import find_on_hub
 from common.names import WEIGHT_FILES
+from common.precision import precision_of
 from common.run_folder import MetricsLog, RunFolder, versions, write_key_values
 from common.vocabulary import carry_vocab, find_vocab, read_fitting_vocab
-from pretraining.devices import PRECISIONS, Tpu, choose_precision, cluster_role, make_strategy, one_line_errors
+from pretraining.devices import Tpu, choose_precision, cluster_role, make_strategy, one_line_errors
 
 KIND = "further pre-training"  # of a run, in its run.json
 OWNED = re.compile(r"model\.ckpt-\d+(\..+)?|checkpoint|run\.json|metrics\.jsonl|eval_results\.txt|evaluation\.json|tensorboard|"
@@ -175,15 +176,6 @@ def run(args, inputs, role, folder):
             results = results or evaluated
     if folder and args.do_eval:
         keep_evaluation(folder.path, settings | {"weights": digest_of_checkpoint(final)}, final_step, results, args.report_to)
-
-
-def precision_of(found):
-    """The precision of the run of which `found` is the run.json, None where it is None; --bf16 was the flag before."""
-    if found is None:
-        return None
-    flags = [found, *found.get("resumed", [])][-1]["flags"]
-    precision = flags.get("precision", "bf16" if flags.get("bf16") else "float32")
-    return precision if precision in PRECISIONS[1:] else None
 
 
 def prepare_folder(folder, inputs, recipe, found, step, flags, environment):

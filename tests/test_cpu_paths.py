@@ -154,13 +154,22 @@ CPU = torch.device("cpu")
     ("auto", None, None, 768, "float32", "a CPU without bfloat16 instructions"),
     ("auto", "bf16", None, 768, "bf16", "as the run began"),
     ("auto", "float32", "amx_bf16", 768, "float32", "as the run began"),
-    ("auto", "mixed", None, 768, "float32", "without"), ("float32", "bf16", "amx_bf16", 768, "float32", "--precision"),
+    ("float32", "bf16", "amx_bf16", 768, "float32", "--precision"),
     ("bf16", None, None, 8, "bf16", "--precision")])
 def test_auto_is_bfloat16_where_the_cpu_has_it_and_the_model_is_not_tiny(monkeypatch, asked, began, instructions, width,
                                                                         chosen, reason):
     monkeypatch.setattr(precision, "bf16_instructions", lambda: instructions)
     found, why = choose_precision(asked, began, width, CPU)
     assert found == chosen and reason in why
+
+
+@pytest.mark.parametrize("flags, resumed, expected", [
+    ({"precision": "bf16"}, [], "bf16"), ({"precision": "float32"}, [{"precision": "bf16"}], "bf16"),
+    ({"bf16": True}, [], "bf16"), ({"bf16": False}, [], "float32"), ({"bf16": False}, [{"bf16": True}], "bf16"),
+    ({"precision": "mixed"}, [], None)])
+def test_a_run_says_which_precision_it_has_also_one_of_before_the_flag(flags, resumed, expected):
+    assert precision.precision_of({"flags": flags, "resumed": [{"flags": of} for of in resumed]}) == expected
+    assert precision.precision_of(None) is None
 
 
 def test_tf32_is_of_gpus():

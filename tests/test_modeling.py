@@ -278,6 +278,24 @@ def test_compiled_layers_equal_plain_ones_to_1e_5():
             assert_close(compiled_gradients[name], gradient)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_compiled_layers_train_with_dropout(precision):
+    """Each forward pass draws anew; without dropout they are the same."""
+    for rate in (0.0, 0.2):
+        torch._dynamo.reset()
+        model = BertForSequenceClassification(small_config(
+            num_hidden_layers=2, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate), 3).train()
+        model.bert.encoder.compile_layers()
+        losses = []
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                loss, gradients = loss_and_gradients(model, packed_batch())
+            assert all(gradient.isfinite().all() for gradient in gradients.values())
+            losses.append(loss.item())
+        assert np.isfinite(losses).all() and (losses[0] == losses[1]) == (rate == 0)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_bf16_autocast_stays_near_float32(device):
     """Logits to 5 %, and float32 whatever the compute type."""
