@@ -1,11 +1,14 @@
 """Writes the sample that ships with the code: labelled news in AG's News format, and a WordPiece vocabulary for it.
 
 The stories are invented: the sentence patterns below, filled with the words of `data/sample_words.json`. A story has a
-topic (1 world, 2 sports, 3 business, 4 science/technology) and a beat within it (elections, tennis, ...). Most of its
-words belong to the topic, either to all of it or to the beat; a few belong to other topics, the rest to every topic.
-One story in four opens with sentences that could be about anything; one in five is about two topics, and its label
-names one of them. The persons, the place and some of the other words return from sentence to sentence. So a classifier
-that looks at the words does well, but not perfectly. The noise of AG's News is there too.
+topic (1 world, 2 sports, 3 business, 4 science/technology) and a beat within it (elections, tennis, ...). Half of its words
+are the beat's, a few the whole topic's or another topic's, and the rest could stand anywhere. The patterns are the same for
+all topics, so only the words tell; and as words of a beat keep company in every pattern, texts without labels tell which
+words belong together. One story in four opens with sentences that could be about anything; one in eight is about two topics,
+and its label names one of them. The noise of AG's News is there too.
+
+General stories are of the same kind about other beats (cooking, music, ...) and have no label: what `data/tiny_bert` was
+pre-trained on. They are written on demand, and their words are in the vocabulary.
 
 The same seed gives the same bytes on every machine. The committed sample (1,600 and 400 stories, 2,000 tokens), and another:
 
@@ -27,13 +30,15 @@ from common.files import atomic_write, check_output_file, check_output_folder, r
 SAMPLE = os.path.join(FOLDER, "sample")
 WORDS = os.path.join(FOLDER, "sample_words.json")
 TOPICS = ("world", "sports", "business", "science")  # label 1, 2, 3, 4, as in AG's News
+GENERAL = "general"                                   # the topic of stories without a label
+GENERAL_STORIES = 4                                   # for each story of train.csv
 SLOTS = ("agents", "things", "acts", "settings")
 # These numbers put the accuracy of a classifier of the words between 75% and 95% (tests/test_sample.py).
-FROM_TOPIC, FROM_OTHER_TOPICS = 0.7, 0.08  # where a word comes from; the rest is shared by all topics
-COMMON = 0.6                               # how often a topic's word is common to its beats, rather than the beat's own
-QUIET_OPENING, AMBIGUOUS = 1 / 4, 1 / 5    # shares of the stories
-AT_HOME = 0.6                              # how often a person is one of the beat's, rather than anybody
-RETURNING = 0.25                           # how often a thing or an agent is one that the story has mentioned
+FROM_TOPIC, FROM_OTHER_TOPICS = 0.55, 0.05  # where a word comes from; the rest is shared by all topics
+COMMON = 0.12                               # how often a topic's word is common to its beats, rather than the beat's own
+QUIET_OPENING, AMBIGUOUS = 1 / 4, 1 / 8     # shares of the stories
+AT_HOME = 0.6                               # how often a person is one of the beat's, rather than anybody
+RETURNING = 0.1                             # how often a thing or an agent is one that the story has mentioned
 
 TITLES = ("{agent} {act} {thing}", "{place} {agent} {act} {thing}", "{thing} {setting}",
           "{thing} divides {agent} and {agent2}", "{thing} and {thing2}", "{person} and the {thing} of {place}")
@@ -42,16 +47,27 @@ SENTENCES = (
     "The {agent} and the {agent2} {act} the {thing}.", "The {agent} {act} the {thing} and the {thing2}.",
     "{person} {act} the {thing} {setting}.", "The {thing} and the {thing2} came {setting}.",
     "The {agent} {act} and {act2} the {thing}.", "In {place}, the {agent} {act} the {thing}.",
-    "A {agent} {act} a {thing}, {person} said.", "\"It was a {thing},\" said the {agent} from {place}.")
+    "A {agent} {act} a {thing}, {person} said.", "\"It was a {thing},\" said the {agent} from {place}.",
+    "First the {thing}, then the {thing2}: {person} had seen it all {setting}.",
+    "Nobody {act} the {thing} like the {agent} of {place}.",
+    "There was talk of a {thing}, of a {thing2} and of the {agent} {setting}.",
+    "For the {agent}, the {thing} matters more than the {thing2}.",
+    "What the {agent} {act} {setting} was the {thing}.",
+    "The {thing} that the {agent} {act} belongs to {person}.",
+    "Without the {agent}, no {thing} and no {thing2} {setting}.",
+    "{person}, once a {agent}, {act} and {act2} it {setting}.",
+    "Not every {agent} {act} a {thing} {setting}.",
+    "A {thing}, a {thing2}, a {agent}: {place} has little else.")
 AGENCIES = ("AP", "Reuters", "AFP")
 
 
 def read_words():
-    """The word lists: {topic: {beat: {slot: words}}}, "common" being a beat too; beside the topics "shared", {slot: words of
-    every topic}, and "names", {part of a name: syllables}."""
+    """The word lists: {topic: {beat: {slot: words}}}, "common" being a beat and "general" a topic, too; beside the topics
+    "shared", {slot: words of every topic}, and "names", {part of a name: syllables}."""
     slots = dict.fromkeys(SLOTS, str)
     parts = dict.fromkeys(("person_starts", "person_middles", "person_ends", "place_starts", "place_ends"), str)
-    lists = read_json(WORDS, dict.fromkeys(TOPICS, {"common": slots, str: slots}) | {"shared": slots, "names": parts})
+    topics = dict.fromkeys((*TOPICS, GENERAL), {"common": slots, str: slots})
+    lists = read_json(WORDS, topics | {"shared": slots, "names": parts})
 
     def split(value):
         if isinstance(value, str):
@@ -82,7 +98,7 @@ class Story:
 
     def __init__(self, rng, topic, words):
         self.rng, self.words, self.topic = rng, words, topic
-        self.others = [other for other in TOPICS if other != topic]
+        self.others = [other for other in TOPICS if other != topic] if topic in TOPICS else [topic]
         self.beat = self.pick_beat(topic)
         self.rival = pick(rng, self.others) if rng.random() < AMBIGUOUS else None
         everybody = [person for people in words["people"].values() for person in people]
@@ -142,28 +158,41 @@ def add_noise(rng, title, description):
 
 
 def write_story(rng, topic, words):
-    """One (title, description of two to five sentences)."""
+    """One (title, list of two to five sentences)."""
     story = Story(rng, topic, words)
-    num_sentences = 2 + int(rng.random() * 4)
+    num_sentences = 2 + int(rng.random() * 3)
     num_quiet = (1 + int(rng.random() * (num_sentences - 1))) if rng.random() < QUIET_OPENING else 0
     title = story.say(TITLES, quiet=num_quiet > 0)
     sentences = [story.say(SENTENCES, quiet=index < num_quiet) for index in range(num_sentences)]
-    return add_noise(rng, string.capwords(title) if rng.random() < 0.5 else title, " ".join(sentences))
+    return string.capwords(title) if rng.random() < 0.5 else title, sentences
+
+
+def with_people(rng, words):
+    """`words` with the persons who mostly appear in a beat, four each."""
+    return words | {"people": {
+        beat: [invent(rng, words, "person_starts", "person_middles", "person_ends") for _ in range(4)]
+        for topic in (*TOPICS, GENERAL) for beat in words[topic] if beat != "common"}}
 
 
 def make_rows(num_train, num_test, seed):
     """The training and the test rows: two lists of (label "1" to "4", title, description), the labels balanced."""
     rng = random.Random(seed)
-    words = read_words()
-    words["people"] = {  # those who mostly appear in a beat, eight each
-        beat: [invent(rng, words, "person_starts", "person_middles", "person_ends") for _ in range(8)]
-        for topic in TOPICS for beat in words[topic] if beat != "common"}
-    rows = [(str(1 + index % len(TOPICS)), *write_story(rng, TOPICS[index % len(TOPICS)], words))
-            for index in range(num_train + num_test)]
+    words = with_people(rng, read_words())
+    rows = []
+    for index in range(num_train + num_test):
+        title, sentences = write_story(rng, TOPICS[index % len(TOPICS)], words)
+        rows.append((str(1 + index % len(TOPICS)), *add_noise(rng, title, " ".join(sentences))))
     train, test = rows[:num_train], rows[num_train:]
     shuffle(rng, train)
     shuffle(rng, test)
     return train, test
+
+
+def make_general_stories(num_stories, seed):
+    """General stories, each a list of its title and its sentences."""
+    rng = random.Random(f"general {seed}")
+    words = with_people(rng, read_words())
+    return [[title, *sentences] for title, sentences in (write_story(rng, GENERAL, words) for _ in range(num_stories))]
 
 
 def train_vocab(texts, vocab_size):
@@ -198,6 +227,8 @@ def parse_arguments():
                         help="Folder for train.csv and test.csv. Default: the folder sample beside this script.")
     output.add_argument("--vocab_file", type=path, help="File for the vocabulary. Default: vocab.txt in --output_dir; "
                         "tiny_bert/vocab.txt beside this script where --output_dir is the default.")
+    output.add_argument("--general_file", type=path, help="File for general stories, four for each of train.csv, as a corpus "
+                        "of create_pretraining_data.py. Default: none.")
     args = parser.parse_args()
     beside = os.path.join(FOLDER, "tiny_bert") if args.output_dir == SAMPLE else args.output_dir
     args.vocab_file = args.vocab_file or os.path.join(beside, "vocab.txt")
@@ -208,8 +239,12 @@ def main():
     args = parse_arguments()
     check_output_folder(args.output_dir, "--output_dir")
     check_output_file(args.vocab_file, "--vocab_file")
+    if args.general_file:
+        check_output_file(args.general_file, "--general_file")
     train, test = make_rows(args.num_train, args.num_test, args.seed)
-    tokens = train_vocab([f"{title} - {description}" for _, title, description in train], args.vocab_size)
+    general = make_general_stories(GENERAL_STORIES * args.num_train, args.seed)
+    tokens = train_vocab([f"{title} - {description}" for _, title, description in train] + list(map(" ".join, general)),
+                         args.vocab_size)
     if len(tokens) != args.vocab_size:
         raise UserError(f"--vocab_size {args.vocab_size}: {args.num_train} stories give {len(tokens)} tokens; ask for "
                         "fewer tokens, or for more stories with --num_train")
@@ -220,6 +255,10 @@ def main():
     with atomic_write(args.vocab_file) as file:
         file.writelines(token + "\n" for token in tokens)
     print(f"wrote {args.vocab_file}: {len(tokens)} tokens")
+    if args.general_file:
+        with atomic_write(args.general_file) as file:
+            file.writelines("\n".join(story) + "\n\n" for story in general)
+        print(f"wrote {args.general_file}: {len(general)} general stories, one sentence a line")
     print(f"next: {command('generate_corpus_agnews.py', data_dir=args.output_dir)}")
 
 

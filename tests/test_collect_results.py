@@ -2,8 +2,10 @@
 import csv
 import json
 import os
+import shutil
 import sys
 
+import matplotlib.image
 import numpy as np
 import pytest
 
@@ -366,9 +368,15 @@ def test_runs_without_an_evaluation_give_no_points(collect):
 @pytest.fixture
 def quickstart(tmp_path, monkeypatch, capsys):
     """A quickstart's folder, and a function that prints its table."""
-    for name, accuracy in (("tiny_bert", 0.75), ("further_pretrained", 0.875)):
-        for seed in (1, 2):
-            make_run(tmp_path / f"ag_{name}", [accuracy, accuracy - seed / 100], seed)
+    for number in (25, 100):
+        for name, gain in (("tiny_bert", 0), ("further_pretrained", 0.0625)):
+            for seed in (1, 2):
+                last = 0.5 + number / 1000 + gain + seed * (1 + 16 * gain) / 100
+                make_run(tmp_path / f"ag_{name}_{number}", [0.9, last], seed)
+    (tmp_path / "tiny_bert_AGnews_pretrain").mkdir()
+    (tmp_path / "tiny_bert_AGnews_pretrain" / "metrics.jsonl").write_text("".join(
+        json.dumps({"kind": "train", "global_step": step, "masked_lm_loss": 1 / step}) + "\n" for step in (10, 20))
+        + json.dumps({"kind": "eval", "global_step": 20}) + "\n")
     (tmp_path / "logs").mkdir()
     for number, name in enumerate(("corpus", "vocab")):
         (tmp_path / "logs" / f"{name}.seconds").write_text(f"{number + 3}\n")
@@ -386,19 +394,30 @@ def quickstart(tmp_path, monkeypatch, capsys):
 
 def test_quickstart_table_shows_accuracies_seconds_and_predictions(quickstart):
     lines = [line.split() for line in quickstart().splitlines()]
-    assert ["tiny", "BERT", "75.00%", "73.50%", "74.00%", "73.00%"] in lines
-    assert ["tiny", "BERT,", "further", "pre-trained", "87.50%", "86.00%", "86.50%", "85.50%"] in lines
-    assert [line for line in lines if line[-1:] in (["3"], ["4"], ["7"])] == [
-        ["corpus", "3"], ["vocab", "4"], ["all", "7"]]
-    assert [line[:3] for line in lines[-4:]] == [["2", "0.1", "0.9"]] * 4 and len(lines[-1]) > 5
+    assert ["25", "without", "54.00%", "+-", "0.50%", "53.50%", "54.50%"] in lines
+    assert ["100", "with", "69.25%", "+-", "1.00%", "68.25%", "70.25%"] in lines
+    assert ["100", "difference", "+7.75%", "+-", "0.50%", "+7.25%", "+8.25%"] in lines
+    assert [line for line in lines if line[-1:] in (["3"], ["4"])] == [["corpus", "3"], ["vocab", "4"]]
+    predicted = [line for line in lines if line[:3] == ["2", "0.1", "0.9"]]
+    assert len(predicted) == 4 and all(len(line) > 5 for line in predicted)
+    height, width, _ = matplotlib.image.imread(quickstart.folder / "results.png").shape
+    assert width > height > 300
+
+
+def test_quickstart_table_of_one_seed_has_no_standard_error(quickstart):
+    for folder in quickstart.folder.glob("ag_*/seed_2"):
+        shutil.rmtree(folder)
+    assert ["25", "without", "53.50%", "one", "seed", "53.50%"] in [line.split() for line in quickstart().splitlines()]
 
 
 @pytest.mark.parametrize("name, text, words", [
-    ("ag_tiny_bert/seed_1/results.json", "[" * 2000, "results.json is not JSON of ours"),
-    ("ag_tiny_bert/seed_1/results.json", "{}", "results.json has no best"),
-    ("ag_tiny_bert/seed_1/results.json", '{"best": {"eval_accuracy": "x"}, "last": {}}', "best, eval_accuracy: 'x'"),
+    ("ag_tiny_bert_25/seed_1/results.json", "[" * 2000, "results.json is not JSON of ours"),
+    ("ag_tiny_bert_25/seed_1/results.json", '{"seed": 1}', "results.json has no last"),
+    ("ag_tiny_bert_25/seed_1/results.json", '{"seed": 1, "last": {"eval_accuracy": "x"}}', "last, eval_accuracy: 'x'"),
     ("logs/corpus.seconds", "", "corpus.seconds: '' is no number of seconds; remove the file"),
     ("logs/corpus.seconds", "9" * 5000, "is no number of seconds"),
+    ("tiny_bert_AGnews_pretrain/metrics.jsonl", "{", "metrics.jsonl:1 is not whole JSON"),
+    ("tiny_bert_AGnews_pretrain/metrics.jsonl", '{"kind": "train"}', "metrics.jsonl:1 has no global_step"),
     ("predictions/predictions.tsv", "", "predictions.tsv is empty"),
     ("predictions/predictions.tsv", "\0", "predictions.tsv:1: a zero byte")])
 def test_quickstart_table_names_the_file_that_is_damaged(quickstart, name, text, words):
@@ -409,4 +428,4 @@ def test_quickstart_table_names_the_file_that_is_damaged(quickstart, name, text,
 
 def test_quickstart_table_of_another_folder_is_refused(tmp_path, refused):
     refused("scripts/quickstart_table.py", tmp_path / "absent", words="there is no folder")
-    refused("scripts/quickstart_table.py", tmp_path, words="there is no results.json in")
+    refused("scripts/quickstart_table.py", tmp_path, words="there is no ag_tiny_bert_N in")

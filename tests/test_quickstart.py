@@ -9,15 +9,18 @@ from conftest import ROOT
 
 
 @pytest.mark.long
-def test_quickstart_runs_the_pipeline_twice_and_shows_accuracies(tmp_path, interpreter):
-    environment = {**os.environ, "VENV": str(interpreter.parent.parent), "OUT": str(tmp_path / "out"), "SEEDS": "1"}
+def test_quickstart_runs_the_pipeline_twice_and_shows_the_gain_of_further_pre_training(tmp_path, interpreter):
+    out = tmp_path / "out"
+    environment = {**os.environ, "VENV": str(interpreter.parent.parent), "OUT": str(out), "SEEDS": "1 2"}
     first, second = (subprocess.run(["bash", str(ROOT / "scripts/quickstart.sh")], capture_output=True, text=True,
-                                    env=environment, timeout=300) for _ in range(2))
+                                    env=environment, timeout=400) for _ in range(2))
     assert first.returncode == 0, first.stdout + first.stderr
     assert second.returncode == 0, second.stdout + second.stderr
-    rows = re.findall(r"^tiny BERT.*?(\d+\.\d+)%", first.stdout, re.MULTILINE)
-    assert len(rows) == 2 and all(60 < float(accuracy) < 98 for accuracy in rows), first.stdout
-    # finished steps are not run again, and the figures stay
-    assert re.findall(r"^tiny BERT.*", second.stdout, re.MULTILINE) == re.findall(r"^tiny BERT.*", first.stdout, re.MULTILINE)
+    accuracies, again = (re.findall(r"^ +([0-9]+)   (without|with|difference) +([+-]?[0-9.]+)%", run.stdout, re.MULTILINE)
+                         for run in (first, second))
+    assert again == accuracies and len(accuracies) == 9  # finished steps are not run again
+    few = {name: float(value) for number, name, value in accuracies if number == "100"}
+    assert 30 < few["without"] < few["with"] < 98 and few["difference"] > 3, first.stdout
+    assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
     predicted = re.findall(r"^([1-4])\t0\.\d+\t.*", first.stdout, re.MULTILINE)
     assert len(predicted) == 4

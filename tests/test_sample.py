@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -92,6 +93,8 @@ def test_more_rows_than_the_sample_has_are_refused(tmp_path, monkeypatch, flag, 
     ("make_sample.py", ["--output_dir", "file"], "--output_dir: {}/file is a file, a folder is needed"),
     ("make_sample.py", ["--output_dir", "new", "--vocab_file", "folder"],
      "--vocab_file: folder is a folder, a file name is needed"),
+    ("make_sample.py", ["--output_dir", "new", "--general_file", "folder"],
+     "--general_file: folder is a folder, a file name is needed"),
     ("make_tiny_bert.py", ["--output_dir", "file/in_it"], "--output_dir: {}/file is a file, a folder is needed"),
     ("make_task_samples.py", ["--output_dir", "file"], "--output_dir: {}/file is a file, a folder is needed")])
 def test_a_file_where_a_folder_belongs_and_the_reverse_are_refused(tmp_path, monkeypatch, script, flags, words):
@@ -136,6 +139,59 @@ def test_the_words_tell_the_topic_often_and_not_always(train_and_test):
                  for _, words in test]
     accuracy = np.mean([prediction == label for prediction, (label, _) in zip(predicted, test)])
     assert 0.75 < accuracy < 0.95
+
+
+def test_words_of_a_topic_keep_company_and_the_general_stories_lack_them(train_and_test, tmp_path, monkeypatch):
+    """What further pre-training has to learn from: counts of the stories without their labels set a topic's words beside
+    others of the topic, whatever their slots. The tiny BERT has not met these words."""
+    general_file = tmp_path / "general.txt"
+    make_sample = call(monkeypatch, DATA / "make_sample.py", "--output_dir", tmp_path, "--general_file", general_file)
+    lists, topic_of = make_sample.read_words(), {}
+    for topic in (*make_sample.TOPICS, "general", "shared"):
+        slots = [lists[topic]] if topic == "shared" else [slots for beat, slots in lists[topic].items() if beat != "common"]
+        for word in " ".join(entry for slot in slots for entries in slot.values() for entry in entries).lower().split():
+            topic_of.setdefault(word, set()).add(topic)
+    own = {word: min(topics) for word, topics in topic_of.items() if len(topics) == 1 and topics <= set(make_sample.TOPICS)}
+
+    stories = [set(re.findall("[a-z]+", f"{title} {text}".lower())) for _, title, text in train_and_test[0]]
+    counts = collections.Counter(word for story in stories for word in story & own.keys())
+    words = sorted(word for word, count in counts.items() if count >= 5)
+    seen = np.array([[word in story for word in words] for story in stories], float)
+    together = seen.T @ seen / np.outer(seen.sum(0), seen.sum(0))
+    np.fill_diagonal(together, 0)
+    agree = np.mean([own[words[other]] == own[word] for word, row in zip(words, together) for other in np.argsort(row)[-5:]])
+    assert len(words) > 400 and agree > 0.8
+
+    general = set(re.findall("[a-z]+", general_file.read_text(encoding="utf-8").lower()))
+    assert len(general & own.keys()) < 0.02 * len(own)
+
+
+def test_the_tiny_bert_has_learnt_the_general_stories(tmp_path, monkeypatch):
+    """The committed weights, below 1 MB, tell a masked word of stories that they have not seen far better than chance."""
+    import torch
+
+    from finetuning.weights import read_weights
+    from tokenization import FullTokenizer
+    transformers = pytest.importorskip("transformers")
+    folder = DATA / "tiny_bert"
+    assert (folder / "model.safetensors").stat().st_size < 1_000_000
+    config = BertConfig.from_json_file(str(folder / "bert_config.json"))
+    assert {value.dtype for value in read_weights(str(folder), config, "tiny BERT").values()} == {torch.float16}
+    call(monkeypatch, DATA / "make_sample.py", "--num_train", 80, "--num_test", 4, "--vocab_size", 300, "--seed", 7,
+         "--output_dir", tmp_path, "--general_file", tmp_path / "general.txt")
+    tokenizer = FullTokenizer(str(folder / "vocab.txt"), do_lower_case=True)
+    vocab = tokenizer.vocab
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict() | {"model_type": "bert"}))
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    model = transformers.BertForPreTraining.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    right = []
+    for story in (tmp_path / "general.txt").read_text(encoding="utf-8").split("\n\n")[:100]:
+        ids = tokenizer.convert_tokens_to_ids(["[CLS]", *tokenizer.tokenize(story)[:60], "[SEP]"])
+        for place in range(3, len(ids) - 1, 7):
+            masked = torch.tensor([ids[:place] + [vocab["[MASK]"]] + ids[place + 1:]])
+            with torch.no_grad():
+                right.append(model(masked).prediction_logits[0, place].argmax().item() == ids[place])
+    assert len(right) > 300 and np.mean(right) > 0.3
 
 
 def test_sentences_of_a_story_share_words(train_and_test):
