@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-tmp/general}
-STEPS=${STEPS:-4000}
+STEPS=${STEPS:-3000}
 source scripts/setup.sh requirements.txt
 "$PYTHON" data/make_sample.py --output_dir "$OUT/sample" --general_file "$OUT/general.txt"
 "$PYTHON" create_pretraining_data.py --input_file="$OUT/general.txt" --output_file="$OUT/general.tfrecord" \

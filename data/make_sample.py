@@ -160,7 +160,7 @@ def add_noise(rng, title, description):
 def write_story(rng, topic, words):
     """One (title, list of two to five sentences)."""
     story = Story(rng, topic, words)
-    num_sentences = 2 + int(rng.random() * 3)
+    num_sentences = 2 + int(rng.random() * 4)
     num_quiet = (1 + int(rng.random() * (num_sentences - 1))) if rng.random() < QUIET_OPENING else 0
     title = story.say(TITLES, quiet=num_quiet > 0)
     sentences = [story.say(SENTENCES, quiet=index < num_quiet) for index in range(num_sentences)]
@@ -170,7 +170,7 @@ def write_story(rng, topic, words):
 def with_people(rng, words):
     """`words` with the persons who mostly appear in a beat, four each."""
     return words | {"people": {
-        beat: [invent(rng, words, "person_starts", "person_middles", "person_ends") for _ in range(4)]
+        beat: [invent(rng, words, "person_starts", "person_middles", "person_ends") for _ in range(8)]
         for topic in (*TOPICS, GENERAL) for beat in words[topic] if beat != "common"}}
 
 

@@ -29,15 +29,15 @@ step() {  # step NAME SCRIPT [flags]: one step of the pipeline; logs/NAME.log ha
     [ -e "${log%.log}.seconds" ] || echo $((SECONDS - start)) > "${log%.log}.seconds"
 }
 
-fine_tune() {  # fine_tune NAME FOLDER N...: fine-tunes the BERT in FOLDER on N labelled stories, for each N
-    local name=$1 folder=$2 n
-    for n in "${@:3}"; do
-        step "fine_tune_$1_$n" run_classifier_single_layer.py --task_name ag --do_train --do_eval --do_lower_case \
-            --data_dir data/sample --vocab_file "$folder/vocab.txt" --bert_config_file "$folder/bert_config.json" \
-            --init_checkpoint "$folder" --num_datas "$n" --max_seq_length 128 --train_batch_size 8 --learning_rate 1e-3 \
-            --num_train_epochs 20 --layers 1 --pooling_type mean --trunc_medium -2 --seed $SEEDS \
-            --output_dir "$OUT/ag_${name}_$n" || return 1
-    done
+fine_tune() {  # fine_tune NAME FOLDER N SEED...: fine-tunes the BERT in FOLDER on N labelled stories, drawn by each SEED
+    step "fine_tune_$1_$3" run_classifier_single_layer.py --task_name ag --do_train --do_eval --do_lower_case \
+        --data_dir data/sample --vocab_file "$2/vocab.txt" --bert_config_file "$2/bert_config.json" --init_checkpoint "$2" \
+        --num_datas "$3" --max_seq_length 128 --train_batch_size 8 --learning_rate 1e-3 --num_train_epochs 20 --layers 1 \
+        --pooling_type mean --trunc_medium -2 --seed "${@:4}" --output_dir "$OUT/ag_$1_$3"
+}
+
+fine_tune_all() {  # fine_tune_all NAME FOLDER: on 100 stories with all seeds, on 25 and 400 with the first one
+    fine_tune "$1" "$2" 100 $SEEDS && fine_tune "$1" "$2" 25 "${SEEDS%% *}" && fine_tune "$1" "$2" 400 "${SEEDS%% *}"
 }
 
 further_pretrain() {
@@ -53,9 +53,9 @@ further_pretrain() {
         --bert_config_file "$FURTHER/bert_config.json" --pytorch_dump_path "$FURTHER/pytorch_model.bin"
 }
 
-fine_tune tiny_bert "$BERT" 25 100 400 &
+fine_tune_all tiny_bert "$BERT" &
 without=$!
-further_pretrain && fine_tune further_pretrained "$FURTHER" 100 25 400 || { wait; exit 1; }
+further_pretrain && fine_tune_all further_pretrained "$FURTHER" || { wait; exit 1; }
 wait "$without"
 step predict run_classifier_single_layer.py --do_predict --predict_file data/new_texts.txt \
     --init_checkpoint "$(ls -d "$OUT"/ag_further_pretrained_100/{seed_${SEEDS%% *}/,}last 2>/dev/null | head -n 1)" \

@@ -83,10 +83,9 @@ def draw(points, losses, picture):
         left.errorbar(list(points), means, [error or 0 for error in errors], marker="o", capsize=3,
                       label=f"{name} further pre-training")
     left.axhline(0.25, color="grey", linestyle=":", label="chance")
-    seeds = " ".join(map(str, next(iter(points.values()))[0]))
-    left.set(title=f"fine-tuning: mean and standard error of seeds {seeds}", xlabel="labelled stories",
+    left.set(title="fine-tuning: mean and standard error over the seeds", xlabel="labelled stories",
              ylabel="test accuracy", xscale="log")
-    left.set_xticks(list(points), list(map(str, points)))
+    left.set_xticks(list(points), [f"{number}\nseeds: {len(arms[0])}" for number, arms in points.items()])
     left.minorticks_off()
     left.legend(fontsize="small")
     right.plot(*zip(*losses), color="C1")
