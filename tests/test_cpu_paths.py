@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+import modeling
 from common import precision
 from common.command_line import UserError
 from common.configuration import BertConfig
@@ -149,14 +150,37 @@ def test_the_last_layer_for_cls_alone_is_the_whole_one_to_1e_12(layers, checkpoi
         features = model.bert.pooler(states[-1]) if layers == [-2] else torch.cat([states[layer] for layer in layers], dim=1)
         return model.classifier(features).float()
 
-    def gradients(logits):
-        model.zero_grad()
-        (logits * torch.arange(logits.numel()).view(logits.shape)).sum().backward()
-        return [logits.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
-    ours, theirs = gradients(model(batch)), gradients(whole())
+    assert_same(gradients(model, model(batch)), gradients(model, whole()))
+
+
+def gradients(model, logits):
+    """[Logits, gradient of each parameter that has one]"""
+    model.zero_grad()
+    (logits * torch.arange(logits.numel()).view(logits.shape)).sum().backward()
+    return [logits.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+def assert_same(ours, theirs):
     assert len(ours) == len(theirs) > 20
     for fast, plain in zip(ours, theirs):
         torch.testing.assert_close(fast, plain, rtol=1e-6 if fast.dtype == torch.float32 else 1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("features", [{}, {"layers": [0, 2], "pooling_type": "mean"}, {"layers": [-1], "pooling_type": "max"},
+                                      {"layers": [1], "classifier": "bilstm_attention"}], ids=str)
+def test_rows_of_no_token_change_nothing(monkeypatch, features):
+    """They are a CPU's, after the tokens'. Without padding in attention (per_sequence) there are none."""
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(CONFIG, 3, **features).double().train()
+    batch = pack([np.random.default_rng(0).integers(1, 50, length) for length in LENGTHS])
+    rows, forward = [], model.bert.encoder.layer[0].forward
+    monkeypatch.setattr(model.bert.encoder.layer[0], "forward",
+                        lambda hidden, *others: rows.append(len(hidden)) or forward(hidden, *others))
+    filled = gradients(model, model(batch))
+    for layer in model.bert.encoder.layer:
+        layer.attention.self.backend = "per_sequence"
+    assert_same(filled, gradients(model, model(batch)))
+    assert rows == [-(-sum(LENGTHS) // modeling.ROWS) * modeling.ROWS, sum(LENGTHS)] and rows[0] > rows[1]
 
 
 # Precision
