@@ -20,7 +20,8 @@ def test_quickstart_runs_the_pipeline_twice_and_shows_both_arms(tmp_path, interp
                          for run in (first, second))
     assert again == accuracies and len(accuracies) == 9  # finished steps are not run again
     few = {name: float(value) for number, name, value in accuracies if number == "100"}
-    assert all(30 < few[name] < 98 for name in ("without", "with")), first.stdout
+    assert all(40 < few[name] < 95 for name in ("without", "with")), first.stdout
+    assert few["difference"] > 0, first.stdout  # of five seeds it is over three standard errors: docs/results.md
     assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
     predicted = re.findall(r"^([1-4])\t0\.\d+\t.*", first.stdout, re.MULTILINE)
     assert len(predicted) == 4

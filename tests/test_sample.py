@@ -191,7 +191,7 @@ def test_the_tiny_bert_has_learnt_the_general_stories(tmp_path, monkeypatch):
             masked = torch.tensor([ids[:place] + [vocab["[MASK]"]] + ids[place + 1:]])
             with torch.no_grad():
                 right.append(model(masked).prediction_logits[0, place].argmax().item() == ids[place])
-    assert len(right) > 300 and np.mean(right) > 0.3
+    assert len(right) > 300 and np.mean(right) > 0.5
 
 
 def test_sentences_of_a_story_share_words(train_and_test):
@@ -200,19 +200,19 @@ def test_sentences_of_a_story_share_words(train_and_test):
     pairs = [(story[0], story[1], other[-1]) for story, other in zip(stories, stories[1:]) if len(story) > 1]
     own, others = (np.mean([len((first & second) - {"the", "and"}) for first, second in
                             ((a, b) if own else (a, c) for a, b, c in pairs)]) for own in (True, False))
-    assert own > 1.3 * others
+    assert own > 1.5 * others
 
 
 def test_the_vocabulary_is_berts_and_covers_the_sample(train_and_test):
     from tokenization import FullTokenizer
     tokens = (DATA / "tiny_bert" / "vocab.txt").read_text(encoding="utf-8").splitlines()
     config = BertConfig.from_json_file(str(DATA / "tiny_bert" / "bert_config.json"))
-    assert len(tokens) == len(set(tokens)) == config.vocab_size == 2000
+    assert len(tokens) == len(set(tokens)) == config.vocab_size == 3000
     assert tokens[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = FullTokenizer(str(DATA / "tiny_bert" / "vocab.txt"), do_lower_case=True)
     pieces = [piece for rows in train_and_test for row in rows for piece in tokenizer.tokenize(f"{row[1]} - {row[2]}")]
     assert "[UNK]" not in pieces
-    assert np.mean([piece.startswith("##") for piece in pieces]) < 0.3  # BERT's vocabulary splits rare words, too
+    assert np.mean([piece.startswith("##") for piece in pieces]) < 0.1  # BERT's vocabulary splits rare words, too
 
 
 def test_a_vocabulary_that_the_stories_cannot_fill_is_refused(tmp_path, monkeypatch):
@@ -249,7 +249,7 @@ def test_make_tiny_bert_writes_googles_folder_the_same_each_time(tmp_path, monke
 
 def test_make_tiny_bert_refuses_a_vocabulary_of_another_size(tmp_path, monkeypatch):
     (tmp_path / "vocab.txt").write_text("".join(f"{index}\n" for index in range(2001)))
-    with pytest.raises(UserError, match="has 2001 tokens, the model's vocab_size is 2000"):
+    with pytest.raises(UserError, match="has 3001 tokens, the model's vocab_size is 3000"):
         call(monkeypatch, DATA / "make_tiny_bert.py", "--output_dir", tmp_path / "out",
              "--vocab_file", tmp_path / "vocab.txt")
     assert not (tmp_path / "out").exists()
