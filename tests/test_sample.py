@@ -248,7 +248,7 @@ def test_make_tiny_bert_writes_googles_folder_the_same_each_time(tmp_path, monke
 
 
 def test_make_tiny_bert_refuses_a_vocabulary_of_another_size(tmp_path, monkeypatch):
-    (tmp_path / "vocab.txt").write_text("".join(f"{index}\n" for index in range(2001)))
+    (tmp_path / "vocab.txt").write_text("".join(f"{index}\n" for index in range(3001)))
     with pytest.raises(UserError, match="has 3001 tokens, the model's vocab_size is 3000"):
         call(monkeypatch, DATA / "make_tiny_bert.py", "--output_dir", tmp_path / "out",
              "--vocab_file", tmp_path / "vocab.txt")
