@@ -220,8 +220,8 @@ head_tail() {  # head_tail TASK MODEL: head+tail at 2e-5, of Table 2; on IMDb of
         --trunc_medium "$HEAD" $curve
 }
 
-if [ -n "${SMOKE:-}" ]; then
-    job tiny_bert cpu "" - python data/make_tiny_bert.py --output_dir "$OUT/tiny_bert"
-    job data cpu "" - python data/make_task_samples.py --output_dir "$OUT/data"
+[ -z "${SMOKE:-}" ] || job data cpu "" - python data/make_task_samples.py --output_dir "$OUT/data"
+if [ -z "${FROM_NOTHING:-}" ]; then  # of pocket.sh
+    [ -z "${SMOKE:-}" ] || job tiny_bert cpu "" - python data/make_tiny_bert.py --output_dir "$OUT/tiny_bert"
+    prepare base "$BERT"
 fi
-prepare base "$BERT"
