@@ -84,7 +84,7 @@ def normalize(text, do_lower_case):
 
 
 def word_splitter():
-    """The pre-tokenizer that splits a normalized text into words: at white space, and before and after punctuation and Chinese."""
+    """The pre-tokenizer that splits a normalized text into words: at white space, and around punctuation and Chinese."""
     return pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(character_classes()[2]), "isolated"), pre_tokenizers.WhitespaceSplit()])
 

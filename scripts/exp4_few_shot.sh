@@ -7,12 +7,14 @@
 # Ours: the shares between 0.4% and 100%; all have 4 epochs, so that a small share has few updates.
 source "$(dirname "$0")/experiment.sh"
 
+shared=$(part imdb "$TRAIN_PARTS")  # what the other experiments train on
+
 curve() {  # curve NAME MODEL
     for fraction in ${FRACTIONS:-0.004 0.01 0.02 0.05 0.1 0.2 0.5 1}; do
-        if [ "$fraction" = 1 ]; then
+        if [ "$fraction" = "${shared:-1}" ]; then
             fit "$1/imdb" imdb "$2"
-        else
-            fit "few_shot/$1/$fraction/imdb" imdb "$2" --num_datas "$fraction"
+        else  # 1.0, as 1 would be one example
+            fit "few_shot/$1/$fraction/imdb" imdb "$2" --num_datas "$([ "$fraction" = 1 ] && echo 1.0 || echo "$fraction")"
         fi
     done
 }

@@ -21,7 +21,7 @@
 # curve.png beside the BERT.
 [ -z "${SMOKE:-}" ] || OUT=${OUT:-smoke/pocket} STEPS=${STEPS:-40} VOCAB_SIZE=${VOCAB_SIZE:-400} POCKET=${POCKET:-L1_H64} \
     BATCH=${BATCH:-8}
-OUT=${OUT:-pocket} STEPS=${STEPS:-20000} VOCAB_SIZE=${VOCAB_SIZE:-8000} POCKET=${POCKET:-L4_H256} FROM_NOTHING=1
+OUT=${OUT:-pocket} STEPS=${STEPS:-20000} VOCAB_SIZE=${VOCAB_SIZE:-8000} POCKET=${POCKET:-L4_H256} FROM_NOTHING=1 MODEL=
 [[ "$POCKET" =~ ^L([1-9][0-9]*)_H([1-9][0-9]*)$ ]] && layers=${BASH_REMATCH[1]} hidden=${BASH_REMATCH[2]} \
     && [ $((hidden % 64)) = 0 ] || { echo "pocket.sh: error: POCKET=$POCKET is no shape such as L4_H256" >&2; exit 2; }
 source "$(dirname "$0")/experiment.sh"
