@@ -56,7 +56,7 @@ case ${MODEL:-} in
         HEAD=${HEAD:-$((LENGTH / 4))}
         STEPS=${STEPS:-10000} PRETRAINING_RATE=${PRETRAINING_RATE:-3e-4} STEP_LIST=${STEP_LIST:-1000 2000 5000}
         TRAIN_PARTS=${TRAIN_PARTS-imdb=0.08 ag=0.08} TEST_PARTS=${TEST_PARTS-imdb=0.08 ag=0.25}
-        FRACTIONS=${FRACTIONS:-0.004 0.01 0.02 0.05 0.08 0.2 1}
+        FRACTIONS=${FRACTIONS:-0.004 0.01 0.02 0.05 0.08 0.2 1} MIN_UPDATES=${MIN_UPDATES:-100}
         LONG_TASKS=${LONG_TASKS:-imdb} DOMAIN_TASKS=${DOMAIN_TASKS:-imdb ag dbpedia trec} MULTI_TASKS=${MULTI_TASKS:-imdb ag}
         CORPORA=${CORPORA-imdb ag dbpedia trec all} ALL_TASKS=${ALL_TASKS:-imdb ag dbpedia trec}
         CURVE=${CURVE:---eval_every 0.25 --eval_sample 0.5 --allow_divergence}

@@ -376,6 +376,8 @@ def test_a_pocket_s_plan_is_of_its_own_rates_and_parts_of_the_data(commands):
     assert value(found["few_shot/none/1/imdb"], "--num_datas") == "1.0"
     assert value(found["few_shot/imdb/0.01/imdb"], "--num_datas") == "0.01"
     assert value(found["none/trec"], "--num_datas") is None
+    assert [value(found[f"few_shot/none/{share}/imdb"], "--num_train_epochs") for share in ("0.004", "0.05", "1")] == \
+        ["24", "3", "3"]
     assert value(found["catastrophic_forgetting/4e-3/imdb"], "--learning_rate") == "4e-3"
     assert value(found["multitask/none/ag"], "--learning_rate") == "1e-4"
     trained = next(words for words in printed if "--output_dir=out/pretrained/all/checkpoints" in words)

@@ -600,7 +600,8 @@ def test_the_loop_gets_what_the_flags_say(data, tmp_path, pretrain, monkeypatch)
     monkeypatch.setattr(training, "train", lambda *arguments: given.extend(arguments[-4:]))
     pretrain(*flags_of(data, tmp_path / "out", "--random_seed", 7, "--gradient_accumulation_steps", 2, "--xla",
                        "--iterations_per_loop", 6, "--keep_checkpoint_max", 3, "--report_to", "none"))
-    assert given == [training.Recipe(8, 1e-3, 12, 3, 7), training.Pace(2, True, 6, 1, 4, 3, ["none"]), str(tmp_path / "out"), None]
+    assert given == [training.Recipe(8, 1e-3, 12, 3, 7), training.Pace(2, True, 6, 1, 4, 3, ["none"]), str(tmp_path / "out"),
+                     None]
 
 
 RECIPE = {"input_file": "part-0", "init_checkpoint": "large", "gelu": "tanh", "train_batch_size": 5, "random_seed": 7}
