@@ -49,9 +49,9 @@ train() {  # train LENGTH STEPS BATCH RATE NEEDS [flags]: a part of the pre-trai
         --eval_file="$OUT/held_out/$1.tfrecord" --output_dir="$folder/$1" --do_train=True --do_eval=True \
         --bert_config_file="$folder/dropout_0.0.json" --vocab_file="$OUT/vocab.txt" --train_batch_size="$3" \
         --eval_batch_size=64 --max_eval_steps=30 --max_seq_length="$1" --max_predictions_per_seq=$(($1 * 20 / 128)) \
-        --num_train_steps="$2" --num_warmup_steps=$(($2 / 10)) --learning_rate="$4" --save_checkpoints_steps=$((($2 + 19) / 20)) \
-        --keep_checkpoint_max=1 --eval_checkpoints=True ${NEXT_SENTENCE:+--next_sentence="$NEXT_SENTENCE"} ${TF_FLAGS:-} \
-        "${@:6}"
+        --num_train_steps="$2" --num_warmup_steps=$(($2 / 10)) --learning_rate="$4" \
+        --save_checkpoints_steps=$((($2 + 19) / 20)) --keep_checkpoint_max=1 --eval_checkpoints=True \
+        ${NEXT_SENTENCE:+--next_sentence="$NEXT_SENTENCE"} ${TF_FLAGS:-} "${@:6}"
 }
 
 texts train train 5
