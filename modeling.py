@@ -25,6 +25,10 @@ ACTIVATIONS = {
 }
 
 
+# On a CPU rows of no token follow the tokens', up to a multiple of this: oneDNN prepares a product anew for each number of rows
+ROWS = 64
+
+
 class Dropout(nn.Dropout):
     """nn.Dropout, with random numbers that a CPU draws quickly; a compiled layer draws its own."""
 
@@ -124,6 +128,10 @@ class BertEncoder(nn.Module):
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
 
+    def fills_rows(self, device):
+        """Whether rows of no token may follow the tokens': attention_grouped leaves them zero."""
+        return device.type == "cpu" and self.layer[0].attention.self.backend in (None, "grouped")
+
     def forward(self, hidden, batch, num_layers, first_only):
         outputs, recomputed, layers = [], self.gradient_checkpointing and self.training, self.layer[:num_layers]  # None: all
         for layer in layers:
@@ -177,7 +185,9 @@ class BertModel(nn.Module):
         first_only: of the highest of them the states of the sequences' first tokens alone, [sequences, hidden]: what a layer
         does beyond keys and values is then done for them only."""
         embedded = self.embeddings(batch)
-        return embedded, self.encoder(embedded, batch, num_layers, first_only)
+        tokens = len(embedded)
+        filled = F.pad(embedded, (0, 0, 0, -tokens % ROWS)) if self.encoder.fills_rows(embedded.device) else embedded
+        return embedded, [states[:tokens] for states in self.encoder(filled, batch, num_layers, first_only)]
 
 
 def initialize(module, config):

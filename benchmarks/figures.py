@@ -1,6 +1,9 @@
-"""A figure of benchmarks/records.py's results: time and memory against the size of the corpus, ours and the peer's.
+"""A figure of benchmark results: ours and the peers' against the size of the corpus, or against the texts' length.
 
     python benchmarks/figures.py benchmarks/results/records.jsonl benchmarks/results/records.png
+    python benchmarks/figures.py benchmarks/results/prediction.jsonl benchmarks/results/prediction.png
+
+Sizes are those of benchmarks/records.py's cases, lengths those of `--cases "IMDb at 64" ...` of fine_tuning.py and prediction.py.
 """
 import os
 import re
@@ -11,32 +14,38 @@ from benchmarks.table import read_results  # noqa: E402
 from common.command_line import ArgumentParser, UserError, path, run  # noqa: E402
 from common.files import check_output_file, whole_file  # noqa: E402
 
-CASE = re.compile(r"AG test corpus x (\d+)")
-DOCUMENTS = 7600  # of one copy
-PANELS = (("seconds", "seconds"), ("peak_rss_mib", "peak memory of all processes, MiB"))
+MEMORY = ("peak_rss_mib", "peak memory of all processes, MiB")
+RATE = ("documents_per_second", "documents a second")
+# a stage: its cases, what their number is multiplied by and called, and a panel for each figure
+FIGURES = {"records": (re.compile(r"AG test corpus x (\d+)"), 7600, "documents", (("seconds", "seconds"), MEMORY)),
+           "fine-tuning": (re.compile(r"IMDb at (\d+)"), 1, "tokens of a text at most", (RATE, MEMORY)),
+           "prediction": (re.compile(r"IMDb at (\d+)"), 1, "tokens of a text at most", (RATE, MEMORY))}
 
 
-def curves_of(cases):
-    """{side: [(documents, figures), ...]} of records.py's results, sizes ascending. Raises UserError where there are none."""
+def curves_of(cases, stage):
+    """{side: [(number of the case, figures), ...]} of a stage's results, ascending. Raises UserError where there are none."""
+    pattern, factor, _, _ = FIGURES[stage]
     curves = {}
-    for (_, case), sides in cases.items():
-        if found := CASE.fullmatch(case):
+    for (of, case), sides in cases.items():
+        if of == stage and (found := pattern.fullmatch(case)):
             for side, line in sides.items():
-                curves.setdefault(side, []).append((int(found[1]) * DOCUMENTS, line["figures"]))
+                curves.setdefault(side, []).append((int(found[1]) * factor, line["figures"]))
+    curves = {side: sorted(points, key=lambda point: point[0]) for side, points in curves.items() if len(points) > 1}
     if not curves:
-        raise UserError("results: no line of benchmarks/records.py in the file; run that first")
-    return {side: sorted(points, key=lambda point: point[0]) for side, points in curves.items() if len(points) > 1}
+        raise UserError(f"results: no two cases of the stage {stage} in the file that differ in size or length; measure some")
+    return curves
 
 
-def draw(curves, target):
-    """Writes the figure, a panel for each of PANELS."""
+def draw(curves, stage, target):
+    """Writes the figure of a stage."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    _, _, numbers, panels = FIGURES[stage]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, (name, label) in zip(figure.subplots(1, len(PANELS)), PANELS):
+    for axes, (name, label) in zip(figure.subplots(1, len(panels)), panels):
         for side, points in curves.items():
-            axes.plot([documents for documents, _ in points], [figures[name] for _, figures in points], marker="o", label=side)
-        axes.set(xlabel="documents", ylabel=label, xlim=(0, None), ylim=(0, None))
+            axes.plot([number for number, _ in points], [figures[name] for _, figures in points], marker="o", label=side)
+        axes.set(xlabel=numbers, ylabel=label, xlim=(0, None), ylim=(0, None))
         axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     with whole_file(target) as temporary:
@@ -49,7 +58,11 @@ def main():
     parser.add_argument("figure", type=path, help="PNG file to write.")
     args = parser.parse_args()
     check_output_file(args.figure, "figure")
-    draw(curves_of(read_results([args.results])), args.figure)
+    cases = read_results([args.results])
+    stage = next((stage for stage, _ in cases if stage in FIGURES), None)
+    if stage is None:
+        raise UserError(f"results: no line of the stages {', '.join(FIGURES)} in {args.results}; a benchmark of one writes some")
+    draw(curves_of(cases, stage), stage, args.figure)
     print(f"wrote {args.figure}")
 
 

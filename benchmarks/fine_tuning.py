@@ -21,7 +21,8 @@ from benchmarks import common  # noqa: E402
 from common.command_line import add_boolean, number, path, run  # noqa: E402
 
 BATCH, RATE = 32, 5e-5
-CASES = {"AG at 128": ("ag", 128), "IMDb at 512": ("imdb", 512)}
+MAIN_CASES = {"AG at 128": ("ag", 128), "IMDb at 512": ("imdb", 512)}
+CASES = MAIN_CASES | {f"IMDb at {length}": ("imdb", length) for length in (32, 64, 128, 256)}  # for benchmarks/figures.py
 SIDES = {  # precision, and for the peer whether batches are of like length
     "ours": ("float32", None), "ours, bf16": ("bf16", None), "Trainer": ("float32", False), "Trainer, bf16": ("bf16", False),
     "Trainer, bf16, length-grouped": ("bf16", True)}
@@ -126,7 +127,8 @@ def add_flags(parser, sides):
     parser.add_argument("--bert", type=path, required=True, help="Folder of a PyTorch BERT with tokenizer.json and vocab.txt.")
     parser.add_argument("--data_dir", type=path, default="downloads", help="Folder of the data sets; default: downloads.")
     parser.add_argument("--sides", nargs="+", choices=sides, default=list(sides), help="Whom to run; default: all.")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="What to measure; default: all.")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(MAIN_CASES),
+                        help=f"What to measure; default: {', '.join(MAIN_CASES)}.")
     add_boolean(parser, "--here", False, "Measure one side and case in this process (default: off; set for the processes that "
                 "are started).")
 

@@ -8,10 +8,11 @@ import math
 import torch
 import torch.nn.functional as F
 
-from finetuning.dropout import WORDS, keep_words
+from finetuning.dropout import WORDS, choose_words
 
 MOST_SCORES = 2**16  # of a group and a head: what stays in a core's cache; a longer sequence is a group of its own
 MOST_PADDING = 1.3  # a group's longest sequence has at most so many times the tokens of its shortest one
+WIDTH = 16  # a group's sequences are padded to a multiple of this: torch's softmax is slow at the ends of other rows
 
 
 def attention_per_sequence(query, key, value, batch, dropout):
@@ -36,11 +37,12 @@ def groups_of(lengths):
     sizes = torch.tensor(lengths)
     starts, by_size = sizes.cumsum(0) - sizes, sizes.argsort(stable=True)
     ordered, groups, tokens, first = sizes[by_size].tolist(), [], [], 0
+    padded = (-(-sizes[by_size] // WIDTH) * WIDTH).tolist()
     for last in range(1, len(ordered) + 1):  # the group is first to last - 1, if no more fit
-        if (last < len(ordered) and ordered[last] <= MOST_PADDING * ordered[first]
-                and (last + 1 - first) * ordered[last]**2 <= MOST_SCORES):
+        if (last < len(ordered) and ordered[last] <= max(MOST_PADDING * ordered[first], padded[first])
+                and (last + 1 - first) * padded[last]**2 <= MOST_SCORES):
             continue
-        longest = ordered[last - 1]
+        longest = padded[last - 1]
         members, places = by_size[first:last, None], torch.arange(longest)
         is_token = places < sizes[members]
         rows, real, bias = starts[members] + places * is_token, None, None
@@ -71,6 +73,8 @@ def by_token(x, real):
 def attention_grouped(query, key, value, batch, dropout):
     """The same with a kernel for each group of sequences of like length: the CPU's path."""
     groups, token_order, sequence_order = batch.groups
+    tokens = len(token_order)
+    token_order = F.pad(token_order, (0, len(key) - tokens), value=tokens)  # rows of no token take the zeros behind all others
     if len(query) == len(key):
         groups, order = [(rows, real, rows, real, bias) for _, rows, real, bias in groups], token_order
     else:
@@ -95,14 +99,14 @@ class GroupedAttention(torch.autograd.Function):
             signed = probabilities = scores.softmax(-1)
             if dropout:
                 words = signed.view(WORDS[signed.element_size()])
-                words |= ~keep_words(signed, dropout) & torch.iinfo(words.dtype).min
+                words |= choose_words(signed, dropout, kept=0, dropped=torch.iinfo(words.dtype).min)  # the sign
                 probabilities = signed.relu()
             output = (probabilities @ v).mul_(1 / (1 - dropout))
             outputs.append(by_token(output.unflatten(0, (len(rows), -1)), own_real))
             kept += [q, k, v, signed]
         ctx.save_for_backward(*kept)
         ctx.groups, ctx.order, ctx.token_order, ctx.dropout = groups, order, token_order, dropout
-        return torch.cat(outputs).index_select(0, order)
+        return torch.cat([*outputs, query.new_zeros(1, *query.shape[1:])]).index_select(0, order)
 
     @staticmethod
     def backward(ctx, grad):
@@ -115,7 +119,8 @@ class GroupedAttention(torch.autograd.Function):
             grad_query, grad_key = (grad_scores @ k).mul_(q.shape[-1]**-0.5), grad_scores.transpose(1, 2) @ q
             for parts, part, of in zip(grads, (grad_query, grad_key, grad_value), (own_real, real, real)):
                 parts.append(by_token(part.unflatten(0, (len(rows), -1)), of))
-        of_query, of_key, of_value = map(torch.cat, grads)
+        nothing = grad.new_zeros(1, *grad.shape[1:])
+        of_query, of_key, of_value = (torch.cat([*parts, nothing]) for parts in grads)
         return (of_query.index_select(0, ctx.order), of_key.index_select(0, ctx.token_order),
                 of_value.index_select(0, ctx.token_order), None, None, None, None)
 

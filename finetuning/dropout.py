@@ -1,27 +1,27 @@
-"""Dropout on a CPU by 16 random bits an element (32 in float32), and everything after the draw in vectorised integers.
-
-torch's `bernoulli_` draws there on one thread, 6 ns an element and more. One draw of 64 bits serves four elements here.
-"""
+"""Dropout on a CPU by 16 random bits an element (32 in float32), and everything after the draw in vectorised integers."""
 import torch
 
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers as wide as an element
 
 
-def keep_words(x, rate):
-    """Integers of the shape and width of `x`, each all ones with probability 1 - rate (in bfloat16 to 2^-16), else 0."""
+def choose_words(x, rate, kept, dropped):
+    """Integers of the shape and width of `x`, each `dropped` with probability `rate` (in bfloat16 to 2^-16), else `kept`."""
+    from finetuning.random_words import choose, draw_words  # not before there is dropout: Numba takes half a second to load
     width = x.element_size()
-    bits, words = 8 * width, WORDS[width]
-    drawn = torch.empty(-(-x.numel() * width // 8), dtype=torch.int64).random_(-2**63, None)  # from .. None: all 64 bits
-    drawn = drawn.view(words)[:x.numel()].view(x.shape)
-    # Uniform over 2^(bits - 1) values, one bit being given away so that the difference cannot overflow: its sign decides.
-    lowest = -2**(bits - 2)
-    return drawn.bitwise_right_shift_(1).sub_(lowest + round((1 - rate) * 2**(bits - 1))).bitwise_right_shift_(bits - 1)
+    words = torch.empty(-(-x.numel() * width // 8), dtype=torch.int64)
+    drawn = words.numpy().view("uint64")
+    seed = torch.empty((), dtype=torch.int64).random_(-2**63, None)  # by torch, whose state checkpoints keep; all 64 bits
+    draw_words(drawn, drawn.dtype.type(seed.numpy().view("uint64")))
+    numbers = drawn.view(f"uint{8 * width}")
+    most, low, high = (number % 2**(8 * width) for number in (max(0, round((1 - rate) * 2**(8 * width)) - 1), kept, dropped))
+    choose(numbers, *map(numbers.dtype.type, (most, low, high)))
+    return words.view(WORDS[width])[:x.numel()].view(x.shape)
 
 
 class Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, rate):
-        ctx.keep, ctx.scale = keep_words(x, rate), 1 / (1 - rate)
+        ctx.keep, ctx.scale = choose_words(x, rate, kept=-1, dropped=0), 1 / (1 - rate)
         return Dropout.kept(ctx, x)
 
     @staticmethod

@@ -13,8 +13,8 @@ import contextlib
 import numpy as np
 from tqdm import tqdm
 
+from common.compiled import compiled
 from common.files import whole_file
-from pretraining.compiled import compiled
 from pretraining.devices import cannot_write
 from pretraining.instances import put_ids
 

@@ -20,8 +20,9 @@ import numpy as np
 from tqdm import tqdm
 
 from common.command_line import UserError
+from common.compiled import compiled
 from common.files import decode_lines
-from pretraining.compiled import below, compiled, draw_order, shuffle, twister, uniform
+from pretraining.twister import below, draw_order, shuffle, twister, uniform
 
 SPECIAL_TOKENS = 3  # [CLS], [SEP], [SEP]; without a second text one [SEP] less
 STORE_BYTES = 384 << 20  # of instances in memory at a time

@@ -121,3 +121,17 @@ def test_a_contender_that_fails_is_said(monkeypatch):
     from benchmarks.common import measure
     with pytest.raises(UserError, match="ended with status 3; nothing was measured: .*gone wrong"):
         measure([sys.executable, "-c", "print('it has gone wrong'); raise SystemExit(3)"])
+
+
+def test_a_figure_of_lengths_wants_two_of_them(tmp_path, script):
+    lines = [{"stage": "prediction", "case": f"IMDb at {length}", "side": side,
+              "figures": {"documents_per_second": 9.0, "peak_rss_mib": 3.0}} for length in (32, 64) for side in ("ours", "loop")]
+    lines.append(lines[0] | {"stage": "tokens"})
+    for chosen, message in ((slice(4, 5), "no line of the stages records, fine-tuning, prediction"),
+                            (slice(2), "no two cases"), (slice(5), None)):
+        (tmp_path / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[chosen]))
+        done = script("benchmarks/figures.py", tmp_path / "lines.jsonl", tmp_path / "out.png")
+        if message:
+            assert done.returncode and message in done.stderr and done.stderr.count("\n") == 1
+        else:
+            assert done.returncode == 0 and (tmp_path / "out.png").read_bytes()[1:4] == b"PNG", done.stderr

@@ -1,14 +1,17 @@
 """What makes a CPU quick, against the plain version: dropout, grouped attention, a last layer for [CLS] alone, precision."""
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
+import modeling
 from common import precision
 from common.command_line import UserError
 from common.configuration import BertConfig
-from finetuning import attention
+from finetuning import attention, random_words
 from finetuning.data import pack
-from finetuning.dropout import dropout, keep_words
+from finetuning.dropout import choose_words, dropout
 from finetuning.processes import choose_precision
 from modeling import BertForSequenceClassification
 
@@ -35,14 +38,27 @@ def test_an_element_is_dropped_with_its_rate_wherever_it_lies(dtype, rate):
     assert abs(np.corrcoef(flat[1:, 0], flat[:-1, 0])[0, 1]) < 5 / len(flat)**0.5
 
 
-def test_the_rate_is_exact_to_2_to_the_minus_16():
-    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.int64)
-    for rate in (0.1, 0.3, 0.5):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.Tensor, "random_", lambda self, *bounds: self.copy_(every))
-            words = keep_words(torch.empty(2**16, dtype=torch.bfloat16), rate)
-        assert set(words.tolist()) == {0, -1}
-        assert abs((words == 0).double().mean().item() - rate) <= 2**-16
+@pytest.mark.parametrize("rate, dropped", [(0.1, 6554), (0.3, 19661), (0.5, 2**15), (1e-9, 0), (1 - 1e-9, 2**16 - 1)])
+def test_the_rate_is_exact_to_2_to_the_minus_16(monkeypatch, rate, dropped):
+    """But for the one number that is always kept, so that the scale is that of something."""
+    every = np.arange(2**16, dtype=np.uint16)
+    monkeypatch.setattr(random_words, "draw_words", lambda words, seed: np.copyto(words, every.view(np.uint64)))
+    words = choose_words(torch.empty(2**16, dtype=torch.bfloat16), rate, kept=-1, dropped=7)
+    assert set(words.tolist()) <= {7, -1} and (words == 7).sum() == dropped
+
+
+def test_random_words_are_splitmix64_of_a_seed_of_torch():
+    words = np.empty(5, np.uint64)
+    random_words.draw_words(words, np.uint64(1234567 + 0x9E3779B97F4A7C15))  # its authors' code adds before the first number
+    assert words.tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431,
+                              16408922859458223821]
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        drawn += [choose_words(torch.empty(1001), 0.5, 1, 0) for _ in range(2)]
+    assert torch.equal(drawn[0], drawn[2]) and torch.equal(drawn[1], drawn[3])  # the same state of torch
+    different = [drawn[0], drawn[1], drawn[4], drawn[5]]
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(different, 2))
 
 
 # Attention
@@ -78,11 +94,12 @@ def test_attention_with_dropout_is_plain_softmax_with_those_words_to_1e_12(monke
     own = torch.arange(sum(LENGTHS)) if queries == sum(LENGTHS) else torch.tensor(starts[:-1])
     groups = iter(attention.groups_of(LENGTHS)[0])
 
-    def words_of_group(scores, rate):
+    def words_of_group(scores, rate, kept, dropped):
         members, rows, *_ = next(groups)
         asking = rows if queries == sum(LENGTHS) else own[members]
-        return -torch.stack([masks[:, of_query][:, :, of_key] for of_query, of_key in zip(asking, rows)]).flatten(0, 1).long()
-    monkeypatch.setattr(attention, "keep_words", words_of_group)
+        keep = torch.stack([masks[:, of_query][:, :, of_key] for of_query, of_key in zip(asking, rows)]).flatten(0, 1)
+        return torch.where(keep, kept, dropped)
+    monkeypatch.setattr(attention, "choose_words", words_of_group)
     grouped = results(lambda *qkv: attention.attention(*qkv, rate, "grouped"), queries)
 
     def plain(query, key, value, batch):
@@ -105,7 +122,8 @@ def test_groups_hold_every_token_once_and_little_padding(lengths):
     assert torch.equal(torch.cat([members for members, *_ in groups]).flatten()[sequences], torch.arange(len(lengths)))
     for members, rows, real, bias in groups:
         own = [lengths[member] for member in members.flatten()]
-        assert rows.shape == (len(own), max(own)) and max(own) <= attention.MOST_PADDING * min(own)
+        longest, shortest = (-(-size // attention.WIDTH) * attention.WIDTH for size in (max(own), min(own)))
+        assert rows.shape == (len(own), longest) and (max(own) <= attention.MOST_PADDING * min(own) or longest == shortest)
         assert len(own) == 1 or rows.numel() * rows.shape[1] <= attention.MOST_SCORES
         assert (real is None) == (bias is None) == (min(own) == rows.shape[1])
 
@@ -132,14 +150,37 @@ def test_the_last_layer_for_cls_alone_is_the_whole_one_to_1e_12(layers, checkpoi
         features = model.bert.pooler(states[-1]) if layers == [-2] else torch.cat([states[layer] for layer in layers], dim=1)
         return model.classifier(features).float()
 
-    def gradients(logits):
-        model.zero_grad()
-        (logits * torch.arange(logits.numel()).view(logits.shape)).sum().backward()
-        return [logits.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
-    ours, theirs = gradients(model(batch)), gradients(whole())
+    assert_same(gradients(model, model(batch)), gradients(model, whole()))
+
+
+def gradients(model, logits):
+    """[Logits, gradient of each parameter that has one]"""
+    model.zero_grad()
+    (logits * torch.arange(logits.numel()).view(logits.shape)).sum().backward()
+    return [logits.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+def assert_same(ours, theirs):
     assert len(ours) == len(theirs) > 20
     for fast, plain in zip(ours, theirs):
         torch.testing.assert_close(fast, plain, rtol=1e-6 if fast.dtype == torch.float32 else 1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("features", [{}, {"layers": [0, 2], "pooling_type": "mean"}, {"layers": [-1], "pooling_type": "max"},
+                                      {"layers": [1], "classifier": "bilstm_attention"}], ids=str)
+def test_rows_of_no_token_change_nothing(monkeypatch, features):
+    """They are a CPU's, after the tokens'. Without padding in attention (per_sequence) there are none."""
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(CONFIG, 3, **features).double().train()
+    batch = pack([np.random.default_rng(0).integers(1, 50, length) for length in LENGTHS])
+    rows, forward = [], model.bert.encoder.layer[0].forward
+    monkeypatch.setattr(model.bert.encoder.layer[0], "forward",
+                        lambda hidden, *others: rows.append(len(hidden)) or forward(hidden, *others))
+    filled = gradients(model, model(batch))
+    for layer in model.bert.encoder.layer:
+        layer.attention.self.backend = "per_sequence"
+    assert_same(filled, gradients(model, model(batch)))
+    assert rows == [-(-sum(LENGTHS) // modeling.ROWS) * modeling.ROWS, sum(LENGTHS)] and rows[0] > rows[1]
 
 
 # Precision

@@ -14,14 +14,15 @@ import pytest
 
 import create_pretraining_data
 from common.command_line import UserError
+from common.compiled import cache_folder
 from common.configuration import BertConfig
 from common.files import whole_file
 from conftest import ROOT
 from plain_instances import plain_records
 from pretraining import instances
-from pretraining.compiled import below, cache_folder, shuffle, twister, uniform
 from pretraining.examples import write_instances
 from pretraining.instances import Recipe, read_corpus, training_instances, truncated
+from pretraining.twister import below, shuffle, twister, uniform
 from tokenization import FullTokenizer
 
 sys.path.append(str(ROOT / "scripts"))
@@ -314,11 +315,11 @@ def test_a_change_of_any_compiled_function_is_compiled(tmp_path):
     """Also where the file of its callers stays as it was."""
     for name in ("callee", "caller", "other"):
         (tmp_path / f"{name}.py").write_text("@compiled\n" if name != "other" else "x = 1\n")
-    before = cache_folder(str(tmp_path))
+    before = cache_folder(str(tmp_path), [""])
     (tmp_path / "other.py").write_text("x = 2\n")
-    assert cache_folder(str(tmp_path)) == before
+    assert cache_folder(str(tmp_path), [""]) == before
     (tmp_path / "callee.py").write_text("@compiled\ndef more(): pass\n")
-    assert cache_folder(str(tmp_path)) != before
+    assert cache_folder(str(tmp_path), [""]) != before
 
 
 TWINS = [Recipe(max_seq_length, max_predictions, 0.15, short_seq_prob, do_whole_word_mask, next_sentence)

@@ -1,39 +1,9 @@
-"""Functions compiled to machine code, and the random numbers of Python's `random` in them.
-
-Numba compiles a function when it is first called: seconds, once a machine, as the code is kept in __pycache__, or in the user's
-cache folder where that cannot be written to.
-"""
-import os
-
-import numba
+"""The random numbers of Python's `random`, in compiled functions."""
 import numpy as np
 
-from common.files import digest
+from common.compiled import compiled
 
 WORDS, SHIFTED = 624, 397  # of the Mersenne Twister MT19937 (Matsumoto and Nishimura 1998)
-
-
-def cache_folder(room):
-    """Where the code of the compiled functions in the folder `room` is kept: another place once one of the files has changed.
-    (Numba itself looks at the file of a function only, not at those of the functions that it calls.)"""
-    texts = []
-    for name in sorted(os.listdir(room)):
-        if name.endswith(".py"):
-            with open(os.path.join(room, name), encoding="utf-8") as file:
-                texts.append(file.read())
-    own = numba.config.CACHE_DIR or (room if os.access(room, os.W_OK) else os.path.expanduser("~/.cache"))
-    return os.path.join(own, "__pycache__", "compiled-" + digest(*(text for text in texts if "@compiled" in text)))
-
-
-numba.config.CACHE_DIR = cache_folder(os.path.dirname(os.path.abspath(__file__)))
-
-
-def compiled(function):
-    """The function compiled, without Python's global lock while it runs."""
-    try:
-        return numba.njit(function, cache=True, nogil=True)
-    except RuntimeError:  # no folder for the cache can be written to
-        return numba.njit(function, nogil=True)
 
 
 def twister(rng):
