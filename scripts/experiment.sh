@@ -14,6 +14,7 @@
 #     SPACY_MODEL   model that splits English text; empty: rules (default: en_core_web_md, the authors', where it is installed)
 #     LAST_LAYER=1  classify by the last layer's [CLS] state, the paper's equation 1, in place of the pooled output, the default
 #                   of the authors' code (default OUT: experiments_last_layer)
+#     POOLING=mean  or max: classify by the mean or maximum over the tokens of the last layer (default: the authors', as above)
 #     LOWER_CASE    whether texts are lower-cased, True or False (default: as the BERT's folder or its vocabulary says)
 #     NEXT_SENTENCE=False   further pre-training by the masked LM alone (default: True)
 #     KEEP_RECORDS=1  keep the TFRecords of finished further pre-trainings
@@ -54,6 +55,7 @@ case ${MODEL:-} in
             echo "$0: there is no BERT in $BERT; make it with scripts/pocket.sh" >&2; exit 2; }
         LENGTH=${LENGTH:-256} EPOCHS=${EPOCHS:-3} RATE=${RATE:-2e-4} ENDS=${ENDS:-2} JOBS=${JOBS:-2} usual_layers=4
         HEAD=${HEAD:-$((LENGTH / 4))}
+        POOLING=${POOLING-mean}  # the [CLS] state of so small a BERT says less about a text than its words do
         STEPS=${STEPS:-10000} PRETRAINING_RATE=${PRETRAINING_RATE:-3e-4} STEP_LIST=${STEP_LIST:-1000 2000 5000}
         TRAIN_PARTS=${TRAIN_PARTS-imdb=0.08 ag=0.08} TEST_PARTS=${TEST_PARTS-imdb=0.08 ag=0.25}
         FRACTIONS=${FRACTIONS:-0.004 0.01 0.02 0.05 0.08 0.2 1} MIN_UPDATES=${MIN_UPDATES:-100}
@@ -248,10 +250,10 @@ parts() {  # parts TASK: the flags of TRAIN_PARTS and TEST_PARTS
     part "$1" "$TEST_PARTS" --num_test_datas
 }
 
-feature() {  # feature MODEL: the flags of LAST_LAYER
-    [ -z "${LAST_LAYER:-}" ] || case $1 in
-        large*) echo "--layers $((LARGE_LAYERS - 1))" ;;
-        *) echo "--layers $((LAYERS - 1))" ;;
+feature() {  # feature MODEL: the flags of LAST_LAYER and POOLING
+    [ -z "${LAST_LAYER:-}${POOLING:-}" ] || case $1 in
+        large*) echo "--layers $((LARGE_LAYERS - 1)) ${POOLING:+--pooling_type $POOLING}" ;;
+        *) echo "--layers $((LAYERS - 1)) ${POOLING:+--pooling_type $POOLING}" ;;
     esac
 }
 

@@ -237,7 +237,8 @@ def write_findings(rows, errors, output_dir, own_name=str):
     errors = {run: values.droplevel("run") for run, values in errors.groupby("run")}
     table, details, not_asked = [], [], []
     for finding in FINDINGS + QUESTIONS:
-        lines, claim = comparisons(finding, rows, errors), own_name(finding.claim)
+        lines = comparisons(finding, rows if finding in FINDINGS else rows.assign(paper=float("nan")), errors)
+        claim = own_name(finding.claim)
         details.append(lines.assign(finding=claim)[["finding", *DETAILS]])
         if lines[["lower_mean", "higher_mean"]].dropna().empty:
             not_asked.append(claim)

@@ -372,7 +372,8 @@ def test_a_pocket_s_plan_is_of_its_own_rates_and_parts_of_the_data(commands):
     assert not [run for run in found if re.search("large|sogou|feat|released|yelp|layer_4|few_shot/none/0.08", run)]
     words = found["none/imdb"]
     assert [value(words, f"--{flag}") for flag in ("learning_rate", "layer_learning_rate", "max_seq_length", "trunc_medium",
-            "num_datas", "num_test_datas")] == ["2e-4", "2e-4", "256", "64", "0.08", "0.08"]
+            "num_datas", "num_test_datas", "layers", "pooling_type")] == [
+                "2e-4", "2e-4", "256", "64", "0.08", "0.08", "3", "mean"]
     assert value(found["few_shot/none/1/imdb"], "--num_datas") == "1.0"
     assert value(found["few_shot/imdb/0.01/imdb"], "--num_datas") == "0.01"
     assert value(found["none/trec"], "--num_datas") is None

@@ -21,9 +21,9 @@ def test_the_plan_learns_from_training_texts_at_a_rate_of_its_own(tmp_path, expe
     assert ["--splits train " in corpora[0], "--splits test " in corpora[1]] == [True, True] and len(corpora) == 2
     assert all("--task_name ag dbpedia yelp_f yelp_p --data_dir downloads " in line for line in corpora)
     first, second = [line for line in printed if "run_pretraining.py" in line]
-    for words in ("--learning_rate=1e-3 ", "--num_train_steps=18000 ", "--train_batch_size=64 ", "held_out/128.tfrecord"):
+    for words in ("--learning_rate=8e-4 ", "--num_train_steps=18000 ", "--train_batch_size=32 ", "held_out/128.tfrecord"):
         assert words in first and "--init_checkpoint" not in first
-    for words in ("--learning_rate=0.00025 ", "--num_train_steps=2000 ", "--train_batch_size=32 ", "/128/model.ckpt-18000"):
+    for words in ("--learning_rate=0.0002 ", "--num_train_steps=2000 ", "--train_batch_size=16 ", "/128/model.ckpt-18000"):
         assert words in second
 
 
