@@ -111,6 +111,8 @@ def parse_arguments():
                         help="Number of updates between checkpoints; the last update has one too; default: 1000.")
     output.add_argument("--keep_checkpoint_max", type=number(int, minimum=0), default=5, metavar="N",
                         help="Number of newest checkpoints to keep; default: 5; 0 keeps all.")
+    add_boolean(output, "--eval_checkpoints", False, "Evaluate at every checkpoint, too, for a curve: lines of kind eval in "
+                "metrics.jsonl; needs --do_train and --do_eval; default: False, only at the end.")
     output.add_argument("--log_steps", type=POSITIVE, default=100, metavar="STEPS", help="Number of updates whose means make "
                         "one line of metrics.jsonl and one TensorBoard event; default: 100.")
     add_report_to(output, "; default: tensorboard.")
@@ -123,6 +125,8 @@ def check_flags(args):
     """Raises UserError where flags contradict each other; sets --strategy by --use_tpu."""
     if not args.do_train and not args.do_eval:
         raise UserError("nothing to do: pass --do_train, --do_eval or both")
+    if args.eval_checkpoints and not (args.do_train and args.do_eval):
+        raise UserError("--eval_checkpoints needs --do_train and --do_eval")
     if args.use_tpu and args.strategy not in (None, "tpu"):
         raise UserError(f"--use_tpu contradicts --strategy {args.strategy}")
     if args.use_tpu:

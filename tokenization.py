@@ -83,6 +83,12 @@ def normalize(text, do_lower_case):
     return text
 
 
+def word_splitter():
+    """The pre-tokenizer that splits a normalized text into words: at white space, and around punctuation and Chinese."""
+    return pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(character_classes()[2]), "isolated"), pre_tokenizers.WhitespaceSplit()])
+
+
 UNUSED = re.compile(r"\[unused\d+\]")  # rows of Google's vocabularies that no text has
 
 
@@ -151,8 +157,7 @@ class FullTokenizer:
         self._separator_id = max(self.vocab.values()) + 1
         self._rust = Tokenizer(models.WordPiece(  # as Google: a word of more than 200 characters is [UNK]
             self.vocab | forms | {SEPARATOR: self._separator_id}, unk_token="[UNK]", max_input_chars_per_word=200))
-        self._rust.pre_tokenizer = pre_tokenizers.Sequence([
-            pre_tokenizers.Split(Regex(character_classes()[2]), "isolated"), pre_tokenizers.WhitespaceSplit()])
+        self._rust.pre_tokenizer = word_splitter()
         self._rust.add_tokens([AddedToken(form, single_word=stands_alone(form), normalized=False) for form in forms])
 
     @classmethod

@@ -9,6 +9,7 @@ vocabulary, its folder holds
 """
 import collections
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -164,15 +165,17 @@ def run(args, inputs, role, folder):
         with strategy.scope():
             model = BertForPreTraining(config, start.values, "bfloat16" if args.precision == "bf16" else "float32",
                                        args.next_sentence)
+        evaluation = functools.partial(evaluate, strategy, model, eval_records, args.eval_batch_size, args.max_eval_steps)
         if to_train:
             with strategy.scope():
                 optimizer = AdamWeightDecay(model.variables, args.learning_rate, args.num_train_steps, args.num_warmup_steps,
                                             start.state)
             for held in (start.values, start.state):
                 held.clear()  # the variables have them: the first update would copy what is held here too
-            train(strategy, model, optimizer, records, fields_of(Recipe, args), fields_of(Pace, args), folder and folder.path)
+            train(strategy, model, optimizer, records, fields_of(Recipe, args), fields_of(Pace, args), folder and folder.path,
+                  functools.partial(evaluation, show_bar=False) if args.eval_checkpoints else None)
         if args.do_eval:
-            evaluated = evaluate(strategy, model, eval_records, args.eval_batch_size, args.max_eval_steps, bool(folder))
+            evaluated = evaluation(show_bar=bool(folder))
             results = results or evaluated
     if folder and args.do_eval:
         keep_evaluation(folder.path, settings | {"weights": digest_of_checkpoint(final)}, final_step, results, args.report_to)

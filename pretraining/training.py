@@ -136,11 +136,12 @@ def make_train_steps(strategy, model, optimizer, accumulation=1, random_seed=0, 
 
 # Training
 
-def train(strategy, model, optimizer, records, recipe, pace, output_dir):
+def train(strategy, model, optimizer, records, recipe, pace, output_dir, evaluate_too=None):
     """Trains from the optimizer's global_step to num_train_steps; a signal saves and ends the process (SystemExit).
 
-    output_dir: the folder of the checkpoints and the log, None in a process that neither writes nor prints. Raises UserError at
-    a loss or gradient that is not finite; the checkpoints written before stay.
+    output_dir: the folder of the checkpoints and the log, None in a process that neither writes nor prints. evaluate_too: a
+    function that gives metrics for the log at each checkpoint but the last. Raises UserError at a loss or gradient that is not
+    finite; the checkpoints written before stay.
     """
     step, total = int(first_replica(strategy, optimizer.global_step).numpy()), recipe.num_train_steps
     variables = {name: first_replica(strategy, variable) for name, variable in (model.variables | optimizer.state()).items()}
@@ -182,6 +183,12 @@ def train(strategy, model, optimizer, records, recipe, pace, output_dir):
                                           if model.next_sentence or name != "next_sentence_loss"}
                           | {"steps_per_second": (step - timed_step) / (now - timed_at)})
                 window, timed_step, timed_at = [], step, now
+            if evaluate_too and step % pace.save_checkpoints_steps == 0 and step < total:
+                started = time.perf_counter()
+                results = evaluate_too()
+                if output_dir:  # before the checkpoint: a run that is killed here comes here again, and drops this line
+                    log.write("eval", step, results)
+                timed_at += time.perf_counter() - started
             if output_dir and (stopping or step == total or step % pace.save_checkpoints_steps == 0):
                 prefix = save_checkpoint(output_dir, step, variables, window, pace.keep_checkpoint_max)
                 tqdm.write(f"step {step}: wrote {prefix}")

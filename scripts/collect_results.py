@@ -22,7 +22,7 @@ import findings  # noqa: E402
 from common.command_line import ArgumentParser, path, run  # noqa: E402
 from common.files import atomic_write, check_output_folder, require_folder  # noqa: E402
 from figures import FIGURES, rate_folders, step_folders, write_figure  # noqa: E402
-from read_runs import KEYS, read_results, read_runs  # noqa: E402
+from read_runs import KEYS, own_name, own_rate, read_results, read_runs, read_settings  # noqa: E402
 from tables import figure, markdown, read_figures, write_csv  # noqa: E402
 from tasks import TASKS  # noqa: E402
 
@@ -37,9 +37,17 @@ def read_paper():
     return read_figures(PAPER, ["paper_test_error_percent"]).rename(columns={"paper_test_error_percent": "paper"})
 
 
+def own_runs(rows, settings):
+    """Rows of the paper's tables with the folders of the runs as they are at these settings: Table 4's names its rates."""
+    return rows.assign(run=[own_name(run, settings) if table == "table4" else run
+                            for table, run in zip(rows["table"], rows["run"])])
+
+
 def rows_of(runs, paper, name):
     """The paper's rows of a table, and those of further runs in its folder of FOLDERS."""
-    rows = paper[paper["table"] == name]
+    settings = read_settings(runs)
+    rows = own_runs(paper[paper["table"] == name], settings)
+    rows = rows.assign(row=rows["row"].map(lambda row: own_name(row, settings)))
     folders = sorted(pathlib.Path(runs, FOLDERS[name]).glob("*/*")) if name in FOLDERS else []
     others = pd.DataFrame([(folder.parent.name, folder.name, folder.relative_to(runs).as_posix()) for folder in folders],
                           columns=["row", "data_set", "run"])
@@ -113,20 +121,32 @@ def write_table(table, name, output_dir):
         file.write(markdown(form))
 
 
+def layers_of(depth, columns):
+    """Table 3's rows of single layers for a BERT of another depth than the paper's: its top layer takes Layer-11's place."""
+    names = [f"Layer-{layer} of {depth}" for layer in range(depth - 1)] + ["Layer-11"]
+    return pd.DataFrame([("table3", name, "imdb", f"layers/layer_{layer}/imdb", np.nan) for layer, name in enumerate(names)],
+                        columns=columns)
+
+
 def write_findings(runs, paper, output_dir):
     """Writes the findings of the tables, and of Figures 2 and 3, which have no rows in `paper`. Returns the verdicts."""
+    settings = read_settings(runs)
+    rates = {own_rate(rate, settings): rate for rate in ("2e-5", "5e-5", "1e-4", "4e-4")}  # findings know the paper's
     figures = [("figure2", findings.CONSTANT, "imdb", "", 25.0)]
-    figures += [("figure2", f"training at {rate}", "imdb", findings.TRAINING + folder, np.nan)
+    figures += [("figure2", f"training at {rates.get(rate, rate)}", "imdb", findings.TRAINING + folder, np.nan)
                 for rate, folder in rate_folders(runs).items()]
     steps = step_folders(runs)
     if len(steps) == 2:  # the ends alone do not show which number is best
         steps["50000"] = "steps/50000/imdb"
     figures += [("figure3", f"{int(float(step)):,} steps", "imdb", folder, np.nan) for step, folder in steps.items()]
-    rows = pd.concat([paper, pd.DataFrame(figures, columns=paper.columns)])
+    rows = pd.concat([own_runs(paper, settings), pd.DataFrame(figures, columns=paper.columns)])
+    if settings["layers"] != 12:
+        rows = pd.concat([rows[rows["table"] != "table3"], layers_of(settings["layers"], paper.columns)])
     frame = read_runs(runs, [*rows["run"], *rate_folders(runs).values()])
     best, last_point = frame.query("at == 'best'"), frame.query("at == 'point'").groupby(["run", "seed"]).last()
     training = last_point["training_error"].dropna().rename(index=findings.TRAINING.__add__, level="run")
-    return findings.write_findings(rows, pd.concat([best.set_index(["run", "seed"])["test_error"], training]), output_dir)
+    return findings.write_findings(rows, pd.concat([best.set_index(["run", "seed"])["test_error"], training]), output_dir,
+                                   lambda text: own_name(text, settings))
 
 
 def main():

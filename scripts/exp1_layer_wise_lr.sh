@@ -10,8 +10,9 @@ for rate in 2.5e-5 2.0e-5; do
         case ${rate}_$decay in
             2.0e-5_1.00) head_tail imdb base ;;       # one rate for all layers
             2.0e-5_0.95) fit none/imdb imdb base ;;
-            *) fine_tune "layer_wise_lr/${rate}_$decay/imdb" imdb base run_classifier_discriminative.py \
-                --trunc_medium "$HEAD" --learning_rate $rate --layer_learning_rate $rate --layer_learning_rate_decay $decay ;;
+            *) fine_tune "layer_wise_lr/$(times $rate)_$decay/imdb" imdb base run_classifier_discriminative.py \
+                --trunc_medium "$HEAD" --learning_rate $(times $rate) --layer_learning_rate $(times $rate) \
+                --layer_learning_rate_decay $decay ;;
         esac
     done
 done

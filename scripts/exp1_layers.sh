@@ -8,7 +8,7 @@ ENDS=${ENDS:-4}
 top=$((LAYERS - 1))
 
 layers() {  # layers NAME [flags]
-    fine_tune "layers/$1/imdb" imdb base run_classifier_single_layer.py --learning_rate 2e-5 --trunc_medium "$HEAD" "${@:2}"
+    fine_tune "layers/$1/imdb" imdb base run_classifier_single_layer.py --learning_rate "$RATE" --trunc_medium "$HEAD" "${@:2}"
 }
 
 for layer in $(seq 0 $top); do

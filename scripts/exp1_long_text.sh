@@ -5,7 +5,7 @@
 # Fine-tunes BERT-base 6 times on each data set for each seed: about 2 hours a seed. 1 GB.
 # Ours: the feature of the head, tail and head+tail rows, the pooled output as in the authors' code (LAST_LAYER=1: the state).
 source "$(dirname "$0")/experiment.sh"
-TASKS=${TASKS:-imdb $(if_there "$DATA/sogou" sogou)}
+TASKS=${TASKS:-${LONG_TASKS:-imdb $(if_there "$DATA/sogou" sogou)}}
 
 for task in $TASKS; do
     model=base
@@ -14,7 +14,7 @@ for task in $TASKS; do
         prepare chinese "$BERT_CHINESE"
     fi
     method() {  # method NAME [flags]
-        fine_tune "long_text/$1/$task" "$task" $model run_classifier_single_layer.py --learning_rate 2e-5 "${@:2}"
+        fine_tune "long_text/$1/$task" "$task" $model run_classifier_single_layer.py --learning_rate "$RATE" "${@:2}"
     }
     method head_only --trunc_medium -2
     method tail_only --trunc_medium -1

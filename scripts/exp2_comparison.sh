@@ -6,13 +6,13 @@
 # on frozen BERT-base and 30 fine-tunings: about 9 hours, and 15 hours a seed. 41 GB, 38 of them exp2_domains.sh's.
 # Ours: BERT-Feat takes the last layer, and its rate is 1e-3; the paper names neither.
 source "$(dirname "$0")/experiment.sh"
-TASKS=${TASKS:-imdb yelp_p yelp_f trec yahoo ag dbpedia $(if_there "$DATA/sogou" sogou)}
+TASKS=${TASKS:-${DOMAIN_TASKS:-imdb yelp_p yelp_f trec yahoo ag dbpedia $(if_there "$DATA/sogou" sogou)}}
 
 further() {  # further NAME MODEL TASK...: BERT-FiT on those of the tasks that are in TASKS, after further pre-training on NAME
     local task is_declared=
     for task in "${@:3}"; do
         if [[ " $TASKS " == *" $task "* ]]; then
-            [ -n "$is_declared" ] || pretrain "$1" "$2" "$1"
+            [ -n "$is_declared" ] || pretrain "$1" "$2" "$(texts_of "$1")"
             is_declared=1
             fit "$1/$task" "$task" "$1"
         fi

@@ -4,13 +4,13 @@
 # for nothing). 11 further pre-trainings of BERT-base and, for each seed, 12 x 7 fine-tunings: about 8 hours, and 33
 # hours a seed. 38 GB, and up to 73 more of records on the way.
 source "$(dirname "$0")/experiment.sh"
-TASKS=${TASKS:-imdb yelp_p yelp_f trec yahoo ag dbpedia}
+TASKS=${TASKS:-${DOMAIN_TASKS:-imdb yelp_p yelp_f trec yahoo ag dbpedia}}
 
 for task in $TASKS; do
     fit "none/$task" "$task" base
 done
 for name in ${CORPORA-$TASKS sentiment question topic all}; do
-    pretrain "$name" base "$name"
+    pretrain "$name" base "$(texts_of "$name")"
     for task in $TASKS; do
         fit "$name/$task" "$task" "$name"
     done

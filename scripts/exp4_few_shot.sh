@@ -4,15 +4,23 @@
 # Settings and how to resume: scripts/experiment.sh. FRACTIONS lists the shares; 1 is all of the data. One further
 # pre-training of BERT-base and 2 x 8 fine-tunings for each seed: about 45 minutes, and 20 minutes a seed. 14 GB, all of which
 # exp2_steps.sh has too.
-# Ours: the shares between 0.4% and 100%; all have 4 epochs, so that a small share has few updates.
+# Ours: the shares between 0.4% and 100%; all have 4 epochs, so that a small share has few updates. With MIN_UPDATES it has as
+# many epochs as these take.
 source "$(dirname "$0")/experiment.sh"
+
+shared=$(part imdb "$TRAIN_PARTS")  # what the other experiments train on
+
+epochs() {  # epochs SHARE: EPOCHS, or more for MIN_UPDATES of 24 of IMDb's 25,000 reviews
+    awk "BEGIN {few = int($MIN_UPDATES * 24 / (25000 * $1) + 0.99); print (few > $EPOCHS ? few : $EPOCHS)}"
+}
 
 curve() {  # curve NAME MODEL
     for fraction in ${FRACTIONS:-0.004 0.01 0.02 0.05 0.1 0.2 0.5 1}; do
-        if [ "$fraction" = 1 ]; then
+        if [ "$fraction" = "${shared:-1}" ]; then
             fit "$1/imdb" imdb "$2"
-        else
-            fit "few_shot/$1/$fraction/imdb" imdb "$2" --num_datas "$fraction"
+        else  # 1.0, as 1 would be one example
+            fit "few_shot/$1/$fraction/imdb" imdb "$2" --num_datas "$([ "$fraction" = 1 ] && echo 1.0 || echo "$fraction")" \
+                ${MIN_UPDATES:+--num_train_epochs "$(epochs "$fraction")"}
         fi
     done
 }

@@ -14,11 +14,14 @@
 #     SPACY_MODEL   model that splits English text; empty: rules (default: en_core_web_md, the authors', where it is installed)
 #     LAST_LAYER=1  classify by the last layer's [CLS] state, the paper's equation 1, in place of the pooled output, the default
 #                   of the authors' code (default OUT: experiments_last_layer)
+#     POOLING=mean  or max: classify by the mean or maximum over the tokens of the last layer (default: the authors', as above)
 #     LOWER_CASE    whether texts are lower-cased, True or False (default: as the BERT's folder or its vocabulary says)
 #     NEXT_SENTENCE=False   further pre-training by the masked LM alone (default: True)
 #     KEEP_RECORDS=1  keep the TFRecords of finished further pre-trainings
 #     DRY_RUN=1 prints the commands and runs none of them; they run when pasted here after `source .venv/bin/activate`
 #     SMOKE=1   runs everything on the sample with a tiny BERT: shows that it works, not what the paper found
+#     MODEL=pocket   the paper's questions asked of the small BERT of scripts/pocket.sh, on parts of the data, on a CPU; default
+#                    OUT: pocket/experiments
 #
 # The paper's settings follow below and can be set likewise. `--status` after a script's name prints how far it is. Run a script
 # again to resume it: finished runs are skipped, an interrupted run continues. Two scripts may share one OUT at the same time.
@@ -41,13 +44,39 @@ if [ -n "${SMOKE:-}" ]; then
     SEEDS=${SEEDS:-1 2} LENGTH=${LENGTH:-32} HEAD=${HEAD:-8} EPOCHS=${EPOCHS:-1} ENDS=${ENDS:-2} JOBS=${JOBS:-2}
     PRETRAINING_LENGTH=${PRETRAINING_LENGTH:-32} STEPS=${STEPS:-8} POINTS=${POINTS:-2}
     FRACTIONS=${FRACTIONS:-0.004 0.5 1} LAYERS=${LAYERS:-2} LARGE_LAYERS=${LARGE_LAYERS:-2} SPACY_MODEL=${SPACY_MODEL-}
+    MODEL=  # is the tiny one
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TF_CPP_MIN_LOG_LEVEL=2
 fi
+case ${MODEL:-} in
+    '') ;;
+    pocket)
+        OUT=${OUT:-pocket/experiments$suffix} BERT=${BERT:-pocket/L4_H256}
+        [ -e "$BERT/config.json" ] || [ -n "${DRY_RUN:-}${DECLARE:-}" ] || {
+            echo "$0: there is no BERT in $BERT; make it with scripts/pocket.sh" >&2; exit 2; }
+        LENGTH=${LENGTH:-256} EPOCHS=${EPOCHS:-3} RATE=${RATE:-2e-4} ENDS=${ENDS:-2} JOBS=${JOBS:-2} usual_layers=4
+        HEAD=${HEAD:-$((LENGTH / 4))}
+        POOLING=${POOLING-mean}  # the [CLS] state of so small a BERT says less about a text than its words do
+        STEPS=${STEPS:-10000} PRETRAINING_RATE=${PRETRAINING_RATE:-3e-4} STEP_LIST=${STEP_LIST:-1000 2000 5000}
+        TRAIN_PARTS=${TRAIN_PARTS-imdb=0.08 ag=0.08} TEST_PARTS=${TEST_PARTS-imdb=0.08 ag=0.25}
+        FRACTIONS=${FRACTIONS:-0.004 0.01 0.02 0.05 0.08 0.2 1} MIN_UPDATES=${MIN_UPDATES:-100}
+        LONG_TASKS=${LONG_TASKS:-imdb} DOMAIN_TASKS=${DOMAIN_TASKS:-imdb ag dbpedia trec} MULTI_TASKS=${MULTI_TASKS:-imdb ag}
+        CORPORA=${CORPORA-imdb ag dbpedia trec all} ALL_TASKS=${ALL_TASKS:-imdb ag dbpedia trec}
+        CURVE=${CURVE:---eval_every 0.25 --eval_sample 0.5 --allow_divergence}
+        EXPERIMENTS=${EXPERIMENTS:-exp2_steps exp4_few_shot exp2_domains exp1_long_text exp1_layers exp1_layer_wise_lr \
+            exp1_catastrophic_forgetting exp3_multitask exp2_corpus}
+        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TF_NUM_INTRAOP_THREADS=${TF_NUM_INTRAOP_THREADS:-1} ;;
+    *) echo "$0: MODEL=$MODEL is unknown; there is pocket" >&2; exit 2 ;;
+esac
 OUT=${OUT:-experiments$suffix}
 DATA=${DATA:-downloads} BERT=${BERT:-downloads/uncased_L-12_H-768_A-12} SEEDS=${SEEDS:-42 43 44} JOBS=${JOBS:-1}
 BERT_LARGE=${BERT_LARGE:-downloads/uncased_L-24_H-1024_A-16} BERT_CHINESE=${BERT_CHINESE:-downloads/chinese_L-12_H-768_A-12}
 LENGTH=${LENGTH:-512} EPOCHS=${EPOCHS:-4} STEPS=${STEPS:-100000}
 HEAD=${HEAD:-128}                                  # head+tail: the first 128 tokens and the rest from the tail
+RATE=${RATE:-2e-5}                                 # of fine-tuning; experiments with several rates take multiples of it
+TRAIN_PARTS=${TRAIN_PARTS:-}                       # parts of the tasks' training data, such as "imdb=0.1 ag=0.5"; others: all
+TEST_PARTS=${TEST_PARTS:-}                         # the same of the test data
+ALL_TASKS=${ALL_TASKS:-all}                        # the data sets of the corpus "all"
+PRETRAINING_RATE=${PRETRAINING_RATE:-5e-5}         # peak rate of further pre-training
 PRETRAINING_LENGTH=${PRETRAINING_LENGTH:-128}
 WARMUP=${WARMUP:-$((STEPS / 10))}                  # steps; a further pre-training of BERT-large has the same
 POINTS=${POINTS:-10}                               # checkpoints in a further pre-training
@@ -68,7 +97,7 @@ num_layers() {  # num_layers FOLDER DEFAULT: the number of layers of the BERT in
     echo "${found:-$2}"
 }
 
-LAYERS=${LAYERS:-$(num_layers "$BERT" 12)}
+LAYERS=${LAYERS:-$(num_layers "$BERT" "${usual_layers:-12}")}
 LARGE_LAYERS=${LARGE_LAYERS:-$(num_layers "$BERT_LARGE" 24)}
 authors_model=en_core_web_md
 "$PYTHON" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("en_core_web_md"))' || authors_model=
@@ -92,7 +121,20 @@ job() {  # job NAME KIND NEEDS PRODUCT COMMAND...: adds a job to the plan; scrip
     declared+=$line$'\n'
 }
 
+remember_settings() {  # writes to OUT what collect_results.py names rows by; one OUT is of one set of them
+    local settings
+    settings="{\"rate\": \"$RATE\", \"length\": $LENGTH, \"head\": $HEAD, \"layers\": $LAYERS,"
+    settings+=" \"train_parts\": \"$TRAIN_PARTS\"}"
+    if [ "$(cat "$OUT/settings.json" 2> /dev/null || echo "$settings")" != "$settings" ]; then
+        echo "$0: $OUT was begun with other settings, $(cat "$OUT/settings.json"); name another OUT" >&2
+        exit 2
+    fi
+    mkdir -p "$OUT"
+    echo "$settings" > "$OUT/settings.json"
+}
+
 finish() {  # finish RESULTS...: does all jobs, then writes these tables and figures (none named: all)
+    [ -n "${DRY_RUN:-}${DECLARE:-}$STATUS" ] || remember_settings
     [ "${DECLARE:-}" = jobs ] || job "collect_${1:-all}" last "${1:+$runs}" - python scripts/collect_results.py --runs "$OUT" \
         --output_dir "$OUT/results" ${1:+--only "$@"}
     run_plan
@@ -147,6 +189,10 @@ prepare() {  # prepare NAME FOLDER: makes $OUT/models/NAME, the BERT in FOLDER f
     fi
 }
 
+texts_of() {  # texts_of NAME: the tasks, or domain, whose texts the corpus of that name has
+    [ "$1" = all ] && echo "$ALL_TASKS" || echo "$1"
+}
+
 records() {  # records NAME MODEL TASKS [flags]: the texts of TASKS as corpus and as TFRecords, in MODEL's vocabulary
     local folder=$OUT/pretrained/$1 corpus_flags=${SPACY_MODEL:+--spacy_model $SPACY_MODEL}
     case $3 in
@@ -172,7 +218,7 @@ train_on() {  # train_on RECORDS NAME MODEL [flags]: further pre-trains MODEL on
         --bert_config_file="$model/config.json" --init_checkpoint="$model/bert_model.ckpt" --train_batch_size=32 \
         --max_seq_length="$PRETRAINING_LENGTH" --max_predictions_per_seq=20 --num_train_steps="$STEPS" \
         --num_warmup_steps="$WARMUP" --save_checkpoints_steps=$((STEPS / POINTS)) --keep_checkpoint_max=$keep \
-        --learning_rate=5e-5 ${NEXT_SENTENCE:+--next_sentence="$NEXT_SENTENCE"} ${TF_FLAGS:-} "${@:4}"
+        --learning_rate="$PRETRAINING_RATE" ${NEXT_SENTENCE:+--next_sentence="$NEXT_SENTENCE"} ${TF_FLAGS:-} "${@:4}"
     convert "$2" "$STEPS" "$2"
 }
 
@@ -188,10 +234,26 @@ convert() {  # convert NAME STEP AS: makes $OUT/models/AS from the checkpoint of
         --pytorch_dump_path "$OUT/models/$3/pytorch_model.bin"
 }
 
-feature() {  # feature MODEL: the flags of LAST_LAYER
-    [ -z "${LAST_LAYER:-}" ] || case $1 in
-        large*) echo "--layers $((LARGE_LAYERS - 1))" ;;
-        *) echo "--layers $((LAYERS - 1))" ;;
+times() {  # times RATE: the paper's rate as a multiple of RATE, where that is not 2e-5
+    [ "$RATE" = 2e-5 ] && echo "$1" || awk "BEGIN {printf \"%.1e\", $1 * $RATE / 2e-5}" | sed 's/\.0e/e/; s/e-0/e-/'
+}
+
+part() {  # part TASK LIST [FLAG]: the flag and the part of the data that the list gives the task, if it gives one
+    local word
+    for word in $2; do
+        [ "${word%%=*}" != "$1" ] || echo "${3:+$3 }${word#*=}"
+    done
+}
+
+parts() {  # parts TASK: the flags of TRAIN_PARTS and TEST_PARTS
+    part "$1" "$TRAIN_PARTS" --num_datas
+    part "$1" "$TEST_PARTS" --num_test_datas
+}
+
+feature() {  # feature MODEL: the flags of LAST_LAYER and POOLING
+    [ -z "${LAST_LAYER:-}${POOLING:-}" ] || case $1 in
+        large*) echo "--layers $((LARGE_LAYERS - 1)) ${POOLING:+--pooling_type $POOLING}" ;;
+        *) echo "--layers $((LAYERS - 1)) ${POOLING:+--pooling_type $POOLING}" ;;
     esac
 }
 
@@ -201,27 +263,28 @@ fine_tune() {  # fine_tune RUN TASK MODEL SCRIPT [flags]: fine-tunes into $OUT/R
     job "$1" gpu "models/$3 $data_job" - python "$4" --task_name "$2" --do_train --do_eval $lower_case \
         --data_dir "$DATA/$2" --vocab_file "$model/vocab.txt" --bert_config_file "$model/config.json" \
         --init_checkpoint "$model" --max_seq_length "$LENGTH" --train_batch_size 24 --num_train_epochs "$EPOCHS" \
-        --warmup_proportion 0.1 --seed $SEEDS --save_models none --output_dir "$folder" $(feature "$3") ${FLAGS:-} "${@:5}"
+        --warmup_proportion 0.1 --seed $SEEDS --save_models none --output_dir "$folder" $(feature "$3") \
+        $(parts "$2") ${FLAGS:-} "${@:5}"
 }
 
 # Where several experiments have a run, it has one name, and is done once.
-FIT="--trunc_medium $HEAD --learning_rate 2e-5 --layer_learning_rate 2e-5 --layer_learning_rate_decay 0.95"
+FIT="--trunc_medium $HEAD --learning_rate $RATE --layer_learning_rate $RATE --layer_learning_rate_decay 0.95"
 # Figure 2's points, ten an epoch, each on 2,000 of the 25,000 test examples. They change nothing else of a run.
-CURVE="--eval_every 0.1 --eval_sample 0.08 --allow_divergence"
+CURVE=${CURVE:---eval_every 0.1 --eval_sample 0.08 --allow_divergence}
 
 fit() {  # fit RUN TASK MODEL [flags]: BERT-FiT, the best setting of Exp-I: head+tail, a rate for each layer
     fine_tune "$1" "$2" "$3" run_classifier_discriminative.py $FIT "${@:4}"
 }
 
-head_tail() {  # head_tail TASK MODEL: head+tail at 2e-5, of Table 2; on IMDb of Figure 2, and of Table 4 with decay 1.00, too
+head_tail() {  # head_tail TASK MODEL: head+tail at RATE, of Table 2; on IMDb of Figure 2, and of Table 4 with decay 1.00, too
     local curve=
     [ "$1" != imdb ] || curve=$CURVE
-    fine_tune "long_text/head+tail/$1" "$1" "$2" run_classifier_single_layer.py --learning_rate 2e-5 \
+    fine_tune "long_text/head+tail/$1" "$1" "$2" run_classifier_single_layer.py --learning_rate "$RATE" \
         --trunc_medium "$HEAD" $curve
 }
 
-if [ -n "${SMOKE:-}" ]; then
-    job tiny_bert cpu "" - python data/make_tiny_bert.py --output_dir "$OUT/tiny_bert"
-    job data cpu "" - python data/make_task_samples.py --output_dir "$OUT/data"
+[ -z "${SMOKE:-}" ] || job data cpu "" - python data/make_task_samples.py --output_dir "$OUT/data"
+if [ -z "${FROM_NOTHING:-}" ]; then  # of pocket.sh
+    [ -z "${SMOKE:-}" ] || job tiny_bert cpu "" - python data/make_tiny_bert.py --output_dir "$OUT/tiny_bert"
+    prepare base "$BERT"
 fi
-prepare base "$BERT"

@@ -6,7 +6,7 @@ import re
 import pandas as pd
 
 from common.files import atomic_write
-from read_runs import read_runs
+from read_runs import SETTINGS, read_runs, read_settings
 from tables import write_csv
 
 NUMBER = r"[0-9]{1,15}(\.[0-9]{1,15})?(e-?[0-9]{1,2})?"  # not so long that it is infinite
@@ -29,9 +29,11 @@ def best_errors(runs, curve, folders):
 
 
 def rate_folders(runs):
-    """{rate: folder} of Figure 2: the paper's and others that are there. The run at 2e-5 is that of head+tail in Table 2."""
-    others = {rate: f"catastrophic_forgetting/{rate}/imdb" for rate in ("5e-5", "1e-4", "4e-4")}
-    return {"2e-5": "long_text/head+tail/imdb"} | others | folders_by_point(runs, "catastrophic_forgetting")
+    """{rate: folder} of Figure 2: the paper's and others that are there. The run at the rate of all experiments, the paper's
+    2e-5, is that of head+tail in Table 2."""
+    rate = read_settings(runs)["rate"]
+    others = {other: f"catastrophic_forgetting/{other}/imdb" for other in ("5e-5", "1e-4", "4e-4") if rate == SETTINGS["rate"]}
+    return {rate: "long_text/head+tail/imdb"} | others | folders_by_point(runs, "catastrophic_forgetting")
 
 
 def figure2(runs, paper):
@@ -61,8 +63,9 @@ def figure3(runs, paper):
 def figure4(runs, paper):
     """Best test error by the part of the training data. The paper's errors with all of it are Table 6's."""
     curves = []
-    for label, name in (("BERT-FiT", "none"), ("BERT-ITPT-FiT", "imdb")):
-        folders = folders_by_point(runs, f"few_shot/{name}") | {"1": f"{name}/imdb"}
+    parts = dict(part.split("=") for part in read_settings(runs)["train_parts"].split())
+    for label, name in (("BERT-FiT", "none"), ("BERT-ITPT-FiT", "imdb")):  # the last run is that of other experiments, too
+        folders = folders_by_point(runs, f"few_shot/{name}") | {parts.get("imdb", "1"): f"{name}/imdb"}
         ends = [paper["figure4", f"{label}, 0.4%", "imdb"], paper["table6", label, "imdb"]]
         curves += [best_errors(runs, f"{label}, ours", folders),
                    pd.DataFrame({"curve": f"{label}, paper", "x": [0.004, 1], "error": ends})]

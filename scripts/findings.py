@@ -3,6 +3,7 @@
 A finding is a list of comparisons "the test error of this row is lower than that of that one". A comparison of two rows with
 the same seeds is a paired t test over the seeds, of other seeds Welch's t test, with a figure that has no run here (of an
 earlier model) a t test against that figure; all are one-sided. Over several comparisons a finding follows one of two RULES.
+The effect is the difference of the two errors, in points of a percent, with its standard error over the seeds.
 """
 import dataclasses
 import math
@@ -21,7 +22,7 @@ SAME = 1e-9  # percent: a deviation below is rounding, and t would be infinite
 TRAINING = "training error of "  # before a run's folder: its training error instead of the test error
 CONSTANT = "half the errors of a guess"  # between two classes
 DETAILS = ("data_set", *(f"{side}{kind}" for side in ("lower", "higher") for kind in ("", "_mean", "_std", "_seeds", "_paper")),
-           "test", "p")
+           "effect", "error", "test", "p")
 
 
 def every(lines):
@@ -61,7 +62,7 @@ def is_other_domain(corpus, data_set):
 
 FINDINGS = (
     Finding("The top layer is more useful than any lower one", "Conclusion 1; Table 3",
-            (("table3", "Layer-11", r"Layer-\d+"),)),
+            (("table3", "Layer-11", "Layer-.*"),)),
     Finding("With a suitable layer-wise decreasing rate BERT does not forget: 2.0e-5 with decay 0.95 is not worse than 1.00",
             "Conclusion 2; Table 4", (("table4", "rate 2.0e-5, decay 0.95", "rate 2.0e-5, decay 1.00"),), margin=MARGIN),
     Finding("At 4e-4 the training fails to converge, at 2e-5 it does", "Conclusion 2; Figure 2",
@@ -92,6 +93,15 @@ FINDINGS = (
     Finding("BERT-large with within-task further pre-training is the best of all", "Table 8",
             (("table8", "BERT-LARGE + ITPT", ".*"),)),
 )
+CORPUS = "{} texts, {} HTML, sentences by {}"  # rows of the table corpus
+QUESTIONS = (  # of ours, about what the paper leaves open
+    Finding("Without the test texts in the corpus of further pre-training the error is higher", "ours; table corpus",
+            tuple(("corpus", CORPUS.format("training and test", html, by), CORPUS.format("training", html, by))
+                  for html in ("without", "with") for by in ("rules", "spaCy")), together),
+    Finding("With IMDb's HTML in all texts the error is higher", "ours; table corpus",
+            tuple(("corpus", CORPUS.format(texts, "without", by), CORPUS.format(texts, "with", by))
+                  for texts in ("training", "training and test") for by in ("rules", "spaCy")), together),
+)
 
 
 def compare(lower, higher, margin=0.0):
@@ -110,9 +120,33 @@ def compare(lower, higher, margin=0.0):
     return "all seeds are equal", float("nan")
 
 
+def effect_of(lower, higher):
+    """(mean, standard error over the seeds) of `lower` - `higher`, which are as in `compare`; NaN where that is not known."""
+    runs = [errors for errors in (lower, higher) if isinstance(errors, pd.Series)]
+    if not min(map(len, runs)):
+        return float("nan"), float("nan")
+    if len(runs) == 1 or set(lower.index) == set(higher.index):
+        differences = lower - higher
+        if len(runs) == 1 or differences.std() > SAME:
+            return differences.mean(), differences.std() / math.sqrt(len(differences))
+    return lower.mean() - higher.mean(), math.sqrt(lower.var() / len(lower) + higher.var() / len(higher))
+
+
+def mean_effect(finding, lines):
+    """(effect, its standard error) of a finding: of its weakest comparison, or the mean over the data sets. Comparisons on one
+    data set share runs; their mean has at most the mean of their standard errors."""
+    lines = lines.dropna(subset="effect")
+    if lines.empty:
+        return float("nan"), float("nan")
+    if finding.rule is every:
+        return tuple(lines.assign(p=lines["p"].fillna(1)).sort_values(["p", "effect"])[["effect", "error"]].iloc[-1])
+    by_data_set = lines.groupby("data_set")[["effect", "error"]].mean()
+    return by_data_set["effect"].mean(), math.sqrt((by_data_set["error"] ** 2).sum(skipna=False)) / len(by_data_set)
+
+
 def comparisons(finding, rows, errors):
-    """The comparisons of a finding as a frame of DETAILS: of `lower` and `higher` their row, mean, std, seeds and paper; test
-    (or why there is none), p. errors: {run: Series by seed}."""
+    """The comparisons of a finding as a frame of DETAILS: of `lower` and `higher` their row, mean, std, seeds and paper;
+    effect and error (see `effect_of`); test (or why there is none), p. errors: {run: Series by seed}."""
     found = []
     for table, better, worse in finding.pairs:
         rows_there = rows[rows["table"] == table]
@@ -129,19 +163,24 @@ def comparisons(finding, rows, errors):
                 own = values[-1] if run else pd.Series([paper])
                 line |= {side: pair[f"row_{side}"], f"{side}_mean": own.mean(), f"{side}_std": own.std(),
                          f"{side}_seeds": len(own) if run else 0, f"{side}_paper": paper}
-            found.append(line | dict(zip(("test", "p"), compare(*values, finding.margin))))
+            found.append(line | dict(zip(DETAILS[-4:], (*effect_of(*values), *compare(*values, finding.margin)))))
     return pd.DataFrame(found, columns=DETAILS)
 
 
 def judge(finding, lines):
-    """(p, verdict) of a finding from its comparisons."""
+    """(p, verdict) of a finding from its comparisons. That the opposite holds has 1 - p; against "each of them" one comparison
+    is enough, so that this is multiplied by their number (Bonferroni)."""
     tested, untested = lines.dropna(subset="p"), lines[lines["p"].isna()]
-    p = finding.rule(tested) if len(tested) else float("nan")
     why = "; ".join(f"{reason} in {count} of {len(lines)}" for reason, count in untested["test"].value_counts().items())
-    if tested.empty or finding.rule is every and p < ALPHA and len(untested):
-        return p, f"not testable ({why or 'no run of it is there'})"
-    most = finding.rule is every or 2 * holds(tested, "mean", finding.margin).sum() > len(tested)
-    return p, ("supported" if p < ALPHA and most else "not supported") + (f" (of the tested; {why})" if why else "")
+    if tested.empty:
+        return float("nan"), f"undecided here ({why or 'no run of it is there'})"
+    p, number, true = finding.rule(tested), len(tested), holds(tested, "mean", finding.margin).sum()
+    if finding.rule is every:
+        supported, opposite = p < ALPHA and untested.empty, number * (1 - p) < ALPHA
+    else:
+        supported, opposite = p < ALPHA and 2 * true > number, 1 - p < ALPHA and 2 * true < number
+    verdict = "supported" if supported else "contradicted" if opposite else "undecided here"
+    return p, verdict + (f" ({why})" if why else "")
 
 
 def holds(lines, kind, margin):
@@ -177,41 +216,63 @@ with a figure that has no run here (an earlier model's) by a t test against it. 
 of them (the largest p), or, over data sets, more than half of them and all together (Stouffer's p, which takes the data sets
 as independent). "Not worse" and "no benefit" mean: by less than {MARGIN:.0%} of the error, a margin of ours.
 
+The effect is the lower error less the higher one, as the finding has them, in points of a percent: negative is as it says. In
+brackets is its standard error over the seeds, which does not know that another test set would differ too. Of several
+comparisons it is that of the weakest, or, over data sets, the mean. "Contradicted" means that the opposite is significant, for
+one comparison at least; what is neither is undecided here.
+
 With 3 seeds a test has little power: it finds a difference of 2.3 standard deviations (of the differences between paired
-runs) four times in five, one of 1.5 every second time. With 5 seeds these are 1.4 and 1.0. "Not supported" is not "refuted".
+runs) four times in five, one of 1.5 every second time. With 5 seeds these are 1.4 and 1.0.
 
 """
 
 
-def write_findings(rows, errors, output_dir):
-    """Writes findings.md and, with every comparison, findings.csv. Returns the verdicts (list of str).
+def write_findings(rows, errors, output_dir, own_name=str):
+    """Writes findings.md and, with every comparison, findings.csv. Returns the verdicts (list of str) of the findings that have
+    runs here; findings.md only names the others.
 
     rows: frame of table, row, data_set, run (empty: no run of ours) and paper. errors: Series of test errors in percent, by
-    run and seed.
+    run and seed. own_name: a function from a text with the paper's settings to one with these runs'.
     """
     errors = {run: values.droplevel("run") for run, values in errors.groupby("run")}
-    table, details = [], []
-    for finding in FINDINGS:
-        lines = comparisons(finding, rows, errors)
+    table, details, not_asked = [], [], []
+    for finding in FINDINGS + QUESTIONS:
+        lines = comparisons(finding, rows if finding in FINDINGS else rows.assign(paper=float("nan")), errors)
+        claim = own_name(finding.claim)
+        details.append(lines.assign(finding=claim)[["finding", *DETAILS]])
+        if lines[["lower_mean", "higher_mean"]].dropna().empty:
+            not_asked.append(claim)
+            continue
         tested = lines.dropna(subset="p")
         p, verdict = judge(finding, lines)
         tests = ", ".join(tested["test"].unique())
         if len(tested) > 1:
             tests += f"; {RULES[finding.rule]} of {len(tested)}"
-        table.append({"finding": finding.claim, "in the paper": finding.place, "ours": in_words(finding, lines, "mean"),
+        table.append({"finding": claim, "in the paper": finding.place, "ours": in_words(finding, lines, "mean"),
+                      "effect (standard error)": signed(*mean_effect(finding, lines)),
                       "the paper's figures": in_words(finding, lines, "paper"), "test": tests, "p": p_value(p),
                       "verdict": verdict})
-        details.append(lines.assign(finding=finding.claim)[["finding", *DETAILS]])
     details = pd.concat(details)
+    for side in ("lower", "higher"):
+        details[side] = details[side].map(own_name)
     write_csv(details, os.path.join(output_dir, "findings.csv"))
     there = details.dropna(subset=["lower_mean", "higher_mean"])
     each = there[["finding", "data_set"]].assign(
         lower=[f"{line['lower']}: {own_figure(line, 'lower')}" for _, line in there.iterrows()],
         higher=[f"{line['higher']}: {own_figure(line, 'higher')}" for _, line in there.iterrows()],
-        test=there["test"], p=there["p"].map(p_value)).rename(columns={"data_set": "data set"})
+        effect=list(map(signed, there["effect"], there["error"])), test=there["test"],
+        p=there["p"].map(p_value)).rename(columns={"data_set": "data set", "effect": "effect (standard error)"})
     with atomic_write(os.path.join(output_dir, "findings.md")) as file:
-        file.write(HEAD + markdown(pd.DataFrame(table)) + "\n## Each comparison\n\n" + markdown(each))
+        file.write(HEAD + markdown(pd.DataFrame(table)))
+        if not_asked:
+            file.write("\nNo run here asks these:\n\n" + "".join(f"- {claim}\n" for claim in not_asked))
+        file.write("\n## Each comparison\n\n" + markdown(each))
     return [line["verdict"] for line in table]
+
+
+def signed(effect, error):
+    """`-1.20 (0.35)`; without a standard error `-1.20`."""
+    return "" if pd.isna(effect) else f"{effect:+.2f}" + ("" if pd.isna(error) else f" ({error:.2f})")
 
 
 def p_value(p):

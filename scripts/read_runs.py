@@ -1,5 +1,6 @@
 """The runs of the experiments: the results.json of each seed, checked, as one frame."""
 import pathlib
+import re
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,31 @@ KEYS = ("run", "seed", "at", "epoch", "test_error", "training_error")
 # own seed, so its weights differ too.
 OWN = {"seed"}
 OWN_AFTER_MULTI_TASK = OWN | {"weights"}
+
+# What experiment.sh leaves in OUT (settings.json), and without it the paper's. rate: of fine-tuning; length, head: of a text;
+# train_parts: parts of the tasks' training data, such as "imdb=0.1"
+SETTINGS = {"rate": "2e-5", "length": 512, "head": 128, "layers": 12, "train_parts": ""}
+
+
+def read_settings(runs):
+    """SETTINGS of the experiments in the folder `runs`."""
+    file = pathlib.Path(runs, "settings.json")
+    found = read_json(file, {name: type(value) for name, value in SETTINGS.items()}) if file.exists() else SETTINGS
+    if not re.fullmatch(r"[0-9.]+(e-?[0-9]+)?", found["rate"]):
+        raise UserError(f"{file}: {found['rate']} is no learning rate")
+    return found
+
+
+def own_rate(rate, settings):
+    """The paper's rate, a str, as the same multiple of these runs' rate, written as scripts/experiment.sh writes it."""
+    multiple = float(settings["rate"]) / float(SETTINGS["rate"])
+    return rate if multiple == 1 else f"{float(rate) * multiple:.1e}".replace(".0e", "e").replace("e-0", "e-")
+
+
+def own_name(text, settings):
+    """A name or a claim of the paper with these runs' rates and lengths in place of the paper's."""
+    text = text.replace("(128+382)", f"({settings['head']}+{settings['length'] - 2 - settings['head']})")
+    return re.sub(r"\d(\.\d+)?e-\d", lambda found: own_rate(found[0], settings), text)
 
 
 def read_results(runs, folder):

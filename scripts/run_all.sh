@@ -12,8 +12,8 @@
 # 200 hours on one GPU of the kind that is assumed there, 25 on eight. 90 GB, and up to 75 more of records on the way.
 source "$(dirname "$0")/experiment.sh"
 
-for name in exp1_long_text exp1_layers exp1_catastrophic_forgetting exp1_layer_wise_lr exp2_steps exp2_domains \
-    exp2_comparison exp3_multitask exp4_few_shot exp5_bert_large exp_released exp2_corpus; do
+for name in ${EXPERIMENTS:-exp1_long_text exp1_layers exp1_catastrophic_forgetting exp1_layer_wise_lr exp2_steps exp2_domains \
+    exp2_comparison exp3_multitask exp4_few_shot exp5_bert_large exp_released exp2_corpus}; do
     declared+=$(DECLARE=jobs bash "scripts/$name.sh")$'\n'
 done
 finish

@@ -18,6 +18,7 @@ set --
 source "$(dirname "$0")/experiment.sh"
 folder=$OUT/slurm/$(date +%Y%m%d-%H%M%S)  # of this submission: the tasks of an earlier one may still read theirs
 mkdir -p "$folder"
+remember_settings
 for name in $experiments; do
     DECLARE=1 bash "scripts/$name.sh"
 done > "$folder/plan"

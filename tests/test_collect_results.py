@@ -429,3 +429,23 @@ def test_quickstart_table_names_the_file_that_is_damaged(quickstart, name, text,
 def test_quickstart_table_of_another_folder_is_refused(tmp_path, refused):
     refused("scripts/quickstart_table.py", tmp_path / "absent", words="there is no folder")
     refused("scripts/quickstart_table.py", tmp_path, words="there is no ag_tiny_bert_N in")
+
+
+def test_rows_of_other_settings_are_named_by_them(collect):
+    (collect.runs / "settings.json").write_text(
+        '{"rate": "2e-4", "length": 256, "head": 64, "layers": 4, "train_parts": "imdb=0.08 ag=0.5"}')
+    for folder in ("none/imdb", "long_text/head+tail/imdb", "layer_wise_lr/2.5e-4_0.90/imdb", "few_shot/none/0.2/imdb",
+                   "layers/layer_0/imdb", "layers/layer_3/imdb", "catastrophic_forgetting/4e-3/imdb"):
+        for seed in (1, 2):
+            points = [{"epoch": 1, "train_accuracy": 0.5 + seed / 100, "eval_accuracy": 0.5}]
+            make_run(collect.runs / folder, [0.8 + seed / 100 + len(folder) * seed / 10000], seed, more={"points": points})
+    collect()
+    rows = {row["row"]: row for row in rows_of(collect.out / "table4.csv")}
+    assert rows["rate 2.5e-4, decay 0.90"]["seeds"] == "2" and rows["rate 2e-4, decay 0.95"]["seeds"] == "2"
+    assert not [name for name in rows if "e-5" in name]
+    assert "head+tail (64+190)" in {row["row"] for row in rows_of(collect.out / "table2.csv")}
+    assert {row["curve"] for row in rows_of(collect.out / "figure2.csv")} >= {"rate 2e-4", "rate 4e-3"}
+    ours = {row["x"]: row["curve"] for row in rows_of(collect.out / "figure4.csv") if "paper" not in row["curve"]}
+    assert set(ours) == {"0.08", "0.2"}
+    text = (collect.out / "findings.md").read_text()
+    assert "At 4e-3 the training fails to converge, at 2e-4 it does" in text and "Layer-0 of 4" in text

@@ -359,3 +359,43 @@ def test_the_sample_is_there_in_each_task_s_format(tmp_path, script):
             texts, labels = tasks.read_examples(task, tmp_path / task.name, split)
             assert len(texts) == count and len(set(texts)) > count / 2
             assert len(set(labels)) == len(task.labels), task.name
+
+
+# The pocket BERT
+
+def test_a_pocket_s_plan_is_of_its_own_rates_and_parts_of_the_data(commands):
+    printed = commands("run_all", MODEL="pocket", LAYERS="")
+    found = runs_of(printed)
+    assert {"none/trec", "all/ag", "steps/5000/imdb", "imdb/imdb", "few_shot/none/1/imdb", "layers/layer_3/imdb",
+            "layer_wise_lr/2.5e-4_0.95/imdb", "layer_wise_lr/2e-4_0.90/imdb", "catastrophic_forgetting/4e-3/imdb",
+            "multitask/all/imdb", "corpus/train_test_html_rules/imdb", "long_text/head+tail/imdb"} <= found.keys()
+    assert not [run for run in found if re.search("large|sogou|feat|released|yelp|layer_4|few_shot/none/0.08", run)]
+    words = found["none/imdb"]
+    assert [value(words, f"--{flag}") for flag in ("learning_rate", "layer_learning_rate", "max_seq_length", "trunc_medium",
+            "num_datas", "num_test_datas", "layers", "pooling_type")] == [
+                "2e-4", "2e-4", "256", "64", "0.08", "0.08", "3", "mean"]
+    assert value(found["few_shot/none/1/imdb"], "--num_datas") == "1.0"
+    assert value(found["few_shot/imdb/0.01/imdb"], "--num_datas") == "0.01"
+    assert value(found["none/trec"], "--num_datas") is None
+    assert [value(found[f"few_shot/none/{share}/imdb"], "--num_train_epochs") for share in ("0.004", "0.05", "1")] == \
+        ["24", "3", "3"]
+    assert value(found["catastrophic_forgetting/4e-3/imdb"], "--learning_rate") == "4e-3"
+    assert value(found["multitask/none/ag"], "--learning_rate") == "1e-4"
+    trained = next(words for words in printed if "--output_dir=out/pretrained/all/checkpoints" in words)
+    assert "--learning_rate=3e-4" in trained and "--num_train_steps=10000" in trained
+    corpus = next(words for words in printed if "out/pretrained/all/corpus.txt" in words and "generate_corpus.py" in words)
+    assert corpus[corpus.index("--task_name") + 1:corpus.index("--data_dir")] == ["imdb", "ag", "dbpedia", "trec"]
+
+
+@pytest.mark.parametrize("model, words", [("huge", "MODEL=huge is unknown"), ("pocket", "make it with scripts/pocket.sh")])
+def test_a_model_that_is_not_there_is_refused_in_a_line(model, words, experiment, tmp_path):
+    done = experiment("exp2_steps", tmp_path / "out", MODEL=model, BERT=str(tmp_path / "none"))
+    assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_one_folder_is_of_one_set_of_settings(experiment, tmp_path):
+    """Else rows of the tables would be named by settings that they were not made with."""
+    (tmp_path / "settings.json").write_text('{"rate": "2e-4"}\n')
+    done = experiment("exp2_steps", tmp_path, SMOKE="1")
+    assert done.returncode == 2 and "was begun with other settings" in done.stderr
+    assert experiment("exp2_steps", tmp_path, SMOKE="1", DRY_RUN="1").returncode == 0

@@ -59,10 +59,10 @@ def test_what_the_paper_s_figures_say_is_supported_where_noise_is_small():
     assert one_verdict("BERT-Feat is better", make_errors(0.001) | better) == "supported"
 
 
-def test_the_opposite_of_the_paper_s_figures_is_not_supported():
+def test_the_opposite_of_the_paper_s_figures_is_contradicted():
     found = verdicts(make_errors(0.001, shift=lambda mean: 60 - mean))
     margin = {claim for claim, finding in FINDINGS.items() if finding.margin}
-    assert len(margin) == 2 and {found[claim] for claim in FINDINGS.keys() - margin} == {"not supported"}
+    assert len(margin) == 2 and {found[claim] for claim in FINDINGS.keys() - margin} == {"contradicted"}
 
 
 @pytest.mark.parametrize("words, run, factor", [
@@ -74,20 +74,24 @@ def test_not_worse_and_no_benefit_are_judged_by_a_margin(words, run, factor, hol
     errors = make_errors(0.01, shift=lambda mean: 10)
     if not holds:
         errors = {name: values * factor if re.fullmatch(run, name) else values for name, values in errors.items()}
-    assert one_verdict(words, errors) == ("supported" if holds else "not supported")
+    assert one_verdict(words, errors) == ("supported" if holds else "contradicted")
 
 
-def test_noise_alone_supports_nothing():
+def test_noise_alone_decides_nothing():
     found = verdicts(make_errors(0.5, shift=lambda mean: 40))
-    assert {found[claim] for claim, finding in FINDINGS.items() if not finding.margin} == {"not supported"}
+    against_figures = ("At 4e-4", "BERT-Feat", "BERT-base", "BERT-large")  # of 40% errors all are worse than these
+    assert all(verdict == ("contradicted" if claim.startswith(against_figures) else "undecided here")
+               for claim, verdict in found.items() if not FINDINGS[claim].margin), found
 
 
 def test_one_comparison_that_fails_is_enough_against_each_of_them():
     errors = make_errors(0.001)
     errors["layers/layer_4/imdb"] = errors["layers/layer_11/imdb"] - [0.1, 0.2, 0.3]
-    assert one_verdict("The top layer", errors) == "not supported"
+    assert one_verdict("The top layer", errors) == "undecided here"  # 1 - p is 0.04, of one comparison in eleven
+    errors["layers/layer_4/imdb"] = errors["layers/layer_11/imdb"] - [0.1, 0.101, 0.102]
+    assert one_verdict("The top layer", errors) == "contradicted"
     fewer = without(errors, "layers/layer_3/imdb")
-    assert one_verdict("The top layer", fewer) == "not supported (of the tested; a run is missing in 1 of 11)"
+    assert one_verdict("The top layer", fewer) == "contradicted (a run is missing in 1 of 11)"
 
 
 def test_over_data_sets_one_that_goes_the_other_way_is_outweighed_and_most_is_not():
@@ -99,32 +103,32 @@ def test_over_data_sets_one_that_goes_the_other_way_is_outweighed_and_most_is_no
     lines = findings.comparisons(FINDINGS["Within-task further pre-training helps"], ROWS, errors)
     p, verdict = findings.judge(FINDINGS["Within-task further pre-training helps"], lines)
     assert (lines["lower_mean"] < lines["higher_mean"]).sum() == 2  # of eight: DBPedia and Sogou
-    assert p < findings.ALPHA and verdict == "not supported"
+    assert p < findings.ALPHA and verdict == "undecided here"
 
 
 # What cannot be tested
 
 def test_without_runs_nothing_is_testable():
     found = verdicts({})
-    assert all(verdict.startswith("not testable (a run is missing in ") for verdict in found.values())
+    assert all(verdict.startswith("undecided here (a run is missing in ") for verdict in found.values())
 
 
 def test_one_seed_is_not_testable():
     found = verdicts(make_errors(0.1, seeds=(1,)))
-    assert all(verdict.startswith("not testable (one seed only in ") for verdict in found.values())
+    assert all(verdict.startswith("undecided here (one seed only in ") for verdict in found.values())
 
 
 def test_each_of_them_needs_all_and_data_sets_are_judged_by_those_there():
     errors = without(make_errors(0.001), "layers/layer_3/imdb", "imdb/imdb")
-    assert one_verdict("The top layer", errors) == "not testable (a run is missing in 1 of 11)"
-    assert one_verdict("BERT-base with within-task", errors) == "not testable (a run is missing in 1 of 5)"
+    assert one_verdict("The top layer", errors) == "undecided here (a run is missing in 1 of 11)"
+    assert one_verdict("BERT-base with within-task", errors) == "undecided here (a run is missing in 1 of 5)"
     assert one_verdict("Within-task further pre-training helps", errors) == \
-        "supported (of the tested; a run is missing in 1 of 8)"
+        "supported (a run is missing in 1 of 8)"
 
 
 def test_seeds_that_do_not_differ_are_not_testable():
     errors = make_errors(0)
-    assert one_verdict("BERT improves tasks with little data", errors) == "not testable (all seeds are equal in 1 of 1)"
+    assert one_verdict("BERT improves tasks with little data", errors) == "undecided here (all seeds are equal in 1 of 1)"
 
 
 # The tests
@@ -158,6 +162,28 @@ def test_a_figure_without_a_run_is_a_constant_and_a_margin_is_a_part_of_the_high
     assert findings.compare(series(4, 5, 6), 7.0) == ("t against a figure", pytest.approx(t_below(-2 * math.sqrt(3))))
     assert findings.compare(3.0, series(4, 5, 6)) == ("t against a figure", pytest.approx(t_below(-2 * math.sqrt(3))))
     assert findings.compare(series(4, 5, 6), 5.0, margin=0.4)[1] == pytest.approx(t_below(-2 * math.sqrt(3)))
+
+
+def test_an_effect_and_its_standard_error_are_those_of_the_test():
+    lower, higher = series(4, 5, 6), series(5, 7, 9)
+    assert findings.effect_of(lower, higher) == pytest.approx((-2, 1 / math.sqrt(3)))  # paired: -1, -2, -3
+    assert findings.effect_of(lower, series(7, 9, 11, first=2)) == pytest.approx((-4, math.sqrt(1 / 3 + 4 / 3)))  # Welch's
+    assert findings.effect_of(lower, 7.0) == pytest.approx((-2, 1 / math.sqrt(3)))
+    assert findings.effect_of(3.0, lower) == pytest.approx((-2, 1 / math.sqrt(3)))
+    one = findings.effect_of(series(4), series(5))
+    assert one[0] == -1 and math.isnan(one[1]) and math.isnan(findings.effect_of(series(), series(5))[0])
+    name, p = findings.compare(lower, higher)
+    assert p == pytest.approx(float(findings.stats.t.cdf(-2 / (1 / math.sqrt(3)), 2)))  # effect by error
+
+
+def test_the_effect_of_several_comparisons():
+    lines = pd.DataFrame({"data_set": ["imdb", "imdb", "ag"], "effect": [-1.0, -3.0, -4.0], "error": [0.2, 0.4, 0.4],
+                          "p": [0.01, 0.2, 0.04]})
+    each, all_of_them = (next(finding for finding in findings.FINDINGS if finding.rule is rule)
+                         for rule in (findings.every, findings.together))
+    assert findings.mean_effect(each, lines) == (-3.0, 0.4)  # the weakest
+    assert findings.mean_effect(all_of_them, lines) == pytest.approx((-3.0, math.hypot(0.3, 0.4) / 2))
+    assert findings.signed(-3.0, 0.25) == "-3.00 (0.25)" and findings.signed(0.5, float("nan")) == "+0.50"
 
 
 def test_what_cannot_be_compared_says_why():
@@ -196,6 +222,15 @@ def test_every_row_that_a_finding_names_is_there():
     assert list(counts.values()) == [11, 1, 2, 8, 7, 1, 4, 4, 1, 5, 5, 7, 46, 37, 5, 20]
 
 
+def test_our_questions_are_asked_of_the_rows_that_are_there():
+    runs = {row.row: row.run for row in ROWS[ROWS["table"] == "corpus"].itertuples()}
+    errors = {run: series(5.0, 5.2, 5.1) - ("training and test" in row) * series(0.5, 0.52, 0.51) + ("with HTML" in row)
+              * series(0.01, -0.02, 0.0) for row, run in runs.items() if row.endswith("rules")}
+    verdicts_of = [findings.judge(question, findings.comparisons(question, ROWS, errors))[1]
+                   for question in findings.QUESTIONS]
+    assert verdicts_of == ["supported (a run is missing in 2 of 4)", "undecided here (a run is missing in 2 of 4)"]
+
+
 # The files
 
 def line_of(text, words):
@@ -212,19 +247,21 @@ def test_findings_of_runs_are_written(collect):
                       for epoch in (1, 4)]
             make_run(collect.runs / folder, [accuracy - 0.01, accuracy - noise], seed, more={"points": points})
     printed = collect()
-    assert printed.splitlines()[-1] == f"wrote {collect.out}/findings.csv and .md: 12 not testable, 4 supported"
+    assert printed.splitlines()[-1] == f"wrote {collect.out}/findings.csv and .md: 4 supported, 1 undecided here"
     text = (collect.out / "findings.md").read_text()
     assert "3 seeds a test has little power" in text
     assert line_of(text, "At 4e-4")[-3:] == ["t against a figure; the largest p of 2", "< 0.001", "supported"]
     assert line_of(text, "With a suitable")[1:-1] == [
-        "Conclusion 2; Table 4", "5.92 (0.02, n = 3) against 6.06 (0.05, n = 3)", "5.40 against 5.42", "paired t", "< 0.001"]
+        "Conclusion 2; Table 4", "5.92 (0.02, n = 3) against 6.06 (0.05, n = 3)", "-0.14 (0.02)", "5.40 against 5.42",
+        "paired t", "< 0.001"]
     assert line_of(text, "Within-task further pre-training is best")[-1] == "supported"
     assert line_of(text, "Within-task further pre-training helps")[-1] == \
-        "supported (of the tested; a run is missing in 7 of 8)"
+        "supported (a run is missing in 7 of 8)"
     details = text.split("## Each comparison")[1]
     assert "half the errors of a guess: 25.00 | training at 4e-4: 48.0" in details and "missing" not in details
+    assert "No run here asks these:\n\n- The top layer is more useful" in text
     rows = rows_of(collect.out / "findings.csv")
-    assert len(rows) == 11 + 1 + 2 + 8 + 7 + 2 + 4 + 4 + 1 + 5 + 5 + 7 + 46 + 37 + 5 + 20
+    assert len(rows) == 11 + 1 + 2 + 8 + 7 + 2 + 4 + 4 + 1 + 5 + 5 + 7 + 46 + 37 + 5 + 20 + 4 + 4  # questions of ours
     # Welch's where the seeds' differences are the same
     assert {row["test"] for row in rows} == {"a run is missing", "paired t", "t against a figure", "Welch's t"}
 
@@ -237,9 +274,9 @@ def test_training_error_and_steps_that_runs_do_not_hold_are_not_testable(collect
             make_run(collect.runs / folder, [accuracy + seed / len(folder) / 1000], seed)
     collect("findings")
     text = (collect.out / "findings.md").read_text()
-    assert line_of(text, "At 4e-4")[-1] == "not testable (a run is missing in 2 of 2)"
+    assert "- At 4e-4 the training fails" in text
     assert line_of(text, "Within-task further pre-training is best")[-1] == \
-        "not testable (a run is missing in 1 of 2)"
+        "undecided here (a run is missing in 1 of 2)"
 
 
 def test_that_training_converges_at_one_rate_says_nothing_of_the_other(collect):
@@ -247,4 +284,4 @@ def test_that_training_converges_at_one_rate_says_nothing_of_the_other(collect):
         points = [{"epoch": 4, "train_accuracy": 0.98 + seed / 1000, "eval_accuracy": 0.94}]
         make_run(collect.runs / "long_text/head+tail/imdb", [0.94], seed, more={"points": points})
     collect("findings")
-    assert line_of((collect.out / "findings.md").read_text(), "At 4e-4")[-1] == "not testable (a run is missing in 1 of 2)"
+    assert line_of((collect.out / "findings.md").read_text(), "At 4e-4")[-1] == "undecided here (a run is missing in 1 of 2)"

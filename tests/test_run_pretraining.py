@@ -293,6 +293,36 @@ def test_stopped_by_sigterm_it_saves_and_goes_on_to_the_same_bits(data, undistur
     assert (out / "model.ckpt-8.window.json").exists() and not (out / "model.ckpt-12.window.json").exists()
 
 
+def test_each_checkpoint_is_evaluated_and_a_stop_leaves_no_line_out_or_twice(data, undisturbed, tmp_path, pretrain,
+                                                                             monkeypatch):
+    """And the training is the same. First the run dies before its second checkpoint is whole, then it is stopped after it."""
+    flags = ("--do_eval", "--eval_file", data / "held-out.tfrecord", "--eval_checkpoints", "--max_eval_steps", 1)
+    whole, out, save = tmp_path / "whole", tmp_path / "out", training.save_checkpoint
+    pretrain(*flags_of(data, whole, *flags))
+    assert same_checkpoint(whole / "model.ckpt-12", undisturbed / "model.ckpt-12")
+    assert sorted(logged(whole, "masked_lm_loss", "eval")) == [4, 8, 12]
+    for dies in (True, False):
+        def save_or_die(folder, step, *arguments, dies=dies):
+            if step == 8 and dies:
+                raise KeyboardInterrupt
+            prefix = save(folder, step, *arguments)
+            if step == 8:
+                signal.raise_signal(signal.SIGTERM)
+            return prefix
+        with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
+            patch.setattr(training, "save_checkpoint", save_or_die)
+            pretrain(*flags_of(data, out, *flags))
+    pretrain(*flags_of(data, out, *flags))
+    for folder in (whole, out):
+        lines = [line for line in (folder / "metrics.jsonl").read_text().splitlines() if '"eval"' in line]
+        assert len(lines) == 3
+    assert logged(out, "masked_lm_loss", "eval") == logged(whole, "masked_lm_loss", "eval")
+    # a checkpoint's line is what --do_eval gives for it
+    (whole / "model.ckpt-12.index").unlink()
+    pretrain(*flags_of(data, whole, *flags[:3], "--do_train=False", "--max_eval_steps", 1))
+    assert json.loads((whole / "evaluation.json").read_text())["results"]["loss"] == logged(whole, "loss", "eval")[8]
+
+
 DIE_WHILE_WRITING = """
 import os, signal, sys
 import run_pretraining
@@ -567,10 +597,11 @@ def test_auto_is_bfloat16_where_the_device_multiplies_it_natively(monkeypatch, c
 def test_the_loop_gets_what_the_flags_say(data, tmp_path, pretrain, monkeypatch):
     """Without training: with the default of --num_train_steps that would take an hour."""
     given = []
-    monkeypatch.setattr(training, "train", lambda *arguments: given.extend(arguments[-3:]))
+    monkeypatch.setattr(training, "train", lambda *arguments: given.extend(arguments[-4:]))
     pretrain(*flags_of(data, tmp_path / "out", "--random_seed", 7, "--gradient_accumulation_steps", 2, "--xla",
                        "--iterations_per_loop", 6, "--keep_checkpoint_max", 3, "--report_to", "none"))
-    assert given == [training.Recipe(8, 1e-3, 12, 3, 7), training.Pace(2, True, 6, 1, 4, 3, ["none"]), str(tmp_path / "out")]
+    assert given == [training.Recipe(8, 1e-3, 12, 3, 7), training.Pace(2, True, 6, 1, 4, 3, ["none"]), str(tmp_path / "out"),
+                     None]
 
 
 RECIPE = {"input_file": "part-0", "init_checkpoint": "large", "gelu": "tanh", "train_batch_size": 5, "random_seed": 7}
@@ -855,6 +886,7 @@ WRONG_FLAGS = {
     "too long": (["--max_seq_length", 33], "over the model's 32 positions"),
     "too short": (["--max_seq_length", 4], "leaves no room for text"),
     "TPU flags without TPU": (["--tpu_name", "x"], "--tpu_name needs --use_tpu"),
+    "curve of nothing": (["--eval_checkpoints"], "--eval_checkpoints needs --do_train and --do_eval"),
     "two strategies": (["--use_tpu", "--strategy", "one"], "--use_tpu contradicts"),
     "an uneven split": (["--gradient_accumulation_steps", 3], "is no multiple of --gradient_accumulation_steps 3"),
     "no such checkpoint": (["--init_checkpoint", "absent.ckpt"], "there is no checkpoint absent.ckpt"),
@@ -1003,6 +1035,7 @@ OBSERVED = {  # flag -> the test that fails where it does nothing; tests/mutate_
     **dict.fromkeys(("gradient_accumulation_steps", "precision", "xla", "deterministic"), SPEED),
     **dict.fromkeys(("tpu_name", "tpu_zone", "gcp_project", "num_tpu_cores"), TPU),
     **dict.fromkeys(("bert_config_file", "use_tpu", "master"), SETTING),
+    "eval_checkpoints": "test_each_checkpoint_is_evaluated_and_a_stop_leaves_no_line_out_or_twice",
     "max_eval_steps": "test_other_settings_evaluate_again_and_history_stays",
     "eval_batch_size": "test_evaluation_counts_every_record_once_whatever_the_batch",
     "strategy": "test_two_replicas_give_the_losses_of_one",
