@@ -3,7 +3,8 @@
     python benchmarks/figures.py benchmarks/results/records.jsonl benchmarks/results/records.png
     python benchmarks/figures.py benchmarks/results/prediction.jsonl benchmarks/results/prediction.png
 
-Sizes are those of benchmarks/records.py's cases, lengths those of `--cases "IMDb at 64" ...` of fine_tuning.py and prediction.py.
+Sizes are those of benchmarks/records.py's cases, lengths those of `--cases "IMDb at 64" ...` of fine_tuning.py and
+prediction.py.
 """
 import os
 import re
@@ -61,7 +62,7 @@ def main():
     cases = read_results([args.results])
     stage = next((stage for stage, _ in cases if stage in FIGURES), None)
     if stage is None:
-        raise UserError(f"results: no line of the stages {', '.join(FIGURES)} in {args.results}; a benchmark of one writes some")
+        raise UserError(f"results: no line of the stages {', '.join(FIGURES)} in {args.results}; their benchmarks write some")
     draw(curves_of(cases, stage), stage, args.figure)
     print(f"wrote {args.figure}")
 

@@ -125,7 +125,8 @@ def test_a_contender_that_fails_is_said(monkeypatch):
 
 def test_a_figure_of_lengths_wants_two_of_them(tmp_path, script):
     lines = [{"stage": "prediction", "case": f"IMDb at {length}", "side": side,
-              "figures": {"documents_per_second": 9.0, "peak_rss_mib": 3.0}} for length in (32, 64) for side in ("ours", "loop")]
+              "figures": {"documents_per_second": 9.0, "peak_rss_mib": 3.0}}
+             for length in (32, 64) for side in ("ours", "loop")]
     lines.append(lines[0] | {"stage": "tokens"})
     for chosen, message in ((slice(4, 5), "no line of the stages records, fine-tuning, prediction"),
                             (slice(2), "no two cases"), (slice(5), None)):
