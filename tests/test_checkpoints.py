@@ -301,7 +301,7 @@ def test_without_the_flag_both_steps_lower_case_for_an_uncased_vocabulary(tiny, 
     flags = [flag for flag in runs.train_flags(tiny, tmp_path / "run") if flag != "--do_lower_case"]
     call(SINGLE, *flags, "--num_train_epochs", 0.25, "--do_eval", "False")
     printed = capsys.readouterr().out
-    assert "text is lower-cased: none of the 1,995 tokens" in printed and "% [UNK])" in printed and "WARNING" not in printed
+    assert "text is lower-cased: none of the 2,995 tokens" in printed and "% [UNK])" in printed and "WARNING" not in printed
     assert read_json(tmp_path / "run" / "last" / "tokenizer_config.json")["do_lower_case"] is True
     call(SINGLE, *flags, "--do_lower_case", "--num_train_epochs", 0.25, "--do_eval", "False")
     assert "this run is finished" in capsys.readouterr().out

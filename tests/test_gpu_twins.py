@@ -134,6 +134,7 @@ def test_a_gpu_has_flash_attention_where_its_kernel_runs(monkeypatch, dtype, siz
 def test_a_compiled_layer_has_flash_attention_in_its_graph_and_is_compiled_once(flash_on_cpu, monkeypatch):
     """Batches of other lengths and other numbers of sequences meet no graph break and no new compilation."""
     monkeypatch.setattr(modeling, "has_flash", lambda device: True)
+    monkeypatch.setattr(modeling, "ROWS", 1)  # only on a CPU are there rows of no token
     model, dataset = make_model().train(), make_dataset()
     batches = [dataset.batch(indices) for indices in (range(13), range(5), range(3, 12))]
     use(model, "varlen")
@@ -321,12 +322,14 @@ def test_the_fused_update_is_the_plain_one_to_1e_12(correct):
 
 # The benchmark
 
-def test_the_benchmark_s_arithmetic_is_what_torch_counts():
+def test_the_benchmark_s_arithmetic_is_what_torch_counts(monkeypatch):
     """Of a batch without padding, forward and backward; pooler and classifier, which it leaves out, taken off."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     from benchmarks.gpu import flops
+    monkeypatch.setattr(modeling, "ROWS", 1)  # it counts no padding
+    monkeypatch.setattr(attention, "WIDTH", 1)
     model, lengths = make_model(layers=[-2], hierarchical=None), np.array([20, 3, 11])
     batch = data.pack([np.ones(length, int) for length in lengths], labels=[0, 1, 2])
     for training in (False, True):
