@@ -2,8 +2,8 @@
 
     python benchmarks/table.py benchmarks/results/records.jsonl benchmarks/results/tokens.jsonl
 
-Of each contender in each case the last line counts. A row's figure is the first of its line that ends in _per_second, else the
-seconds; the ratio says how many times as fast ours is.
+Of each contender in each case the last line counts, and of the peers those of the same machine, day and commit as ours. A
+row's figure is the first of its line that ends in _per_second, else the seconds; the ratio says how many times as fast ours is.
 """
 import json
 import os
@@ -15,6 +15,7 @@ from common.files import decode_lines, parse_json, require_file  # noqa: E402
 
 HEAD = ("| stage | case | ours | peer | times as fast | ours MiB | peer MiB | machine, date, commit |\n"
         "|---|---|---|---|---|---|---|---|")
+ONE_RUN = ("machine", "date", "commit")  # a ratio is of figures that have these in common
 OURS = "ours"  # the contenders of this project are called so, or begin so: "ours, bf16"
 
 
@@ -48,8 +49,10 @@ def rows(cases):
     for (stage, case), sides in cases.items():
         ours = [name for name in sides if name.startswith(OURS)]
         for mine in ours:
-            for peer in [name for name in sides if name not in ours] or [None]:
-                line, other = sides[mine], sides.get(peer)
+            line = sides[mine]
+            peers = [name for name in sides if name not in ours and all(sides[name][key] == line[key] for key in ONE_RUN)]
+            for peer in peers or [None]:
+                other = sides.get(peer)
                 ratio = "" if other is None else figure(line)[0] / figure(other)[0]
                 if other is not None and figure(line)[1] == "seconds":
                     ratio = 1 / ratio
