@@ -18,7 +18,7 @@ import re
 import unicodedata
 
 import numpy as np
-from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from common.command_line import UserError
 from common.files import decode_lines, require_file
@@ -90,6 +90,40 @@ def word_splitter():
 
 
 UNUSED = re.compile(r"\[unused\d+\]")  # rows of Google's vocabularies that no text has
+
+
+def count_characters(lines, splitter):
+    """(Counter of the characters that normalized lines have, set of those that stand inside words)."""
+    counts = collections.Counter()
+    for line in lines:
+        counts.update(line)
+    counts = collections.Counter({letter: count for letter, count in counts.items() if not letter.isspace()})
+    return counts, {letter for letter in counts if len(splitter.pre_tokenize_str(f"a{letter}a")) == 1}
+
+
+def train_vocab(read, vocab_size, min_frequency=2, num_unused=99):
+    """The tokens of a WordPiece vocabulary in the order of their ids, fewer than `vocab_size` where the texts have no more
+    pieces. read: a function that gives an iterable of normalized texts, called twice. Raises UserError where special tokens and
+    single characters alone are more.
+
+    The characters are given to the trainer as special tokens. Otherwise it would number them in the order of a hash table,
+    which differs from run to run, and break ties between merges by those numbers.
+    """
+    splitter = word_splitter()
+    counts, inside = count_characters(read(), splitter)
+    letters = sorted(letter for letter, count in counts.items() if count >= min_frequency)
+    first = ["[PAD]", *(f"[unused{index}]" for index in range(num_unused)), "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters,
+             *(f"##{letter}" for letter in letters if letter in inside)]
+    if len(first) > vocab_size:
+        raise UserError(f"--vocab_size {vocab_size}: {len(first)} tokens are needed for special tokens and single characters; "
+                        "ask for more tokens, or for more frequent characters with --min_frequency")
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.train_from_iterator(read(), trainers.WordPieceTrainer(
+        vocab_size=vocab_size, min_frequency=min_frequency, limit_alphabet=len(letters), special_tokens=first,
+        continuing_subword_prefix="##", show_progress=False))
+    vocab = tokenizer.get_vocab()
+    return sorted(vocab, key=vocab.get)
 
 
 def read_never_split(path):

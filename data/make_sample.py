@@ -198,23 +198,6 @@ def make_general_stories(num_stories, seed):
     return [[title, *sentences] for title, sentences in (write_story(rng, GENERAL, words) for _ in range(num_stories))]
 
 
-def train_vocab(texts, vocab_size):
-    """The tokens of a WordPiece vocabulary in the order of their ids, [PAD] first.
-
-    The single letters, alone and inside a word, are given to the trainer as special tokens. Otherwise it would number
-    them in the order of a hash table, which differs from run to run, and break ties between merges by those numbers.
-    """
-    from tokenizers import BertWordPieceTokenizer
-    tokenizer = BertWordPieceTokenizer(lowercase=True)
-    letters = sorted({letter for text in texts for letter in tokenizer.normalize(text) if not letter.isspace()})
-    tokenizer.train_from_iterator(
-        texts, vocab_size=vocab_size, min_frequency=2, show_progress=False,
-        special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters,
-                        *("##" + letter for letter in letters if letter.isalnum())])
-    vocab = tokenizer.get_vocab()
-    return sorted(vocab, key=vocab.get)
-
-
 def parse_arguments():
     parser = ArgumentParser(__doc__)
     data = parser.add_argument_group("data")
@@ -246,8 +229,9 @@ def main():
         check_output_file(args.general_file, "--general_file")
     train, test = make_rows(args.num_train, args.num_test, args.seed)
     general = make_general_stories(GENERAL_STORIES * args.num_train, args.seed)
-    tokens = train_vocab([f"{title} - {description}" for _, title, description in train] + list(map(" ".join, general)),
-                         args.vocab_size)
+    from tokenization import normalize, train_vocab  # takes a while: wrong flags are refused before
+    texts = [f"{title} - {description}" for _, title, description in train] + list(map(" ".join, general))
+    tokens = train_vocab(lambda: (normalize(text, True) for text in texts), args.vocab_size, num_unused=0)
     if len(tokens) != args.vocab_size:
         raise UserError(f"--vocab_size {args.vocab_size}: {args.num_train} stories give {len(tokens)} tokens; ask for "
                         "fewer tokens, or for more stories with --num_train")

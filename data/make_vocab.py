@@ -9,52 +9,12 @@ word, with ## those inside one, and longer pieces, the first merged first. Texts
 tokenization.py, so the vocabulary is of the words that the pipeline will look up, and no word of the corpus is [UNK] unless it
 has a character rarer than --min_frequency. The same corpus gives the same vocabulary.
 """
-import collections
 import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts are no installed package
 from common.command_line import ArgumentParser, UserError, add_boolean, command, number, path, run  # noqa: E402
 from common.files import atomic_write, check_output_file, decode_lines, expand_files  # noqa: E402
-
-
-def count_characters(lines, splitter):
-    """(Counter of the characters that normalized lines have, set of those that stand inside words)."""
-    counts = collections.Counter()
-    for line in lines:
-        counts.update(line)
-    counts = collections.Counter({letter: count for letter, count in counts.items() if not letter.isspace()})
-    return counts, {letter for letter in counts if len(splitter.pre_tokenize_str(f"a{letter}a")) == 1}
-
-
-def train_vocab(read, vocab_size, min_frequency=2, num_unused=99):
-    """The tokens of a WordPiece vocabulary in the order of their ids. read: a function that gives an iterable of normalized
-    texts, called twice. Raises UserError where the texts have too few pieces, or too many characters, for `vocab_size`.
-
-    The characters are given to the trainer as special tokens. Otherwise it would number them in the order of a hash table,
-    which differs from run to run, and break ties between merges by those numbers.
-    """
-    from tokenizers import Tokenizer, models, trainers
-
-    from tokenization import word_splitter
-    splitter = word_splitter()
-    counts, inside = count_characters(read(), splitter)
-    letters = sorted(letter for letter, count in counts.items() if count >= min_frequency)
-    first = ["[PAD]", *(f"[unused{index}]" for index in range(num_unused)), "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters,
-             *(f"##{letter}" for letter in letters if letter in inside)]
-    if len(first) > vocab_size:
-        raise UserError(f"--vocab_size {vocab_size}: {len(first)} tokens are needed for special tokens and single characters; "
-                        "ask for more tokens, or for more frequent characters with --min_frequency")
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = splitter
-    tokenizer.train_from_iterator(read(), trainers.WordPieceTrainer(
-        vocab_size=vocab_size, min_frequency=min_frequency, limit_alphabet=len(letters), special_tokens=first,
-        continuing_subword_prefix="##", show_progress=False))
-    vocab = tokenizer.get_vocab()
-    if len(vocab) != vocab_size:
-        raise UserError(f"--vocab_size {vocab_size}: the texts give {len(vocab)} tokens that occur at least {min_frequency} "
-                        "times; ask for fewer tokens, or give more text")
-    return sorted(vocab, key=vocab.get)
 
 
 def parse_arguments():
@@ -80,12 +40,15 @@ def main():
     args = parse_arguments()
     files = expand_files(args.input_file, "--input_file")
     check_output_file(args.output_file, "--output_file")
-    from tokenization import normalize
+    from tokenization import normalize, train_vocab
 
     def read():
         return (normalize(line, args.do_lower_case) for file in files for _, line in decode_lines(file))
 
     tokens = train_vocab(read, args.vocab_size, args.min_frequency, args.num_unused)
+    if len(tokens) != args.vocab_size:
+        raise UserError(f"--vocab_size {args.vocab_size}: the texts give {len(tokens)} tokens that occur at least "
+                        f"{args.min_frequency} times; ask for fewer tokens, or give more text")
     with atomic_write(args.output_file) as file:
         file.writelines(f"{token}\n" for token in tokens)
     print(f"wrote {args.output_file}: {len(tokens)} tokens, {'lower-cased' if args.do_lower_case else 'cased'}")

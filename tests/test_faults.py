@@ -330,7 +330,8 @@ def test_a_disk_without_space_is_one_line_that_says_so_and_names_the_file(name, 
     assert refused
 
 
-PROGRESS = re.compile(r"[0-9.]+(it|[a-z ]+)/s|[0-9.]+s/[a-z ]+|\?[a-z ]+/s")  # a line of a bar
+# a line of a bar, by its clock and its speed: updates a second, or seconds an update
+PROGRESS = re.compile(r"\[[0-9:]+(<[0-9:?]+)?, +([0-9.]+(it|[a-z ]+)/s|[0-9.]+s/[a-z ]+|\?[a-z ]+/s)")
 
 
 def assert_one_line(outcome, *names):
