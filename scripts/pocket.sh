@@ -15,14 +15,15 @@
 #     VOCAB_SIZE  tokens of the vocabulary (default: 8000)
 #     STEPS       updates, the last tenth of them on 256 tokens (default: 20000)
 #     BATCH       texts of 128 tokens an update (default: 32)
-#     PRETRAINING_RATE   peak learning rate (default: 8e-4)
+#     PRETRAINING_RATE   peak learning rate (default: 6e-4)
+#     MASKED_LM_PROB     share of the tokens it learns to predict (default: 0.3; 0.15 in the texts it is evaluated on)
 #
 # The loss and the accuracy of the masked LM on texts it does not learn from, the test texts of TASKS, are in curve.csv and
 # curve.png beside the BERT.
 [ -z "${SMOKE:-}" ] || OUT=${OUT:-smoke/pocket} STEPS=${STEPS:-40} VOCAB_SIZE=${VOCAB_SIZE:-400} POCKET=${POCKET:-L1_H64} \
     BATCH=${BATCH:-8}
 OUT=${OUT:-pocket} STEPS=${STEPS:-20000} VOCAB_SIZE=${VOCAB_SIZE:-8000} POCKET=${POCKET:-L4_H256} FROM_NOTHING=1 MODEL=
-PRETRAINING_RATE=${PRETRAINING_RATE:-8e-4}  # experiment.sh would take that of further pre-training
+PRETRAINING_RATE=${PRETRAINING_RATE:-6e-4} MASKED_LM_PROB=${MASKED_LM_PROB:-0.3}
 [[ "$POCKET" =~ ^L([1-9][0-9]*)_H([1-9][0-9]*)$ ]] && layers=${BASH_REMATCH[1]} hidden=${BASH_REMATCH[2]} \
     && [ $((hidden % 64)) = 0 ] || { echo "pocket.sh: error: POCKET=$POCKET is no shape such as L4_H256" >&2; exit 2; }
 source "$(dirname "$0")/experiment.sh"
@@ -30,7 +31,11 @@ TASKS=${TASKS:-ag dbpedia yelp_f yelp_p} BATCH=${BATCH:-32}
 folder=$OUT/$POCKET last=$((STEPS / 10))
 corpus_flags=${SPACY_MODEL:+--spacy_model $SPACY_MODEL}
 
-texts() {  # texts NAME SPLIT DUPE_FACTOR: the texts of a split as corpus, and as records of 128 and 256 tokens
+predictions() {  # predictions LENGTH: of a text, at most
+    awk "BEGIN {print int($1 * $MASKED_LM_PROB) + 1}"
+}
+
+texts() {  # texts NAME SPLIT DUPE_FACTOR MASKED_LM_PROB: the texts of a split as corpus, and as records of 128 and 256 tokens
     local length
     job "$1/corpus" cpu "$data_job" - python generate_corpus.py --task_name $TASKS --data_dir "$DATA" --splits "$2" \
         --output_file "$OUT/$1/corpus.txt" $corpus_flags
@@ -39,7 +44,7 @@ texts() {  # texts NAME SPLIT DUPE_FACTOR: the texts of a split as corpus, and a
     for length in 128 256; do
         job "$1/$length" cpu "$1/corpus vocab" "$OUT/$1/$length.tfrecord" python create_pretraining_data.py \
             --input_file="$OUT/$1/corpus.txt" --output_file="$OUT/$1/$length.tfrecord" --vocab_file="$OUT/vocab.txt" \
-            --max_seq_length=$length --max_predictions_per_seq=$((length * 20 / 128)) --masked_lm_prob=0.15 \
+            --max_seq_length=$length --max_predictions_per_seq="$(predictions $length)" --masked_lm_prob="$4" \
             --random_seed=12345 --dupe_factor="$3" ${NEXT_SENTENCE:+--next_sentence="$NEXT_SENTENCE"}
     done
 }
@@ -48,14 +53,14 @@ train() {  # train LENGTH STEPS BATCH RATE NEEDS [flags]: a part of the pre-trai
     job "$POCKET/$1" gpu "train/$1 held_out/$1 $5" - python run_pretraining.py --input_file="$OUT/train/$1.tfrecord" \
         --eval_file="$OUT/held_out/$1.tfrecord" --output_dir="$folder/$1" --do_train=True --do_eval=True \
         --bert_config_file="$folder/dropout_0.0.json" --vocab_file="$OUT/vocab.txt" --train_batch_size="$3" \
-        --eval_batch_size=64 --max_eval_steps=30 --max_seq_length="$1" --max_predictions_per_seq=$(($1 * 20 / 128)) \
+        --eval_batch_size=64 --max_eval_steps=10 --max_seq_length="$1" --max_predictions_per_seq="$(predictions "$1")" \
         --num_train_steps="$2" --num_warmup_steps=$(($2 / 10)) --learning_rate="$4" \
         --save_checkpoints_steps=$((($2 + 19) / 20)) --keep_checkpoint_max=1 --eval_checkpoints=True \
         ${NEXT_SENTENCE:+--next_sentence="$NEXT_SENTENCE"} ${TF_FLAGS:-} "${@:6}"
 }
 
-texts train train 5
-texts held_out test 1
+texts train train 5 "$MASKED_LM_PROB"
+texts held_out test 1 0.15
 # initializer_range: Google's 0.02 is of layers three times as wide. Dropout slows a BERT that meets each text a few times; the
 # finished one has Google's again, for fine-tuning.
 config='"hidden_act": "gelu", "initializer_range": 0.04'

@@ -1,6 +1,7 @@
 """scripts/pocket.sh on the sample: a BERT from nothing, its curve, and that the experiments take it."""
 import csv
 import json
+import re
 
 import pytest
 import transformers
@@ -20,10 +21,13 @@ def test_the_plan_learns_from_training_texts_at_a_rate_of_its_own(tmp_path, expe
     corpora = [line for line in printed if "generate_corpus.py" in line]
     assert ["--splits train " in corpora[0], "--splits test " in corpora[1]] == [True, True] and len(corpora) == 2
     assert all("--task_name ag dbpedia yelp_f yelp_p --data_dir downloads " in line for line in corpora)
+    masks = [re.findall(r"(\w+)/\d+.tfrecord .*_seq=(\d+) --masked_lm_prob=(\S+)", line)[0] for line in printed
+             if "create_pretraining_data.py" in line]
+    assert masks == [("train", "39", "0.3"), ("train", "77", "0.3"), ("held_out", "39", "0.15"), ("held_out", "77", "0.15")]
     first, second = [line for line in printed if "run_pretraining.py" in line]
-    for words in ("--learning_rate=8e-4 ", "--num_train_steps=18000 ", "--train_batch_size=32 ", "held_out/128.tfrecord"):
+    for words in ("--learning_rate=6e-4 ", "--num_train_steps=18000 ", "--train_batch_size=32 ", "held_out/128.tfrecord"):
         assert words in first and "--init_checkpoint" not in first
-    for words in ("--learning_rate=0.0002 ", "--num_train_steps=2000 ", "--train_batch_size=16 ", "/128/model.ckpt-18000"):
+    for words in ("--learning_rate=0.00015 ", "--num_train_steps=2000 ", "--train_batch_size=16 ", "/128/model.ckpt-18000"):
         assert words in second
 
 
