@@ -49,7 +49,8 @@ def to_pytorch(args, config, folder, vocab_file):
         print(*notes, sep="\n")
     if args.verify:
         verify({name: variables[name] for name, *_ in report.converted}, state, config, report.absent_heads)
-    write_torch(state, args.pytorch_dump_path)
+    write = write_safetensors if args.pytorch_dump_path.endswith(".safetensors") else write_torch
+    write(state, args.pytorch_dump_path)
     print(f"wrote {args.pytorch_dump_path}")
     if args.safetensors:
         other = os.path.join(folder, WEIGHT_FILES[0])

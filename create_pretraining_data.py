@@ -114,7 +114,18 @@ def show_examples(instances, tokenizer):
             print(f"{name}:", " ".join(map(str, values)))
 
 
-def report(args, tokenizer, corpus, made, recipe, output_files):
+def starting_flags(vocab_file, hub):
+    """The flags of run_pretraining.py that say where it starts: with the model beside the vocabulary, or that on the Hub."""
+    if hub:
+        return [f"--output_dir=./{os.path.basename(hub.split('@')[0])}_pretrain", f"--init_checkpoint={hub}"]
+    folder = os.path.dirname(vocab_file) or "."
+    is_pytorch = os.path.isfile(os.path.join(folder, "model.safetensors"))  # of a folder of transformers, else it is Google's
+    return [f"--output_dir={'./bert' if folder == '.' else folder}_pretrain",
+            f"--bert_config_file={find_config([folder]) or os.path.join(folder, 'bert_config.json')}",
+            f"--init_checkpoint={folder if is_pytorch else os.path.join(folder, 'bert_model.ckpt')}"]
+
+
+def report(args, tokenizer, corpus, made, recipe, output_files, hub):
     """Prints what was made, how full it is, and the next command of the pipeline."""
     records, tokens, predictions = (int(count[0]) for count in (made.instances, made.tokens, made.masks))
     length, num_predictions = recipe.max_seq_length, recipe.max_predictions_per_seq
@@ -127,13 +138,9 @@ def report(args, tokenizer, corpus, made, recipe, output_files):
           f"{1 - tokens / (records * length):.1%} of the {length} positions are padding")
     for number_of_file, file in enumerate(output_files):
         print(f"wrote {file}: {len(range(number_of_file, records, len(output_files)))} records")
-    model_dir = os.path.dirname(args.vocab_file) or "."
-    weights = os.path.join(model_dir, "model.safetensors")  # of a folder of transformers, else it is Google's
     print("next:", command(
-        "run_pretraining.py", f"--input_file={','.join(output_files)}", f"--output_dir={model_dir}_pretrain", "--do_train=True",
-        "--do_eval=True", f"--bert_config_file={find_config([model_dir]) or os.path.join(model_dir, 'bert_config.json')}",
-        f"--init_checkpoint={model_dir if os.path.isfile(weights) else os.path.join(model_dir, 'bert_model.ckpt')}",
-        "--train_batch_size=32",
+        "run_pretraining.py", f"--input_file={','.join(output_files)}", *starting_flags(args.vocab_file, hub),
+        "--do_train=True", "--do_eval=True", "--train_batch_size=32",
         f"--max_seq_length={length}", f"--max_predictions_per_seq={num_predictions}", "--num_train_steps=100000",
         "--num_warmup_steps=10000", "--save_checkpoints_steps=10000", "--learning_rate=5e-5",
         *([] if args.next_sentence else ["--next_sentence=False"])))
@@ -144,7 +151,8 @@ def main():
     recipe = fields_of(Recipe, args)
     input_files = expand_files(args.input_file, "--input_file")
     output_files = expand_output_files(args.output_file, input_files)
-    args.vocab_file = find_vocab(find_on_hub(args.vocab_file, "--vocab_file", ())[0], [])
+    found, hub = find_on_hub(args.vocab_file, "--vocab_file", ())
+    args.vocab_file = find_vocab(found, [])
     config = read_config(args.vocab_file, args.max_seq_length)
     never_split = args.never_split and read_never_split(args.never_split)
     tokenizer = FullTokenizer.fitting(args.vocab_file, args.do_lower_case, config, never_split=never_split)
@@ -159,7 +167,7 @@ def main():
     first_part = next(parts)
     show_examples(first_part, tokenizer)
     write_instances(itertools.chain([first_part], parts), recipe, output_files)
-    report(args, tokenizer, corpus, first_part.made, recipe, output_files)
+    report(args, tokenizer, corpus, first_part.made, recipe, output_files, hub)
 
 
 if __name__ == "__main__":

@@ -95,6 +95,8 @@ def main():
     args = parse_arguments()
     selected = select_tasks(args)
     check_output_file(args.output_file, "--output_file")
+    if args.unlabelled_file and os.path.realpath(args.unlabelled_file) == os.path.realpath(args.output_file):
+        raise UserError(f"--output_file: {args.output_file} is also the input, --unlabelled_file")
     known = [task.name for task in selected]
     tested = selected + [tasks.TASKS[name] for name in args.leave_out_test_of if name not in known]
     folders = tasks.data_folders([task.name for task in tested], args.data_dir)

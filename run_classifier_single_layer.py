@@ -8,7 +8,7 @@ One GPU, several (one process each, started by itself), or the CPU:
         --init_checkpoint ./uncased_L-12_H-768_A-12/bert_model.ckpt --max_seq_length 512 --train_batch_size 24 \\
         --learning_rate 2e-5 --num_train_epochs 4 --output_dir ./imdb --seed 42 --layers 11 10 --trunc_medium -1
 
-Several machines (on each, with its own --node_rank):
+Several machines, --output_dir and what is read on a disk that they share (on each, with its own --node_rank):
 
     torchrun --nnodes 2 --node_rank 0 --nproc_per_node 4 --master_addr HOST --master_port 29500 \\
         run_classifier_single_layer.py ...

@@ -13,9 +13,10 @@ Input: the files of create_pretraining_data.py, which says what a record holds. 
 Output folder: model.ckpt-N (Google's variable names, with optimizer slots), checkpoint, bert_config.json, vocab.txt, run.json
 (recipe, flags, versions, devices, commit), metrics.jsonl, tensorboard/, eval_results.txt, evaluation.json.
 
-If the run is stopped, even by SIGKILL, run the same command again: it goes on from the last whole checkpoint and ends at the
-same weights. SIGTERM and Ctrl-C save first. The output folder of another run is refused, unless --overwrite_output_dir. To
-train further than --num_train_steps, start a run in another --output_dir with the last checkpoint as its --init_checkpoint.
+If the run is stopped, even by SIGKILL, run the same command again, without --overwrite_output_dir: it goes on from the last
+whole checkpoint and ends at the same weights. SIGTERM and Ctrl-C save first. The output folder of another run is refused,
+unless --overwrite_output_dir. To train further than --num_train_steps, start a run in another --output_dir with the last
+checkpoint as its --init_checkpoint.
 
 Several GPUs: nothing to add. Several machines: the same command on each, with an --output_dir of which the first worker's is
 used, and
@@ -141,7 +142,7 @@ def check_flags(args):
         raise UserError("--overwrite_output_dir without --do_train would leave nothing to evaluate")
     check_output_folder(args.output_dir, "--output_dir")
     check_reporters(args.report_to)
-    for flag in ("bert_config_file", "init_checkpoint"):
+    for flag in ("bert_config_file", "init_checkpoint", *["vocab_file"] * args.overwrite_output_dir):
         source = getattr(args, flag)
         folders = map(os.path.realpath, (source, os.path.dirname(source)) if source else ())
         if args.do_train and os.path.realpath(args.output_dir) in folders:

@@ -271,7 +271,7 @@ def read_texts(task, path, encoding=None):
     return task.clean([line for _, line in read_lines(path, encoding or task.encoding)])
 
 
-def read_ids(task, path, column):
+def read_ids(task, path, column, encoding=None):
     """The column (a name, or a number as a str) of a table to predict, the value of --id_column: a list of str."""
     if task.name != "csv" or kind_of(path) not in READERS:
         raise UserError(f"--id_column {column}: {path} is no table for a model of --task_name csv, and has no such column; "
@@ -279,6 +279,7 @@ def read_ids(task, path, column):
     named = isinstance(task.label_column, str)
     if not named and not column.isdecimal():
         raise UserError(f"--id_column {column}: the model numbers the columns of its tables; give a number from 0")
+    task = dataclasses.replace(task, encoding=encoding or task.encoding)
     return [field for _, (field,) in read_columns(task, path, "--predict_file", (column if named else int(column),))]
 
 

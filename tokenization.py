@@ -141,7 +141,7 @@ def read_never_split(path):
 def place(vocab, tokens, do_lower_case):
     """(the vocabulary with those of `tokens` that it lacks in place of its first [unusedN], {token as a normalized text has it:
     its id}). Raises UserError where the vocabulary has too few of them."""
-    unused = iter(filter(UNUSED.fullmatch, vocab))
+    unused = (name for name in vocab if UNUSED.fullmatch(name) and name not in tokens)
     renamed, ids = {}, {}
     for token in tokens:
         form = normalize(token, do_lower_case)

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)  # the scripts are no installed package
@@ -179,6 +180,23 @@ def compare(stage, case, sides, rounds, packages, environment=None):
              "figures": {key: statistics.median(one[key] for one in taken[name]) for key in taken[name][0]},
              "rounds": taken[name], "command": without_folders(command),
              "versions": versions(interpreter(command), packages.get(name, ())), **where} for name, command in sides.items()]
+
+
+# Ours
+
+def train_epoch(model, dataset, labels, world, folder, batch, rate, warmup, eval_batch, precision, log_steps):
+    """An epoch of ours as the scripts train, without checkpoints and evaluation: its seconds. labels: the classes' names."""
+    from finetuning.training import Execution, Recipe, TaskRun, train
+    recipe = Recipe(seed=0, train_batch_size=batch, num_train_epochs=1, learning_rate=rate, layer_rates=None,
+                    embeddings_rate=None, schedule="slanted_triangular", warmup_proportion=warmup, weight_decay=0.01,
+                    clip_grad="tensor", bias_correction=False, best_metric="accuracy", patience=None, task_sampling="by_size",
+                    task_sampling_alpha=1.0)
+    execution = Execution(gradient_accumulation_steps=1, eval_batch_size=eval_batch, precision=precision,
+                          save_checkpoints_steps=10**9, save_models="none", log_steps=log_steps, report_to=[], eval_every=None,
+                          allow_divergence=False)
+    task = types.SimpleNamespace(name="benchmark", labels=labels)
+    runs = [TaskRun(task, "", folder, dataset, None, "", None, None, None, None)]
+    return train(model, runs, recipe, execution, world, folder)["train_seconds"]
 
 
 # Results

@@ -14,7 +14,6 @@ import statistics
 import sys
 import tempfile
 import time
-import types
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts are no installed package
 from benchmarks import common  # noqa: E402
@@ -63,23 +62,15 @@ def ours(args, case, precision, _):
     import torch
     from finetuning.data import make_dataset
     from finetuning.processes import World, keep_freed_memory
-    from finetuning.training import Execution, Recipe, TaskRun, train
     keep_freed_memory()
     texts, labels, names, length = read_data(args, case, "train", (args.warm_up + args.updates) * BATCH)
     tokenizer, model = make_ours(args, names)
     data = make_dataset(tokenizer, texts, labels, length)
-    recipe = Recipe(seed=0, train_batch_size=BATCH, num_train_epochs=1, learning_rate=RATE, layer_rates=None,
-                    embeddings_rate=None, schedule="slanted_triangular", warmup_proportion=0.1, weight_decay=0.01,
-                    clip_grad="tensor", bias_correction=False, best_metric="accuracy", patience=None, task_sampling="by_size",
-                    task_sampling_alpha=1.0)
-    execution = Execution(gradient_accumulation_steps=1, eval_batch_size=BATCH, precision=precision,
-                          save_checkpoints_steps=10**9, save_models="none", log_steps=1, report_to=[], eval_every=None,
-                          allow_divergence=False)
-    task, warm_up = types.SimpleNamespace(name="ag", labels=names), args.warm_up * BATCH
+    warm_up = args.warm_up * BATCH
     for part in (range(warm_up), range(warm_up, len(labels))):
         with tempfile.TemporaryDirectory() as folder:
-            runs = [TaskRun(task, "", folder, data.subset(list(part)), None, "", None, None, None, None)]
-            seconds = train(model, runs, recipe, execution, World(0, 1, torch.device("cpu")), folder)["train_seconds"]
+            seconds = common.train_epoch(model, data.subset(list(part)), names, World(0, 1, torch.device("cpu")), folder, BATCH,
+                                         RATE, 0.1, BATCH, precision, log_steps=1)
             with open(os.path.join(folder, "metrics.jsonl"), encoding="utf-8") as file:
                 losses = [json.loads(line)["loss"] for line in file]
     return len(part) / seconds, losses

@@ -15,7 +15,6 @@ import os
 import sys
 import tempfile
 import time
-import types
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts are no installed package
 from benchmarks import common  # noqa: E402
@@ -73,18 +72,10 @@ def ours(config, device, training, compiled):
     """A function that trains on or predicts documents of some lengths and returns the seconds."""
     from finetuning.evaluation import predict
     from finetuning.processes import World
-    from finetuning.training import Execution, Recipe, TaskRun, train
     from modeling import BertForSequenceClassification, MultiTaskModel
     model, world = MultiTaskModel([BertForSequenceClassification(config, CLASSES)]).to(device), World(0, 1, device)
     if compiled:
         model.classifiers[0].bert.encoder.compile_layers()
-    recipe = Recipe(seed=0, train_batch_size=TRAIN_BATCH, num_train_epochs=1, learning_rate=RATE, layer_rates=None,
-                    embeddings_rate=None, schedule="slanted_triangular", warmup_proportion=WARMUP, weight_decay=0.01,
-                    clip_grad="tensor", bias_correction=False, best_metric="accuracy", patience=None, task_sampling="by_size",
-                    task_sampling_alpha=1.0)
-    execution = Execution(gradient_accumulation_steps=1, eval_batch_size=PREDICTION_BATCH, precision="bf16",
-                          save_checkpoints_steps=10**9, save_models="none", log_steps=10, report_to=[], eval_every=None,
-                          allow_divergence=False)
 
     def work(lengths):
         dataset = dataset_of(lengths)
@@ -92,10 +83,9 @@ def ours(config, device, training, compiled):
             started = time.monotonic()
             predict(model.classifiers[0], dataset, PREDICTION_BATCH, world, bf16=True)
             return time.monotonic() - started
-        task = types.SimpleNamespace(name="imdb", labels=["negative", "positive"])
         with tempfile.TemporaryDirectory() as folder:
-            runs = [TaskRun(task, "", folder, dataset, None, "", None, None, None, None)]
-            return train(model, runs, recipe, execution, world, folder)["train_seconds"]
+            return common.train_epoch(model, dataset, ["negative", "positive"], world, folder, TRAIN_BATCH, RATE, WARMUP,
+                                      PREDICTION_BATCH, "bf16", log_steps=10)
     return work
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts are no installed package
-from benchmarks.common import append, machine, timed  # noqa: E402
+from benchmarks.common import append, machine, timed, without_folders  # noqa: E402
 from common.command_line import ArgumentParser, UserError, path, run  # noqa: E402
 from common.files import check_output_file  # noqa: E402
 
@@ -24,7 +24,7 @@ def main():
     figures = timed(process)
     if process.returncode:
         raise UserError(f"{shlex.join(args.command)} ended with status {process.returncode}; nothing was measured")
-    append(args.results, [{"name": args.name, **figures, **machine(), "command": shlex.join(args.command)}])
+    append(args.results, [{"name": args.name, **figures, **machine(), "command": without_folders(args.command)}])
     print(f"{args.name}: {figures['seconds']} s, peak {figures['peak_rss_mib']} MiB")
 
 

@@ -5,6 +5,7 @@ import ctypes
 import dataclasses
 import errno
 import glob
+import math
 import operator
 import os
 import shlex
@@ -52,9 +53,11 @@ def number(kind, minimum=None, maximum=None, above=None, below=None):
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"'{text}' is not {'a whole number' if kind is int else 'a number'}")
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"'{text}' is not a finite number")
         for words, holds, bound in (("at least", operator.ge, minimum), ("at most", operator.le, maximum),
                                     ("above", operator.gt, above), ("below", operator.lt, below)):
-            if bound is not None and not holds(value, bound):  # `not holds`: NaN fails every comparison
+            if bound is not None and not holds(value, bound):
                 raise argparse.ArgumentTypeError(f"{text} is not {words} {bound}")
         return value
     return parse

@@ -130,8 +130,10 @@ def encoding_name(text):
 def read_separated(path, sep, encoding, quoting):
     """Rows of csv, or without quoting, one a line; lines with nothing in them are skipped."""
     if quoting is None:
-        sep = sep or sniffed_separator(path)
-        lines = without_mark(decode_lines(path, keep_ends=sep != "\t"))
+        sep = sep or sniffed_separator(path, encoding)
+        keep_ends, is_of_anybody = sep != "\t", encoding or opener_of(path) is not open  # the latter: a table to predict
+        lines = (read_lines(path, encoding, keep_ends) if is_of_anybody else
+                 without_mark(decode_lines(path, keep_ends=keep_ends)))
         return split_rows(path, lines, sep, None if sep == "\t" else (False, False))
     style = style_of(path, sep, encoding, quoting)
     return split_rows(path, read_lines(path, encoding, style is not None), sep, style)
@@ -160,9 +162,9 @@ def split_rows(path, lines, sep, style):
             yield line_number, row
 
 
-def sniffed_separator(path):
+def sniffed_separator(path, encoding):
     """Tab where the first line has one, else comma."""
-    _, line = next(decode_lines(path))
+    _, line = next(read_lines(path, encoding))
     return "\t" if "\t" in line else ","
 
 

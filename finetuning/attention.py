@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from finetuning.dropout import WORDS, choose_words
 
 MOST_SCORES = 2**16  # of a group and a head: what stays in a core's cache; a longer sequence is a group of its own
-MOST_PADDING = 1.3  # a group's longest sequence has at most so many times the tokens of its shortest one
+MOST_PADDING = 1.3  # a group's longest sequence is at most so many times its shortest one, or fits in the WIDTH of that
 WIDTH = 16  # a group's sequences are padded to a multiple of this: torch's softmax is slow at the ends of other rows
 
 

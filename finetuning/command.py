@@ -173,7 +173,7 @@ def show_examples(inputs, run, world):
 
 def fine_tune(args, inputs, rates, world):
     """The runs of all seeds, one after the other. Returns the folder of the first one's (and first task's) best model."""
-    check_start(args)
+    world.together(check_start, args)
     indices = range(len(inputs.tasks))
     train_sets = [world.together(read_dataset, args, inputs, index, "train", world) for index in indices]
     dev_sets = [world.together(read_dataset, args, inputs, index, "dev", world) if has_own(inputs, index, "dev") else None
@@ -224,6 +224,9 @@ def fine_tune(args, inputs, rates, world):
 def run_seed(args, inputs, rates, recipe, folder, found, datasets, world):
     """The run of one seed: begins it in its folder, or goes on with it. found: its run.json, None where it is new. datasets: of
     each task (training set, development set or None, test set or None). Returns the figures of results.json."""
+    checkpoint = os.path.join(folder.path, "checkpoint.pt")
+    if found and not world.on_main(os.path.exists, checkpoint):
+        found = None  # an attempt that ended before it saved anything
     args = with_precision(args, inputs, world, found)
     torch.manual_seed(recipe["seed"])
     # Before the folder changes, so that wrong weights, or too few examples, leave it as it is.
@@ -231,8 +234,7 @@ def run_seed(args, inputs, rates, recipe, folder, found, datasets, world):
     runs = [task_run(args, inputs, index, *sets, recipe["seed"], folder.path)
             for index, sets in enumerate(datasets)]
     flags = vars(args) | {"num_processes": world.size}
-    checkpoint = os.path.join(folder.path, "checkpoint.pt")
-    state = world.together(read_checkpoint, checkpoint) if found and os.path.exists(checkpoint) else None
+    state = world.together(read_checkpoint, checkpoint) if found else None
     if found is None:
         world.on_main(begin, args, inputs, folder, recipe, flags, world)
 
@@ -343,8 +345,7 @@ def begin(args, inputs, folder, recipe, flags, world):
                 clear(other)
         if several:
             clear(run_folder(args.output_dir), inputs.tasks)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(args.output_dir, "summary.json"))
+        remove(os.path.join(args.output_dir, "summary.json"))
     clear(folder, inputs.tasks)
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.machine() + " CPU"
     os.makedirs(folder.path, exist_ok=True)
@@ -382,8 +383,7 @@ def finished_result(folder, world):
             check_schema(figures[name], {"epoch": int} | {f"eval_{metric}": float for metric in METRICS}, f"{path}, {name}")
     world.print(f"{folder.path}: this run is finished: {describe_result(result)}")
     if world.main:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(folder.path, "checkpoint.pt"))
+        remove(os.path.join(folder.path, "checkpoint.pt"))
     return result
 
 
@@ -398,7 +398,7 @@ def evaluate_saved(args, inputs, world):
     classifier, args = make_model(args, inputs, world.device)[0].classifiers[0], with_precision(args, inputs, world)
     logits = predict(classifier, test_set, args.eval_batch_size, world, args.precision == "bf16")
     measured = measure(test_set.labels, logits)
-    of_a_run = any(os.path.exists(os.path.join(args.output_dir, name)) for name in ("run.json", "last"))
+    of_a_run = any(os.path.exists(os.path.join(args.output_dir, name)) for name in ("run.json", "last", "best"))
     suffix = "_saved_model" if of_a_run else ""  # the results of a run, or of one of its tasks, keep their names
     if world.main:
         write_evaluation(args.output_dir, suffix, measured, test_set.labels, logits, inputs.tasks[0].labels)
@@ -411,7 +411,7 @@ def evaluate_saved(args, inputs, world):
 def read_to_predict(args, task):
     """(the texts of --predict_file, their --id_column or None)."""
     return (tasks.read_texts(task, args.predict_file, args.encoding),
-            args.id_column and tasks.read_ids(task, args.predict_file, args.id_column))
+            args.id_column and tasks.read_ids(task, args.predict_file, args.id_column, args.encoding))
 
 
 def write_predictions(args, inputs, texts, ids, model_folder, world):

@@ -145,13 +145,13 @@ def summarize_seeds(seeds, results):
     """(what summary.json holds, the lines to print): mean and standard deviation (n - 1) over the seeds of the accuracy,
     and of every other metric, of the best and the last epoch and of the test."""
     summary, lines = {"seeds": seeds}, []
-    for position, (task, figures) in enumerate(figures_by_task(results[0])):
+    by_task = [dict(figures_by_task(result)) for result in results]
+    for task, figures in by_task[0].items():
         own = summary.setdefault("tasks", {}).setdefault(task.removesuffix(": "), {}) if task else summary
         for name in ("best", "last", "test"):
             if name not in figures:
                 continue
-            values = {metric: np.array([figures_by_task(result)[position][1][name][f"eval_{metric}"] for result in results])
-                      for metric in METRICS}
+            values = {metric: np.array([of_seed[task][name][f"eval_{metric}"] for of_seed in by_task]) for metric in METRICS}
             statistics = {metric: {"mean": of_seeds.mean(), "std": of_seeds.std(ddof=1), "values": of_seeds.tolist()}
                           for metric, of_seeds in values.items()}
             own[name] = statistics["accuracy"] | {"metrics": statistics}

@@ -93,7 +93,11 @@ def connect(local_rank, use_gpu, timeout):
         if os.getppid() != int(os.environ[LAUNCHER]):  # it had ended before
             sys.exit(128 + signal.SIGKILL)
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", local_rank))) if use_gpu else torch.device("cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", local_rank))
+    if use_gpu and local_rank >= torch.cuda.device_count():
+        raise UserError(f"there is no GPU for process {local_rank} of this machine, only {torch.cuda.device_count()} are "
+                        "visible; start one process a GPU")
+    device = torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
     if use_gpu:
         torch.cuda.set_device(device)
     else:

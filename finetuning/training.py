@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from common.command_line import StopSignals, UserError
-from common.files import check_schema
+from common.files import check_schema, remove
 from common.run_folder import MetricsLog
 from finetuning.data import Dataset, plan_epoch
 from finetuning.evaluation import best_of, describe, measure, predict, write_evaluation
@@ -244,9 +244,8 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
                             save_checkpoint(checkpoint, model, optimizer, scheduler, progress, world)
                         started = time.monotonic()
                     if stopping:
-                        stop.received = 0
                         world.print(f"\nstopped by {signal.Signals(stopping).name} after update {progress.global_step}; the "
-                                    "same command goes on from there")
+                                    "same command goes on from there, without --overwrite_output_dir")
                         sys.exit(128 + stopping)
             if progress.diverged and execution.eval_every and progress.since_point[2]:
                 evaluate_point(model, runs, progress, updates_per_epoch, execution, world, log)
@@ -261,8 +260,12 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
                 evaluations.append(evaluation)
                 is_best = run.evaluated and best_of(evaluations, recipe.best_metric) is evaluation
                 for name, is_new in (("last", True), ("best", is_best)):
-                    if world.main and is_new and execution.save_models in (name, "both") and not progress.diverged:
-                        run.save(classifier, os.path.join(run.folder, name))
+                    if world.main and is_new and not progress.diverged:
+                        path = os.path.join(run.folder, name)
+                        if execution.save_models in (name, "both"):
+                            run.save(classifier, path)
+                        else:
+                            remove(path)  # of the same run, begun with another --save_models
             save_checkpoint(checkpoint, model, optimizer, scheduler, progress, world)
     return summarize(model, runs, recipe, progress, execution, world)
 

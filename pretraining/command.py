@@ -186,6 +186,10 @@ def prepare_folder(folder, inputs, recipe, found, step, flags, environment):
     if found is None:
         start = {"hub": inputs.hub} if inputs.hub else {}
         folder.begin(recipe, flags, **start, **environment, versions=versions("tensorflow", "numpy"))
+        for name in (*WEIGHT_FILES, "config.json"):
+            if os.path.exists(os.path.join(folder.path, name)):
+                print(f"note: {os.path.join(folder.path, name)} is from before this run: convert its checkpoint, too, before "
+                      "you fine-tune")
     elif note := folder.resume(found, step, flags, WATCHED_FLAGS):
         print(note)
     inputs.config.write(os.path.join(folder.path, "bert_config.json"))

@@ -7,7 +7,8 @@ it.
     batch_of_step = functools.partial(training_batch, len(records), 32, seed=12345)
     dataset = records.batches(batch_of_step, range(100), 32)
 
-Files are local or mounted. They stay where they are (memory-mapped); 8 bytes a record are kept, and 8 for the order.
+Files are local or mounted. They stay where they are (memory-mapped); 8 bytes a record are kept, and 16 for the order of two
+epochs.
 """
 import functools
 import hashlib
@@ -149,8 +150,9 @@ class Records:
 
         @tf.autograph.experimental.do_not_convert
         def parse(step):
-            # not Dataset.from_generator: that makes malloc give every large block back to the system at once
-            serialized, weights = tf.numpy_function(read, [step], [tf.string, tf.float32])
+            # not Dataset.from_generator: that makes malloc give every large block back to the system at once; stateless, as
+            # --deterministic has no stateful function read ahead
+            serialized, weights = tf.numpy_function(read, [step], [tf.string, tf.float32], stateful=False)
             serialized, weights = tf.ensure_shape(serialized, [batch_size]), tf.ensure_shape(weights, [batch_size])
             features = {name: tensor if tensor.dtype == tf.float32 else tf.cast(tensor, tf.int32)
                         for name, tensor in tf.io.parse_example(serialized, self.schema).items()}

@@ -86,7 +86,7 @@ def make_train_steps(strategy, model, optimizer, accumulation=1, random_seed=0, 
             masked_lm = sums["masked_lm_loss"] / features["masked_lm_denominator"]
             next_sentence = sums["next_sentence_loss"] / features["num_examples"] if model.next_sentence else 0.0
             loss = masked_lm + next_sentence
-        # that of the word embeddings may come as rows of a sparse matrix; micro-batches and replicas add dense ones
+        # that of packed rows' position embeddings comes as rows of a sparse matrix; micro-batches and replicas add dense ones
         gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, variables)]
         return gradients, tf.stack([loss, masked_lm, next_sentence])
 
@@ -196,7 +196,7 @@ def train(strategy, model, optimizer, records, recipe, pace, output_dir, evaluat
                 bar.close()
                 number = stop.received or signal.SIGTERM  # another process received it
                 print(f"stopped by {signal.Signals(number).name} after step {step} of {total}, all of it saved; run the same "
-                      "command again to go on from there", file=sys.stderr)
+                      "command again, without --overwrite_output_dir, to go on from there", file=sys.stderr)
                 sys.exit(128 + number)
 
 

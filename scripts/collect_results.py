@@ -131,22 +131,24 @@ def layers_of(depth, columns):
 def write_findings(runs, paper, output_dir):
     """Writes the findings of the tables, and of Figures 2 and 3, which have no rows in `paper`. Returns the verdicts."""
     settings = read_settings(runs)
-    rates = {own_rate(rate, settings): rate for rate in ("2e-5", "5e-5", "1e-4", "4e-4")}  # findings know the paper's
+    rates = {float(own_rate(rate, settings)): rate for rate in ("2e-5", "5e-5", "1e-4", "4e-4")}  # findings know the paper's
     figures = [("figure2", findings.CONSTANT, "imdb", "", 25.0)]
-    figures += [("figure2", f"training at {rates.get(rate, rate)}", "imdb", findings.TRAINING + folder, np.nan)
+    figures += [("figure2", f"training at {rates.get(float(rate), rate)}", "imdb", findings.TRAINING + folder, np.nan)
                 for rate, folder in rate_folders(runs).items()]
     steps = step_folders(runs)
     if len(steps) == 2:  # the ends alone do not show which number is best
         steps["50000"] = "steps/50000/imdb"
     figures += [("figure3", f"{int(float(step)):,} steps", "imdb", folder, np.nan) for step, folder in steps.items()]
     rows = pd.concat([own_runs(paper, settings), pd.DataFrame(figures, columns=paper.columns)])
-    if settings["layers"] != 12:
-        rows = pd.concat([rows[rows["table"] != "table3"], layers_of(settings["layers"], paper.columns)])
+    depth = settings["layers"]
+    if depth != 12:
+        rows = pd.concat([rows[rows["table"] != "table3"], layers_of(depth, paper.columns)])
     frame = read_runs(runs, [*rows["run"], *rate_folders(runs).values()])
     best, last_point = frame.query("at == 'best'"), frame.query("at == 'point'").groupby(["run", "seed"]).last()
     training = last_point["training_error"].dropna().rename(index=findings.TRAINING.__add__, level="run")
     return findings.write_findings(rows, pd.concat([best.set_index(["run", "seed"])["test_error"], training]), output_dir,
-                                   lambda text: own_name(text, settings))
+                                   lambda text: own_name(text, settings).replace(
+                                       "Layer-11", f"Layer-{depth - 1}" + f" of {depth}" * (depth != 12)))
 
 
 def main():

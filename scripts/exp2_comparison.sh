@@ -26,7 +26,7 @@ for task in $TASKS; do
         prepare chinese "$BERT_CHINESE"
     fi
     fine_tune "feat/$task" "$task" $model run_classifier_single_layer.py --frozen_bert --classifier bilstm_attention \
-        --layers $((LAYERS - 1)) --learning_rate 1e-3 --trunc_medium "$HEAD"
+        --layers $((LAYERS - 1)) --pooling_type cls --learning_rate 1e-3 --trunc_medium "$HEAD"
     fit "none/$task" "$task" $model
     further "$task" $model "$task"
 done

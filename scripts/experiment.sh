@@ -124,7 +124,7 @@ job() {  # job NAME KIND NEEDS PRODUCT COMMAND...: adds a job to the plan; scrip
 remember_settings() {  # writes to OUT what collect_results.py names rows by; one OUT is of one set of them
     local settings
     settings="{\"rate\": \"$RATE\", \"length\": $LENGTH, \"head\": $HEAD, \"layers\": $LAYERS,"
-    settings+=" \"train_parts\": \"$TRAIN_PARTS\"}"
+    settings+=" \"train_parts\": \"$TRAIN_PARTS\", \"steps\": $STEPS}"
     if [ "$(cat "$OUT/settings.json" 2> /dev/null || echo "$settings")" != "$settings" ]; then
         echo "$0: $OUT was begun with other settings, $(cat "$OUT/settings.json"); name another OUT" >&2
         exit 2

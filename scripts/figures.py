@@ -6,7 +6,7 @@ import re
 import pandas as pd
 
 from common.files import atomic_write
-from read_runs import SETTINGS, read_runs, read_settings
+from read_runs import own_rate, read_runs, read_settings
 from tables import write_csv
 
 NUMBER = r"[0-9]{1,15}(\.[0-9]{1,15})?(e-?[0-9]{1,2})?"  # not so long that it is infinite
@@ -29,11 +29,12 @@ def best_errors(runs, curve, folders):
 
 
 def rate_folders(runs):
-    """{rate: folder} of Figure 2: the paper's and others that are there. The run at the rate of all experiments, the paper's
-    2e-5, is that of head+tail in Table 2."""
-    rate = read_settings(runs)["rate"]
-    others = {other: f"catastrophic_forgetting/{other}/imdb" for other in ("5e-5", "1e-4", "4e-4") if rate == SETTINGS["rate"]}
-    return {rate: "long_text/head+tail/imdb"} | others | folders_by_point(runs, "catastrophic_forgetting")
+    """{rate: folder} of Figure 2: the paper's, as multiples of these runs' rate, and others that are there. The run at the rate
+    of all experiments, the paper's 2e-5, is that of head+tail in Table 2."""
+    settings = read_settings(runs)
+    own = [own_rate(rate, settings) for rate in ("5e-5", "1e-4", "4e-4")]
+    others = {rate: f"catastrophic_forgetting/{rate}/imdb" for rate in own}
+    return {settings["rate"]: "long_text/head+tail/imdb"} | others | folders_by_point(runs, "catastrophic_forgetting")
 
 
 def figure2(runs, paper):
@@ -48,9 +49,7 @@ def figure2(runs, paper):
 
 def step_folders(runs):
     """{steps: folder} of Figure 3. The run after all steps, in the paper 100,000, is that of Tables 5 and 6."""
-    checkpoints = pathlib.Path(runs, "pretrained/imdb/checkpoints").glob("model.ckpt-*.index")
-    steps = [int(name) for file in checkpoints if (name := file.stem.removeprefix("model.ckpt-")).isdecimal()]
-    return {"0": "none/imdb"} | folders_by_point(runs, "steps") | {str(max(steps, default=100_000)): "imdb/imdb"}
+    return {"0": "none/imdb"} | folders_by_point(runs, "steps") | {str(read_settings(runs)["steps"]): "imdb/imdb"}
 
 
 def figure3(runs, paper):

@@ -20,7 +20,8 @@ SINGLE, DISCRIMINATIVE, MULTITASK = ("run_classifier_single_layer.py", "run_clas
 SCRIPTS = ("data/download.py", "generate_corpus_agnews.py", "generate_corpus.py", "create_pretraining_data.py",
            "run_pretraining.py", "convert_tf_checkpoint_to_pytorch.py", SINGLE, DISCRIMINATIVE, MULTITASK,
            "scripts/run_queue.py", "scripts/collect_results.py", "scripts/table1.py", "scripts/your_data_report.py",
-           "data/make_sample.py", "data/make_task_samples.py", "data/make_tiny_bert.py")
+           "scripts/pretraining_curve.py", "data/make_vocab.py", "data/make_sample.py", "data/make_task_samples.py",
+           "data/make_tiny_bert.py")
 
 # The section, table or figure of the paper that a flag is about. By script: --learning_rate of pre-training is another
 # question than that of fine-tuning.

@@ -60,7 +60,6 @@ fewer_and_more further_pretrained "$FURTHER" &
 fine_tune further_pretrained "$FURTHER" 100 $SEEDS || { wait; exit 1; }
 wait $!
 step predict run_classifier_single_layer.py --do_predict --predict_file data/new_texts.txt \
-    --init_checkpoint "$(ls -d "$OUT"/ag_further_pretrained_400/{seed_${SEEDS%% *}/,}last 2>/dev/null | head -n 1)" \
-    --output_dir "$OUT/predictions"
+    --init_checkpoint "$OUT/ag_further_pretrained_400/last" --output_dir "$OUT/predictions"
 
 "$PYTHON" scripts/quickstart_table.py "$OUT"

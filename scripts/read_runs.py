@@ -18,14 +18,15 @@ OWN = {"seed"}
 OWN_AFTER_MULTI_TASK = OWN | {"weights"}
 
 # What experiment.sh leaves in OUT (settings.json), and without it the paper's. rate: of fine-tuning; length, head: of a text;
-# train_parts: parts of the tasks' training data, such as "imdb=0.1"
-SETTINGS = {"rate": "2e-5", "length": 512, "head": 128, "layers": 12, "train_parts": ""}
+# train_parts: parts of the tasks' training data, such as "imdb=0.1"; steps: of further pre-training
+SETTINGS = {"rate": "2e-5", "length": 512, "head": 128, "layers": 12, "train_parts": "", "steps": 100_000}
 
 
 def read_settings(runs):
     """SETTINGS of the experiments in the folder `runs`."""
     file = pathlib.Path(runs, "settings.json")
-    found = read_json(file, {name: type(value) for name, value in SETTINGS.items()}) if file.exists() else SETTINGS
+    found = SETTINGS | (read_json(file, {}) if file.exists() else {})
+    check_schema(found, {name: type(value) for name, value in SETTINGS.items()}, file)
     if not re.fullmatch(r"[0-9.]+(e-?[0-9]+)?", found["rate"]):
         raise UserError(f"{file}: {found['rate']} is no learning rate")
     return found
@@ -33,8 +34,9 @@ def read_settings(runs):
 
 def own_rate(rate, settings):
     """The paper's rate, a str, as the same multiple of these runs' rate, written as scripts/experiment.sh writes it."""
-    multiple = float(settings["rate"]) / float(SETTINGS["rate"])
-    return rate if multiple == 1 else f"{float(rate) * multiple:.1e}".replace(".0e", "e").replace("e-0", "e-")
+    if settings["rate"] == SETTINGS["rate"]:
+        return rate
+    return f"{float(rate) * float(settings['rate']) / float(SETTINGS['rate']):.1e}".replace(".0e", "e").replace("e-0", "e-")
 
 
 def own_name(text, settings):

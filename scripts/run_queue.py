@@ -60,6 +60,12 @@ class Job:
             return None
         if record["identity"] != self.identity and self.kind == "source" and record["command"] != shlex.join(self.command):
             raise UserError(f"{self.path} is of another BERT, made by `{record['command']}`; name another OUT")
+        if self.kind == "source":
+            taken = os.path.getmtime(f"{self.path}.done")
+            for file in filter(os.path.isfile, filter(os.path.isabs, self.command)):
+                if os.path.getmtime(file) > taken:
+                    raise UserError(f"{file} is newer than what {self.path} was made from; name another OUT, or, if it holds "
+                                    f"the same as then: touch {self.path}.done")
         return record if record["identity"] == self.identity else None
 
     @property
@@ -137,7 +143,7 @@ def make_slots(args):
     """{kind: its slots}, a slot being the CUDA_VISIBLE_DEVICES of a job (None: as it is). Without GPUs all share a list."""
     gpus, size = visible_gpus(args.gpus), args.per_run
     if not gpus:
-        return dict.fromkeys(KINDS, [None] * args.jobs)
+        return dict.fromkeys(KINDS, [None if args.gpus is None else ""] * args.jobs)
     if len(gpus) < size:
         raise UserError(f"a run on {size} GPUs (PER_RUN) needs more than {len(gpus)}: {','.join(gpus)}")
     groups = [",".join(gpus[first:first + size]) for first in range(0, len(gpus) - size + 1, size)]

@@ -10,7 +10,7 @@
 # what is left: what was stopped, what failed, and what needs it. `bash scripts/run_all.sh --status` says how far it is.
 experiments=${*:-run_all}
 for name in $experiments; do
-    [ -e "$(dirname "$0")/$name.sh" ] && continue
+    [[ "$name" == @(run_all|exp[0-9_]*) && -e "$(dirname "$0")/$name.sh" ]] && continue
     echo "$0: there is no experiment $name; they are scripts/exp*.sh and run_all" >&2
     exit 2
 done
@@ -19,13 +19,15 @@ source "$(dirname "$0")/experiment.sh"
 folder=$OUT/slurm/$(date +%Y%m%d-%H%M%S)  # of this submission: the tasks of an earlier one may still read theirs
 mkdir -p "$folder"
 remember_settings
+echo "$SPACY_MODEL" > "$OUT/spacy_model"
 for name in $experiments; do
     DECLARE=1 bash "scripts/$name.sh"
 done > "$folder/plan"
 
 queue=("$PYTHON" scripts/run_queue.py --out "$OUT" --python "$PYTHON" ${KEEP_RECORDS:+--keep_products})
 level= before= now=
-for file in $("${queue[@]}" --levels "$folder" < "$folder/plan"); do
+files=$("${queue[@]}" --levels "$folder" < "$folder/plan")
+for file in $files; do
     this=${file##*/}
     if [ "${this%_*}" != "$level" ]; then
         level=${this%_*} before=$now now=

@@ -15,7 +15,7 @@
 #     TABLE_FLAGS   more flags for reading the tables, for example --sep tab (default: none)
 #     DEV_FRACTION  held-out part of the training data that chooses the best epoch, where there is no dev table (default: 0.1)
 #     SEEDS         seeds of the fine-tunings (default: 42)
-#     LANGUAGE      en or zh, for the ends of sentences (default: en)
+#     TEXT_LANGUAGE  en or zh, for the ends of sentences (default: en)
 #     NEVER_SPLIT   file of own tokens, such as [URL] or @user, for all steps (default: DATA/never_split.txt, if it is there)
 #
 # STEPS is the paper's 100000, about an hour on a GPU; take fewer for few texts or a CPU. NEXT_SENTENCE=False for tweets and
@@ -32,8 +32,8 @@ elif [[ "${BERT:-}" =~ ^[[:alnum:]][[:alnum:]._-]*(/[[:alnum:]._-]+)?(@.+)?$ ]];
 else
     refuse "BERT='${BERT:-}' is no folder; name that of a BERT, such as data/download.py gets"
 fi
-DATA=$(cd "$DATA" && pwd) OUT=${OUT:-your_data} SEEDS=${SEEDS:-42}
-[ "${LANGUAGE:=en}" = en ] || SPACY_MODEL=
+DATA=$(cd "$DATA" && pwd -P) OUT=${OUT:-your_data} SEEDS=${SEEDS:-42}
+[ "${TEXT_LANGUAGE:=en}" = en ] || SPACY_MODEL=
 [ ! -e "$DATA/never_split.txt" ] || NEVER_SPLIT=${NEVER_SPLIT:-$DATA/never_split.txt}
 source "$(dirname "$0")/experiment.sh"
 test_table=$(find "$DATA" -maxdepth 1 -name 'test.*' | sort | head -n 1)
@@ -43,10 +43,13 @@ develop="--dev_fraction ${DEV_FRACTION:-0.1}"
 [ -z "$(find "$DATA" -maxdepth 1 -name 'dev.*')" ] || develop=
 unlabelled=$DATA/unlabelled.txt
 [ -e "$unlabelled" ] || unlabelled=
+data_job=tables  # what they hold is part of what a job is made of: changed tables are seen, and the runs refuse them
+job tables cpu "" - true "$(cat "$DATA"/{train,dev,test}.* $unlabelled ${NEVER_SPLIT:-} 2> /dev/null | cksum)"
 
 names=
 for model in base own; do  # base first: a wrong setting shows before the long further pre-training
-    [ "$model" = base ] || pretrain own base csv --language "$LANGUAGE" $read_as ${unlabelled:+--unlabelled_file "$unlabelled"}
+    [ "$model" = base ] || pretrain own base csv --language "$TEXT_LANGUAGE" $read_as \
+        ${unlabelled:+--unlabelled_file "$unlabelled"}
     fit "fine_tuned/$model" csv "$model" --data_dir "$DATA" --label_column "${LABEL:-label}" $read_as $develop \
         ${NEVER_SPLIT:+--never_split "$NEVER_SPLIT"} --save_models best ${FLAGS:-}  # last, so that yours count
     job "predictions/$model" gpu "fine_tuned/$model" - python run_classifier_discriminative.py --do_predict \
@@ -54,5 +57,6 @@ for model in base own; do  # base first: a wrong setting shows before the long f
         --output_dir "$OUT/predictions/$model"
     names+=" fine_tuned/$model predictions/$model"
 done
-job report last "$names" - python scripts/your_data_report.py --runs "$OUT" --data_dir "$DATA" --output_dir "$OUT/report"
+job report last "$names" - python scripts/your_data_report.py --runs "$OUT" --data_dir "$DATA" --seed "${SEEDS%% *}" \
+    --output_dir "$OUT/report"
 run_plan

@@ -90,6 +90,8 @@ def main():
     parser.add_argument("--runs", type=path, default="your_data", help="Folder of the runs, OUT of your_data.sh. Default: "
                         "your_data.")
     parser.add_argument("--data_dir", type=path, required=True, help="Folder of the tables, DATA of your_data.sh.")
+    parser.add_argument("--seed", type=int, default=42, help="The seed whose model is shown and predicted with, the first of "
+                        "SEEDS of your_data.sh. Default: 42.")
     parser.add_argument("--output_dir", type=path, default="your_data/report", help="Folder to write into. Default: "
                         "your_data/report.")
     args = parser.parse_args()
@@ -99,7 +101,7 @@ def main():
         if not of_seeds or "test" not in of_seeds[0]:
             raise UserError(f"--runs: {runs}/fine_tuned/{name} has no finished run with a development set; run your_data.sh "
                             "first")
-    folders = {name: runs / f"fine_tuned/{name}/seed_{of_seeds[0]['seed']}" for name, of_seeds in results.items()}
+    folders = {name: runs / f"fine_tuned/{name}/seed_{args.seed}" for name in MODELS}
     metric = read_json(folders["own"] / "run.json", {"flags": {"best_metric": str}})["flags"]["best_metric"]
     sign = 1 if METRICS[metric].greater_is_better else -1
     chosen = max(MODELS, key=lambda name: sign * np.mean([result["best"][f"eval_{metric}"] for result in results[name]]))
@@ -123,7 +125,7 @@ def main():
                       init_checkpoint=str(folders[chosen] / "best"), output_dir=str(output.parent / "new_predictions"))
     said = notes(runs)
     text = (f"# Your data\n\n{markdown(table)}\nIn percent, mean (standard deviation) over the seeds. The development data "
-            f"choose: **{MODELS[chosen]}**. What follows is of its seed {results[chosen][0]['seed']}.\n\n"
+            f"choose: **{MODELS[chosen]}**. What follows is of its seed {args.seed}.\n\n"
             "![confusion matrix of the test data](confusion_matrix.png)\n\n![learning curves](learning_curves.png)\n\n"
             f"## The {len(worst)} worst of {len(wrong)} mistakes\n\n"
             f"The wrong labels that the model was surest of; `mistakes.csv` has all.\n\n{markdown(worst)}\n"

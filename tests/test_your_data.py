@@ -112,8 +112,8 @@ def test_its_settings_reach_the_commands(your_data, folders, tmp_path):
     for name in ("bert_config.json", "bert_model.ckpt.index"):
         (tmp_path / "cased" / name).write_bytes((folders / "bert" / name).read_bytes())
     (tmp_path / "cased" / "vocab.txt").write_text("[UNK]\nThe\nthe\n")
-    changed = commands(your_data(tmp_path / "out", cwd=tmp_path, DRY_RUN="1", BERT="cased", DATA="cased data", LANGUAGE="zh",
-                                 NEXT_SENTENCE="False", LOWER_CASE="False", TABLE_FLAGS="--sep tab",
+    changed = commands(your_data(tmp_path / "out", cwd=tmp_path, DRY_RUN="1", BERT="cased", DATA="cased data",
+                                 TEXT_LANGUAGE="zh", NEXT_SENTENCE="False", LOWER_CASE="False", TABLE_FLAGS="--sep tab",
                                  FLAGS="--learning_rate 3e-5"))
     assert all("--next_sentence=False" in changed[script] for script in ("create_pretraining_data", "run_pretraining"))
     assert "--do_lower_case=False" in changed["create_pretraining_data"] and "--do_lower_case" not in str(usual)
