@@ -141,7 +141,8 @@ def read_never_split(path):
 def place(vocab, tokens, do_lower_case):
     """(the vocabulary with those of `tokens` that it lacks in place of its first [unusedN], {token as a normalized text has it:
     its id}). Raises UserError where the vocabulary has too few of them."""
-    unused = (name for name in vocab if UNUSED.fullmatch(name) and name not in tokens)
+    own = {*tokens, *(normalize(token, do_lower_case) for token in tokens)}
+    unused = (name for name in vocab if UNUSED.fullmatch(name) and name not in own)
     renamed, ids = {}, {}
     for token in tokens:
         form = normalize(token, do_lower_case)

@@ -53,7 +53,7 @@ def number(kind, minimum=None, maximum=None, above=None, below=None):
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"'{text}' is not {'a whole number' if kind is int else 'a number'}")
-        if not math.isfinite(value):
+        if kind is float and not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"'{text}' is not a finite number")
         for words, holds, bound in (("at least", operator.ge, minimum), ("at most", operator.le, maximum),
                                     ("above", operator.gt, above), ("below", operator.lt, below)):

@@ -50,7 +50,7 @@ fi
 case ${MODEL:-} in
     '') ;;
     pocket)
-        OUT=${OUT:-pocket/experiments$suffix} BERT=${BERT:-pocket/L4_H256}
+        OUT=${OUT:-pocket/experiments$suffix} BERT=${BERT:-pocket/L4_H128}
         [ -e "$BERT/config.json" ] || [ -n "${DRY_RUN:-}${DECLARE:-}" ] || {
             echo "$0: there is no BERT in $BERT; make it with scripts/pocket.sh" >&2; exit 2; }
         LENGTH=${LENGTH:-256} EPOCHS=${EPOCHS:-3} RATE=${RATE:-2e-4} ENDS=${ENDS:-2} JOBS=${JOBS:-2} usual_layers=4

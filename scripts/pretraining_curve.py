@@ -1,6 +1,6 @@
 """Writes how a pre-training went, or several that go on from each other: curve.csv and curve.png.
 
-    python scripts/pretraining_curve.py --runs pocket/L4_H256/128 pocket/L4_H256/256 --output_dir pocket/L4_H256
+    python scripts/pretraining_curve.py --runs pocket/L4_H128/128 pocket/L4_H128/256 --output_dir pocket/L4_H128
 
 A row of curve.csv is an evaluation of run_pretraining.py (--eval_checkpoints: one at each checkpoint): the step, counted over
 the runs, the length of the texts, the metrics, and the mean of the training loss of the masked LM since the row before.

@@ -26,6 +26,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts are no installed package
 from common.command_line import ArgumentParser, StopSignals, UserError, add_boolean, number, path, run  # noqa: E402
 from common.files import atomic_write, digest, read_json, remove, write_json  # noqa: E402
+from common.names import WEIGHT_FILES  # noqa: E402
 
 KINDS = ("source", "cpu", "gpu", "last")
 RECORD = {"command": str, "seconds": float, "identity": str}
@@ -62,10 +63,11 @@ class Job:
             raise UserError(f"{self.path} is of another BERT, made by `{record['command']}`; name another OUT")
         if self.kind == "source":
             taken = os.path.getmtime(f"{self.path}.done")
-            for file in filter(os.path.isfile, filter(os.path.isabs, self.command)):
-                if os.path.getmtime(file) > taken:
-                    raise UserError(f"{file} is newer than what {self.path} was made from; name another OUT, or, if it holds "
-                                    f"the same as then: touch {self.path}.done")
+            files = [file for word in filter(os.path.isabs, self.command)  # a file, a folder, or a checkpoint's prefix
+                     for file in (word, f"{word}.index", *(os.path.join(word, name) for name in WEIGHT_FILES))]
+            if newer := [file for file in files if os.path.isfile(file) and os.path.getmtime(file) > taken]:
+                raise UserError(f"{newer[0]} is newer than what {self.path} was made from; name another OUT, or, if it holds "
+                                f"the same as then: touch {self.path}.done")
         return record if record["identity"] == self.identity else None
 
     @property

@@ -44,7 +44,7 @@ develop="--dev_fraction ${DEV_FRACTION:-0.1}"
 unlabelled=$DATA/unlabelled.txt
 [ -e "$unlabelled" ] || unlabelled=
 data_job=tables  # what they hold is part of what a job is made of: changed tables are seen, and the runs refuse them
-job tables cpu "" - true "$(cat "$DATA"/{train,dev,test}.* $unlabelled ${NEVER_SPLIT:-} 2> /dev/null | cksum)"
+job tables cpu "" - true "$(cat "$DATA"/{train,dev,test}.* "$unlabelled" "${NEVER_SPLIT:-}" 2> /dev/null | cksum)"
 
 names=
 for model in base own; do  # base first: a wrong setting shows before the long further pre-training

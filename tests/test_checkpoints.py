@@ -3,6 +3,7 @@ import http.server
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import threading
@@ -561,6 +562,16 @@ def test_steps_2_to_4_take_a_name_on_the_hub(script, tiny, tmp_path, hub):
     assert read_json(tmp_path / "direct" / "run.json")["hub"] == f"own/tiny@{COMMIT}"
 
 
+@pytest.mark.parametrize("name", ["own/tiny", f"own/tiny@{COMMIT}"])
+def test_the_next_command_after_a_vocabulary_from_the_hub_starts_with_its_model(script, tmp_path, hub, name):
+    (tmp_path / "corpus.txt").write_text("the police said .\nit was found .\n\nin the city .\nof london .\n" * 4)
+    done = script("create_pretraining_data.py", "--input_file=corpus.txt", "--output_file=records", f"--vocab_file={name}",
+                  "--max_seq_length=16", "--max_predictions_per_seq=2", env=hub, cwd=tmp_path)
+    words = shlex.split(done.stdout.rpartition("next: ")[2])
+    assert {f"--init_checkpoint=own/tiny@{COMMIT}", "--output_dir=./tiny_pretrain"} <= set(words), done.stderr
+    assert not [word for word in words if word.startswith("--bert_config_file")]
+
+
 def test_what_step_3_reads_of_a_safetensors_file_is_step_4_s_to_the_bit(tiny, tmp_path):
     from pretraining.checkpoints import fitting_values, read_start
     config = BertConfig.from_json_file(tiny / "bert_config.json")
@@ -581,6 +592,17 @@ def test_what_step_3_reads_of_a_safetensors_file_is_step_4_s_to_the_bit(tiny, tm
                                      if "decoder" not in name} | change, tmp_path / "model.safetensors")
         with pytest.raises(UserError, match=words):
             read_start(str(tmp_path), config)
+
+
+def test_step_3_takes_the_decoder_s_bias_where_it_alone_is_there(tiny, tmp_path):
+    from pretraining.checkpoints import fitting_values, read_start
+    config = BertConfig.from_json_file(tiny / "bert_config.json")
+    state = {name: value.clone() for name, value in torch.load(tiny / "pytorch_model.bin").items() if "decoder" not in name}
+    bias = torch.arange(config.vocab_size, dtype=torch.float32)
+    del state["cls.predictions.bias"]
+    safetensors.torch.save_file(state | {"cls.predictions.decoder.bias": bias}, tmp_path / "model.safetensors")
+    found = fitting_values(config, read_start(str(tmp_path), config), "")
+    assert np.array_equal(found["cls/predictions/output_bias"], bias.numpy())
 
 
 def test_a_bert_saved_as_a_masked_lm_alone_has_no_pooler_and_is_a_start_all_the_same(tmp_path, capsys):

@@ -15,6 +15,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "scripts"))
 import collect_results  # noqa: E402
 import quickstart_table  # noqa: E402
+import read_runs  # noqa: E402
 
 HEAD_ONLY = "long_text/head_only/imdb"  # the first row of Table 2
 
@@ -448,3 +449,12 @@ def test_rows_of_other_settings_are_named_by_them(collect):
     assert set(ours) == {"0.08", "0.2"}
     text = (collect.out / "findings.md").read_text()
     assert "At 4e-3 the training fails to converge, at 2e-4 it does" in text and "Layer-0 of 4" in text
+    assert "Layer-3 of 4" in text and "Layer-11" not in text
+
+
+def test_settings_that_a_folder_does_not_name_are_the_paper_s(collect):
+    (collect.runs / "settings.json").write_text('{"rate": "2e-4"}')
+    assert read_runs.read_settings(collect.runs) == read_runs.SETTINGS | {"rate": "2e-4"}
+    (collect.runs / "settings.json").write_text('{"layers": "4"}')
+    with pytest.raises(UserError, match="settings.json"):
+        read_runs.read_settings(collect.runs)

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 import convert_tf_checkpoint_to_pytorch as conversion
@@ -126,6 +127,13 @@ def test_the_folder_is_complete_and_loads_here(converted, trained):
         assert not ignored and set(missing) <= set(weights.TIED), path
         expected = random_variables()["bert/encoder/layer_1/intermediate/dense/kernel"]
         assert torch.equal(model.bert.encoder.layer[1].intermediate.dense.weight, torch.tensor(expected.T))
+
+
+def test_a_file_named_safetensors_is_one(trained, tmp_path, monkeypatch):
+    call(monkeypatch, *flags(trained, tmp_path / "weights.safetensors"))
+    found = safetensors.torch.load_file(tmp_path / "weights.safetensors")
+    expected = random_variables()["bert/pooler/dense/kernel"]
+    assert torch.equal(found["bert.pooler.dense.weight"], torch.tensor(expected.T))
 
 
 def test_every_name_is_reported(trained, tmp_path, monkeypatch, capsys):

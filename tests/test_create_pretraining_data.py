@@ -514,6 +514,14 @@ def test_the_next_command_is_quoted_and_a_tilde_is_the_home_folder(tmp_path, tok
     assert {f"--bert_config_file={home}/config.json", f"--init_checkpoint={home}"} <= set(words)
 
 
+def test_the_next_command_after_a_vocabulary_of_this_folder_names_a_folder_in_it(tmp_path, tokenizer, monkeypatch, capsys):
+    write_corpus(tmp_path / "corpus.txt", num_documents=3)
+    monkeypatch.chdir(tmp_path)
+    call(monkeypatch, "--input_file=corpus.txt", "--vocab_file=vocab.txt", "--output_file=a.tfrecord")
+    words = shlex.split(capsys.readouterr().out.rpartition("next: ")[2])
+    assert {"--output_dir=./bert_pretrain", "--init_checkpoint=./bert_model.ckpt"} <= set(words)
+
+
 def test_two_commands_do_not_write_one_file(tmp_path, tokenizer, monkeypatch):
     write_corpus(tmp_path / "corpus.txt", num_documents=3)
     flags = [f"--input_file={tmp_path}/corpus.txt", f"--vocab_file={tmp_path}/vocab.txt",

@@ -164,6 +164,12 @@ def test_last_layer_has_runs_classify_by_its_state(commands):
     assert all(folder.startswith(("layers/", "feat/")) for folder, words in usual.items() if "--layers" in words)
 
 
+def test_bert_feat_takes_the_states_of_all_tokens_whatever_the_others_classify_by(commands):
+    found = runs_of(commands("exp2_comparison", POOLING="mean"))
+    assert {folder.startswith("feat/"): value(words, "--pooling_type") for folder, words in found.items()} == {
+        True: "cls", False: "mean"}
+
+
 def test_last_layer_has_a_folder_of_its_own(experiment):
     for variables, folder in (({"LAST_LAYER": "1"}, "experiments_last_layer"), ({}, "experiments"),
                               ({"LAST_LAYER": "1", "SMOKE": "1"}, "smoke_last_layer")):

@@ -1,4 +1,5 @@
 """scripts/findings.py: verdicts on results that are made here with effects that are known."""
+import json
 import math
 import re
 import sys
@@ -285,3 +286,17 @@ def test_that_training_converges_at_one_rate_says_nothing_of_the_other(collect):
         make_run(collect.runs / "long_text/head+tail/imdb", [0.94], seed, more={"points": points})
     collect("findings")
     assert line_of((collect.out / "findings.md").read_text(), "At 4e-4")[-1] == "undecided here (a run is missing in 1 of 2)"
+
+
+@pytest.mark.parametrize("rate, highest", [("2e-4", "4e-3"), ("0.00002", "4e-4")])
+@pytest.mark.parametrize("missing", ["the highest", "the usual"])
+def test_at_another_rate_too_convergence_needs_the_runs_at_both_rates(collect, rate, highest, missing):
+    (collect.runs / "settings.json").write_text(json.dumps({"rate": rate}))
+    folder, accuracy = {"the highest": ("long_text/head+tail/imdb", 0.98),
+                        "the usual": (f"catastrophic_forgetting/{highest}/imdb", 0.5)}[missing]
+    for seed in SEEDS:
+        points = [{"epoch": 4, "train_accuracy": accuracy + seed / 1000, "eval_accuracy": accuracy}]
+        make_run(collect.runs / folder, [accuracy], seed, more={"points": points})
+    collect("findings")
+    assert line_of((collect.out / "findings.md").read_text(), f"At {highest} the training fails")[-1] == \
+        "undecided here (a run is missing in 1 of 2)"

@@ -24,6 +24,7 @@ import tasks
 from common import command_line, files
 from common.configuration import BertConfig
 from finetuning import command, flags, model, training
+from finetuning.evaluation import METRICS, summarize_seeds
 from finetuning.weights import read_weights, write_torch
 from modeling import BertForPreTraining
 from runs import (DISCRIMINATIVE, NUM_TEST, NUM_TRAIN, ROOT, SINGLE, assert_equal_weights, call, losses_of, make_bert,
@@ -157,6 +158,17 @@ def test_several_seeds_are_summed_up_and_each_is_the_run_alone(tiny, finished, t
     assert_equal_weights(tmp_path / "seed_42" / "last", finished / "last")
     with pytest.raises(AssertionError):
         assert_equal_weights(tmp_path / "seed_7" / "last", finished / "last")
+
+
+def test_seeds_are_summed_up_by_the_names_of_their_tasks_in_whatever_order():
+    def figures(value):
+        return {"best": {f"eval_{metric}": value for metric in METRICS}}
+    results = [{"tasks": {"ag": figures(0.2), "trec": figures(0.6)}}, {"tasks": {"trec": figures(0.8), "ag": figures(0.4)}}]
+    summary, lines = summarize_seeds([1, 2], results)
+    assert {task: of_task["best"]["values"] for task, of_task in summary["tasks"].items()} == {
+        "ag": [0.2, 0.4], "trec": [0.6, 0.8]}
+    assert [line.split(" (")[0] for line in lines] == ["ag: best over 2 seeds: accuracy 30.0000%",
+                                                       "trec: best over 2 seeds: accuracy 70.0000%"]
 
 
 def test_held_out_data_choose_the_best_and_the_test_set_is_evaluated_once(tiny, tmp_path, monkeypatch):
@@ -765,7 +777,8 @@ def waited_for(condition, seconds=120):
     (["--layer_pooling", "mean"], "--layer_pooling mean joins several layers"),
     (["--pooling_type", "max"], "--pooling_type max pools the tokens of chosen layers"),
     (["--train_batch_size", 0], "0 is not at least 1"),
-    (["--learning_rate", "nan"], "nan is not at least 0"),
+    (["--learning_rate", "nan"], "'nan' is not a finite number"),
+    (["--learning_rate", "inf"], "'inf' is not a finite number"),
     (["--learning_rate", "fast"], "'fast' is not a number"),
     (["--num_train_epochs", 0], "0 is not above 0"),
     (["--dev_fraction", 1], "1 is not below 1"),

@@ -358,6 +358,17 @@ def test_unlabelled_texts_are_more_documents(tmp_path, monkeypatch):
         corpus_of(monkeypatch, tmp_path, "--task_name", "csv", "--data_dir", tmp_path, "--unlabelled_file", tmp_path / "absent")
 
 
+def test_a_corpus_is_not_written_over_the_unlabelled_texts(tmp_path, monkeypatch):
+    (tmp_path / "train.csv").write_text("text\nOne. Two.\n")
+    (tmp_path / "more.txt").write_text("Three. Four.\n")
+    (tmp_path / "link.txt").symlink_to("more.txt")
+    for name in ("more.txt", "link.txt"):
+        with pytest.raises(UserError, match=f"--output_file: .*{name} is also the input, --unlabelled_file"):
+            call(monkeypatch, "--task_name", "csv", "--data_dir", tmp_path, "--unlabelled_file", tmp_path / "more.txt",
+                 "--output_file", tmp_path / name, script=generate_corpus)
+    assert (tmp_path / "more.txt").read_text() == "Three. Four.\n" and (tmp_path / "link.txt").is_symlink()
+
+
 def test_a_file_of_ones_own_may_be_chinese(tmp_path, monkeypatch):
     (tmp_path / "train.csv").write_text("text\n好。不好。\n", encoding="utf-8")
     assert corpus_of(monkeypatch, tmp_path, "--task_name", "csv", "--language", "zh", "--data_dir",

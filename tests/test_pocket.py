@@ -12,7 +12,7 @@ from tokenization import FullTokenizer
 
 def test_a_wrong_shape_is_refused_in_a_line(tmp_path, experiment):  # noqa: F811
     done = experiment("pocket", tmp_path / "out", POCKET="L4_H100")
-    assert done.returncode == 2 and done.stderr == "pocket.sh: error: POCKET=L4_H100 is no shape such as L4_H256\n"
+    assert done.returncode == 2 and done.stderr == "pocket.sh: error: POCKET=L4_H100 is no shape such as L4_H128\n"
     assert not (tmp_path / "out").exists()
 
 
@@ -25,9 +25,9 @@ def test_the_plan_learns_from_training_texts_at_a_rate_of_its_own(tmp_path, expe
              if "create_pretraining_data.py" in line]
     assert masks == [("train", "39", "0.3"), ("train", "77", "0.3"), ("held_out", "39", "0.15"), ("held_out", "77", "0.15")]
     first, second = [line for line in printed if "run_pretraining.py" in line]
-    for words in ("--learning_rate=6e-4 ", "--num_train_steps=18000 ", "--train_batch_size=32 ", "held_out/128.tfrecord"):
+    for words in ("--learning_rate=1e-3 ", "--num_train_steps=18000 ", "--train_batch_size=32 ", "held_out/128.tfrecord"):
         assert words in first and "--init_checkpoint" not in first
-    for words in ("--learning_rate=0.00015 ", "--num_train_steps=2000 ", "--train_batch_size=16 ", "/128/model.ckpt-18000"):
+    for words in ("--learning_rate=0.00025 ", "--num_train_steps=2000 ", "--train_batch_size=16 ", "/128/model.ckpt-18000"):
         assert words in second
 
 

@@ -125,7 +125,14 @@ def test_slurm_gets_an_array_for_each_level_of_what_needs_what(cluster, tmp_path
     assert (tmp_path / "out/results/figure2.csv").exists()
 
 
-def test_an_experiment_that_there_is_not_is_refused_before_anything_is_submitted(cluster, tmp_path):
-    done, calls = cluster("exp1_layers", "exp9")
-    assert done.returncode == 2 and "there is no experiment exp9; they are scripts/exp*.sh and run_all" in done.stderr
+@pytest.mark.parametrize("name", ["exp9", "quickstart", "pocket"])
+def test_an_experiment_that_there_is_not_is_refused_before_anything_is_submitted(cluster, tmp_path, name):
+    done, calls = cluster("exp1_layers", name)
+    assert done.returncode == 2 and f"there is no experiment {name}; they are scripts/exp*.sh and run_all" in done.stderr
     assert calls == [] and not (tmp_path / "out").exists()
+
+
+def test_runs_on_a_cluster_go_on_with_the_model_that_split_their_sentences(cluster, tmp_path):
+    (tmp_path / "bin/sbatch").write_text("#!/bin/sh\necho 1\n")
+    done, _ = cluster("exp2_steps", SPACY_MODEL="xx_sm")
+    assert done.returncode == 0 and (tmp_path / "out/spacy_model").read_text() == "xx_sm\n", done.stderr

@@ -179,6 +179,28 @@ def test_a_run_says_its_precision_and_keeps_it(tiny, tmp_path, monkeypatch, caps
     assert losses_of(tmp_path / "run") == losses_of(tmp_path / "whole")
 
 
+def test_an_attempt_that_ended_before_any_checkpoint_begins_anew(tiny, tmp_path, stopped):
+    """So run.json has the flags of the run that is there."""
+    assert stopped(1, SINGLE, *short(tiny, tmp_path / "run"), how="killed")
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+    call(SINGLE, *short(tiny, tmp_path / "run"), "--gradient_accumulation_steps", 2)
+    record = read_json(tmp_path / "run" / "run.json")
+    assert record["flags"]["gradient_accumulation_steps"] == 2 and "resumed" not in record
+
+
+@pytest.mark.parametrize("first, now, kept", [("both", "none", []), ("last", "best", ["best"]), ("best", "last", ["last"])])
+def test_a_run_that_goes_on_with_other_models_to_save_leaves_none_of_an_earlier_epoch(tiny, tmp_path, stopped, monkeypatch,
+                                                                                      first, now, kept):
+    losses, measure = iter([2, 1]), training.measure
+    monkeypatch.setattr(training, "measure",
+                        lambda *data: measure(*data) | {"eval_accuracy": 0.5, "eval_loss": next(losses)})
+    assert stopped(3, SINGLE, *short(tiny, tmp_path / "run"), "--save_models", first)
+    assert (tmp_path / "run" / {"both": "best"}.get(first, first)).exists()
+    call(SINGLE, *short(tiny, tmp_path / "run"), "--save_models", now)
+    assert read_json(tmp_path / "run" / "results.json")["best"]["epoch"] == 2
+    assert [name for name in ("best", "last") if (tmp_path / "run" / name).exists()] == kept
+
+
 def test_a_run_that_goes_on_with_more_processes_says_so(tiny, tmp_path, stopped, start):
     assert stopped(1, SINGLE, *short(tiny, tmp_path / "run"))
     assert wait(*start_together(start, 2, SINGLE, short(tiny, tmp_path / "run"), tmp_path / "log")) == [0, 0]
@@ -382,6 +404,17 @@ def test_evaluation_and_prediction_of_a_saved_model_change_no_file_of_a_run(tiny
     assert len(predictions_of(written)) == 37
     for path in after.keys() - before.keys():
         path.unlink()
+
+
+def test_a_task_s_results_stay_where_its_best_model_alone_was_saved(tiny, with_test, tmp_path):
+    run = shutil.copytree(with_test / "several", tmp_path / "several")
+    shutil.rmtree(run / "ag" / "last")
+    before = files_of(run)
+    assert run / "ag" / "eval_results.txt" in before
+    call(SINGLE, "--task_name", "ag", "--do_eval", "--data_dir", tiny, "--init_checkpoint", run / "ag" / "best", "--no_cuda",
+         "--output_dir", run / "ag")
+    after = files_of(run)
+    assert {path: after.get(path) for path in before} == before and run / "ag" / "eval_results_saved_model.txt" in after
 
 
 def without(*names):

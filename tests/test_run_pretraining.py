@@ -923,6 +923,24 @@ def test_an_output_folder_with_the_source_s_files_is_refused(data, pretrain):
         pretrain(*flags_of(data, data / "bert"))
 
 
+def test_overwriting_does_not_remove_the_vocabulary_that_is_named(data, tmp_path, pretrain):
+    out = shutil.copytree(data / "bert", tmp_path / "out")
+    before = contents(out)
+    with pytest.raises(UserError, match="--output_dir is the folder of --vocab_file"):
+        pretrain(*flags_of(data, out, "--vocab_file", out / "vocab.txt", "--overwrite_output_dir", steps=4))
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors", "config.json"])
+def test_weights_in_the_folder_that_are_from_before_the_run_are_said(data, tmp_path, pretrain, monkeypatch, capsys, name):
+    monkeypatch.setattr(training, "train", lambda *arguments: None)
+    pretrain(*flags_of(data, tmp_path / "empty"))
+    assert "is from before this run" not in capsys.readouterr().out
+    (tmp_path / name).touch()
+    pretrain(*flags_of(data, tmp_path))
+    assert f"note: {tmp_path / name} is from before this run: convert its checkpoint, too, before" in capsys.readouterr().out
+
+
 def test_checkpoints_without_run_json_are_not_gone_on_from(data, tmp_path, pretrain):
     write_checkpoint(str(tmp_path / "model.ckpt-3"), {"a": np.ones(3, np.float32)})
     with pytest.raises(UserError, match="holds files of a run without a run.json"):

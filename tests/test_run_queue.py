@@ -316,3 +316,16 @@ def test_another_bert_is_refused_in_the_place_of_the_first(finished, tmp_path):
     status, _, errors = finished([source("/usr"), job("b")])
     assert status == 1 and "out/models/base is of another BERT, made by `sh -c 'test -e /tmp'`; name another OUT" in errors
     assert begun(tmp_path) == ["a"]
+
+
+def test_a_bert_that_has_changed_is_refused_until_it_is_said_to_be_the_same(finished, tmp_path):
+    bert, done = tmp_path / "config.json", tmp_path / "out/models/base.done"
+    bert.touch()
+    plan = [f"models/base\tsource\t\t-\tcat {bert}\n", job("a", "models/base")]
+    assert [finished(plan)[0] for _ in range(2)] == [0, 0]
+    os.utime(bert, (done.stat().st_mtime + 1,) * 2)
+    status, _, errors = finished([*plan, job("b")])
+    assert status == 1 and errors.count("\n") == 1 and begun(tmp_path) == ["a"]
+    assert f"{bert} is newer than what out/models/base was made from" in errors and "touch out/models/base.done" in errors
+    os.utime(done, (done.stat().st_mtime + 2,) * 2)
+    assert finished([*plan, job("b")])[0] == 0 and begun(tmp_path) == ["a", "b"]

@@ -1,5 +1,6 @@
 """tasks.py: every task's text and labels from real rows, bad files, and the subsets."""
 import collections
+import gzip
 import json
 
 import numpy as np
@@ -249,6 +250,22 @@ def test_csv_task_refuses_a_test_label_that_training_lacks(tmp_path):
 def test_texts_to_predict(tmp_path, task, name, content, texts):
     write(tmp_path, {name: content})
     assert tasks.read_texts(TASKS[task], str(tmp_path / name)) == texts
+
+
+@pytest.mark.parametrize("name, content, encoding", [
+    ("new.csv.gz", gzip.compress('"1","caf\xe9","b"\n"2","c","d"\n'.encode()), None),
+    ("new.csv.gz", gzip.compress('"1","caf\xe9","b"\n"2","c","d"\n'.encode("cp1252")), "cp1252"),
+    ("new.csv", '"1","caf\xe9","b"\n"2","c","d"\n'.encode("cp1252"), "cp1252"),
+    ("new.tsv", "caf\xe9\tb\nc\td\n".encode("cp1252"), "cp1252")], ids=["gz", "cp1252.gz", "cp1252", "tabs"])
+def test_tables_to_predict_of_a_named_task_may_be_compressed_and_in_any_encoding(tmp_path, name, content, encoding):
+    write(tmp_path, {name: content})
+    assert tasks.read_texts(TASKS["ag"], str(tmp_path / name), encoding) == ["caf\xe9 - b", "c - d"]
+
+
+def test_the_ids_of_a_table_to_predict_are_read_in_its_encoding(tmp_path):
+    write(tmp_path, {"train.csv": "mood,text\na,x\nb,y\n", "new.csv": "id,text\n\u201ch\u201d,x\n".encode("cp1252")})
+    task = tasks.csv_task(tmp_path, "mood", ["text"])
+    assert tasks.read_ids(task, str(tmp_path / "new.csv"), "id", "cp1252") == ["\u201ch\u201d"]
 
 
 def test_texts_to_predict_for_a_file_of_ones_own(tmp_path):

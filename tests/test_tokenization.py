@@ -239,6 +239,12 @@ def test_an_own_token_of_the_vocabulary_keeps_its_row(tmp_path):
     assert tokenizer.vocab["电影"] == 1 and "[unused1]" in tokenizer.vocab
 
 
+def test_an_own_token_that_is_an_unused_row_shares_it_with_no_other(tmp_path):
+    tokenizer = own_tokenizer(tmp_path, ["[URL]", "[unused0]"])
+    assert (tokenizer.vocab["[unused0]"], tokenizer.vocab["[URL]"], len(tokenizer.vocab)) == (1, 2, 20)
+    assert tokenizer.tokenize("[unused0] [URL]") == ["[unused0]", "[URL]"]
+
+
 def test_more_own_tokens_than_unused_rows_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"no \[unusedN\] left for #c and those after it"):
         own_tokenizer(tmp_path, ["#a", "#b", "see", "#c", "#d"])

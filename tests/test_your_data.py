@@ -5,6 +5,7 @@ import pathlib
 import random
 import re
 import shlex
+import shutil
 import subprocess
 
 import numpy as np
@@ -126,6 +127,40 @@ def test_its_settings_reach_the_commands(your_data, folders, tmp_path):
     assert "--dev_fraction" not in words and words[-2:] == ["--learning_rate", "3e-5"]
     assert "--do_lower_case=False" in words
     assert words[words.index("--sep") + 1] == "tab" and str(tmp_path / "cased data") in words
+
+
+def test_changed_tables_make_what_is_made_from_them_due_again(your_data, folders, tmp_path):
+    def plan():
+        done = your_data(tmp_path / "out", DATA=str(tmp_path / "data"), DECLARE="1")
+        assert done.returncode == 0, done.stderr
+        return {name: (needs.split(), command) for name, _, needs, _, command in
+                (line.split("\t") for line in done.stdout.splitlines())}
+    shutil.copytree(folders / "data", tmp_path / "data")
+    before = plan()
+    assert plan() == before
+    for name in ("train.csv", "test.csv", "unlabelled.txt"):
+        (tmp_path / "data" / name).write_bytes((tmp_path / "data" / name).read_bytes().replace(b"police", b"troops"))
+        after = plan()
+        assert {job for job in after if after[job] != before[job]} == {"tables"}, name
+        before = after
+    assert {job for job, (needs, _) in after.items() if "tables" in needs} == {"pretrained/own/corpus", "fine_tuned/base",
+                                                                              "fine_tuned/own"}
+
+
+def test_the_language_of_the_system_is_not_that_of_the_texts(your_data, tmp_path):
+    words = commands(your_data(tmp_path / "out", DRY_RUN="1", LANGUAGE="en_US"))["generate_corpus"]
+    assert words[words.index("--language") + 1] == "en"
+
+
+def test_the_folder_of_tables_may_be_a_link(your_data, folders, tmp_path):
+    (tmp_path / "link").symlink_to(folders / "data")
+    words = commands(your_data(tmp_path / "out", DRY_RUN="1", DATA=str(tmp_path / "link")))["your_data_report"]
+    assert words[words.index("--data_dir") + 1] == str(folders / "data")
+
+
+def test_the_report_is_of_the_first_seed(your_data, tmp_path):
+    words = commands(your_data(tmp_path / "out", DRY_RUN="1", SEEDS="7 3"))["your_data_report"]
+    assert words[words.index("--seed") + 1] == "7"
 
 
 @pytest.mark.parametrize("variables, words", [
