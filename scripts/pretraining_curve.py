@@ -46,7 +46,8 @@ def draw(curve, target):
     loss, accuracy = picture.subplots(1, 2)
     for length, part in curve.groupby("max_seq_length"):
         loss.plot(part["step"], part["masked_lm_loss"], marker=".", label=f"held-out texts, {length} tokens")
-        loss.plot(part["step"], part["training_masked_lm_loss"], "--", label=f"training texts, {length} tokens")
+        trained = part.dropna(subset="training_masked_lm_loss")
+        loss.plot(trained["step"], trained["training_masked_lm_loss"], "--", label=f"training texts, {length} tokens")
         accuracy.plot(part["step"], 100 * part["masked_lm_accuracy"], marker=".", label=f"held-out texts, {length} tokens")
     loss.set(xlabel="step", ylabel="loss of the masked LM")
     accuracy.set(xlabel="step", ylabel="accuracy of the masked LM, %")
