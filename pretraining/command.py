@@ -102,7 +102,7 @@ def run(args, inputs, role, folder):
     from pretraining.modeling_tf import BertForPreTraining
     from pretraining.optimization_tf import AdamWeightDecay
     from pretraining.records import Records
-    from pretraining.training import Pace, Recipe, evaluate, train
+    from pretraining.training import Pace, Recipe, evaluate, make_evaluation_step, train
 
     config, say = inputs.config, print if folder else lambda *words: None
     if args.deterministic:
@@ -165,7 +165,8 @@ def run(args, inputs, role, folder):
         with strategy.scope():
             model = BertForPreTraining(config, start.values, "bfloat16" if args.precision == "bf16" else "float32",
                                        args.next_sentence)
-        evaluation = functools.partial(evaluate, strategy, model, eval_records, args.eval_batch_size, args.max_eval_steps)
+        evaluation = functools.partial(evaluate, strategy, make_evaluation_step(strategy, model), eval_records,
+                                       args.eval_batch_size, args.max_eval_steps)
         if to_train:
             with strategy.scope():
                 optimizer = AdamWeightDecay(model.variables, args.learning_rate, args.num_train_steps, args.num_warmup_steps,

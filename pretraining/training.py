@@ -210,10 +210,8 @@ def not_finite(output_dir, step, row):
 
 # Evaluation
 
-def evaluate(strategy, model, records, batch_size, max_batches, show_bar):
-    """Name -> float of google-research/bert's five metrics (three where the model has no next sentence prediction), over the
-    first `max_batches` batches of the records. The accuracies and the two tasks' losses are means over all masked tokens and
-    all examples; `loss` is the mean of the batches' losses, a last batch that is not full counted by its examples."""
+def make_evaluation_step(strategy, model):
+    """A tf.function (iterator) -> float32 [n], sums over the next batch: those of `pretraining_sums`, masked tokens, examples."""
     def sums_of_part(features):
         features = {name: tensor[0] for name, tensor in features.items()}
         weights = features["example_weights"]
@@ -224,7 +222,14 @@ def evaluate(strategy, model, records, batch_size, max_batches, show_bar):
     @functools.partial(tf.function, autograph=False)
     def evaluation_step(iterator):
         return first_replica(strategy, strategy.run(sums_of_part, args=(next(iterator),)))
+    return evaluation_step
 
+
+def evaluate(strategy, evaluation_step, records, batch_size, max_batches, show_bar):
+    """Name -> float of google-research/bert's five metrics (three where the model has no next sentence prediction), over the
+    first `max_batches` batches of the records. The accuracies and the two tasks' losses are means over all masked tokens and
+    all examples; `loss` is the mean of the batches' losses, a last batch that is not full counted by its examples.
+    evaluation_step: of `make_evaluation_step`, made once, as it is compiled when it is first called."""
     batch_size = min(batch_size, len(records))  # more would be padding
     steps = range(min(max_batches, math.ceil(len(records) / batch_size)))
     padded_size = math.ceil(batch_size / strategy.num_replicas_in_sync) * strategy.num_replicas_in_sync

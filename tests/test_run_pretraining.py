@@ -323,6 +323,12 @@ def test_each_checkpoint_is_evaluated_and_a_stop_leaves_no_line_out_or_twice(dat
     assert json.loads((whole / "evaluation.json").read_text())["results"]["loss"] == logged(whole, "loss", "eval")[8]
 
 
+def test_the_step_that_evaluates_checkpoints_is_compiled_once(data, tmp_path, pretrain, spy):
+    traced = spy(BertForPreTraining, "pretraining_sums", lambda _, model, features, training=False, seed=None: training)
+    pretrain(*flags_of(data, tmp_path / "out", "--do_eval", "--eval_file", data / "held-out.tfrecord", "--eval_checkpoints"))
+    assert sorted(logged(tmp_path / "out", "loss", "eval")) == [4, 8, 12] and traced.count(False) == 1
+
+
 DIE_WHILE_WRITING = """
 import os, signal, sys
 import run_pretraining
