@@ -211,7 +211,7 @@ def not_finite(output_dir, step, row):
 # Evaluation
 
 def make_evaluation_step(strategy, model):
-    """A tf.function (iterator) -> float32 [n], sums over the next batch: those of `pretraining_sums`, masked tokens, examples."""
+    """A tf.function (iterator) -> float32 [n]: the next batch's sums (`pretraining_sums`), its masked tokens and examples."""
     def sums_of_part(features):
         features = {name: tensor[0] for name, tensor in features.items()}
         weights = features["example_weights"]

@@ -22,7 +22,7 @@ import findings  # noqa: E402
 from common.command_line import ArgumentParser, path, run  # noqa: E402
 from common.files import atomic_write, check_output_folder, require_folder  # noqa: E402
 from figures import FIGURES, rate_folders, step_folders, write_figure  # noqa: E402
-from read_runs import KEYS, own_name, own_rate, read_results, read_runs, read_settings  # noqa: E402
+from read_runs import KEYS, SETTINGS, own_name, own_rate, read_results, read_runs, read_settings  # noqa: E402
 from tables import figure, markdown, read_figures, write_csv  # noqa: E402
 from tasks import TASKS  # noqa: E402
 
@@ -138,9 +138,13 @@ def write_findings(runs, paper, output_dir):
     steps = step_folders(runs)
     if len(steps) == 2:  # the ends alone do not show which number is best
         steps["50000"] = "steps/50000/imdb"
-    figures += [("figure3", f"{int(float(step)):,} steps", "imdb", folder, np.nan) for step, folder in steps.items()]
-    rows = pd.concat([own_runs(paper, settings), pd.DataFrame(figures, columns=paper.columns)])
-    depth = settings["layers"]
+    last = str(settings["steps"])  # findings know the paper's
+    figures += [("figure3", f"{SETTINGS['steps'] if step == last else int(float(step)):,} steps", "imdb", folder, np.nan)
+                for step, folder in steps.items()]
+    rows, depth = own_runs(paper, settings), settings["layers"]
+    if depth != 12 or settings["train_parts"]:  # earlier models' figures are no measure of a small BERT or a part of the data
+        rows = rows[rows["run"] != ""]
+    rows = pd.concat([rows, pd.DataFrame(figures, columns=paper.columns)])
     if depth != 12:
         rows = pd.concat([rows[rows["table"] != "table3"], layers_of(depth, paper.columns)])
     frame = read_runs(runs, [*rows["run"], *rate_folders(runs).values()])

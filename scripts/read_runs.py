@@ -40,7 +40,8 @@ def own_rate(rate, settings):
 
 
 def own_name(text, settings):
-    """A name or a claim of the paper with these runs' rates and lengths in place of the paper's."""
+    """A name or a claim of the paper with these runs' rates, lengths and steps in place of the paper's."""
+    text = text.replace(f"{SETTINGS['steps']:,} steps", f"{settings['steps']:,} steps")
     text = text.replace("(128+382)", f"({settings['head']}+{settings['length'] - 2 - settings['head']})")
     return re.sub(r"\d(\.\d+)?e-\d", lambda found: own_rate(found[0], settings), text)
 

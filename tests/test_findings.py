@@ -280,6 +280,19 @@ def test_training_error_and_steps_that_runs_do_not_hold_are_not_testable(collect
         "undecided here (a run is missing in 1 of 2)"
 
 
+def test_other_settings_name_the_last_steps_and_leave_earlier_models_out(collect):
+    """ULMFiT's error on all of IMDb is no measure of a small BERT on a part of it."""
+    collect.runs.mkdir(exist_ok=True)
+    (collect.runs / "settings.json").write_text(json.dumps({"layers": 4, "train_parts": "imdb=0.04", "steps": 5000}))
+    for folder, accuracy in (("none/imdb", 0.73), ("steps/1000/imdb", 0.74), ("imdb/imdb", 0.76)):
+        for seed in SEEDS:
+            make_run(collect.runs / folder, [accuracy + seed / len(folder) / 10000], seed)
+    collect("findings")
+    text = (collect.out / "findings.md").read_text()
+    assert line_of(text, "Within-task further pre-training is best at 5,000 steps")[-1] == "supported"
+    assert "ULMFiT:" not in text and "- BERT-base with within-task further pre-training is better than ULMFiT" in text
+
+
 def test_that_training_converges_at_one_rate_says_nothing_of_the_other(collect):
     for seed in SEEDS:
         points = [{"epoch": 4, "train_accuracy": 0.98 + seed / 1000, "eval_accuracy": 0.94}]
