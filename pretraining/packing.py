@@ -68,7 +68,7 @@ def pack(features):
                           for part in parts]) for name in names]
 
     packed = tf.numpy_function(pack_arrays, [features[name] for name in given],
-                               [tf.float32 if name == "masked_lm_weights" else tf.int32 for name in names], stateful=False)
+                               [tf.float32 if name == "masked_lm_weights" else tf.int32 for name in names])
     accumulation, _, length = features["input_ids"].shape
     shapes = {name: [accumulation, None, length] for name in (*ROW_FEATURES, "position_ids", "sequence_ids")} | {
         name: [accumulation, None] for name in FOUND_BY_PLACE} | {"first_tokens": features["first_tokens"].shape}

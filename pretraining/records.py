@@ -150,9 +150,8 @@ class Records:
 
         @tf.autograph.experimental.do_not_convert
         def parse(step):
-            # not Dataset.from_generator: that makes malloc give every large block back to the system at once; stateless, as
-            # --deterministic has no stateful function read ahead
-            serialized, weights = tf.numpy_function(read, [step], [tf.string, tf.float32], stateful=False)
+            # not Dataset.from_generator: that makes malloc give every large block back to the system at once
+            serialized, weights = tf.numpy_function(read, [step], [tf.string, tf.float32])
             serialized, weights = tf.ensure_shape(serialized, [batch_size]), tf.ensure_shape(weights, [batch_size])
             features = {name: tensor if tensor.dtype == tf.float32 else tf.cast(tensor, tf.int32)
                         for name, tensor in tf.io.parse_example(serialized, self.schema).items()}
