@@ -189,6 +189,10 @@ def test_measured_figures_are_those_that_are_committed():
     for fraction, reviews in (("0.004", "100"), ("0.01", "250"), ("0.02", "500")):
         expected = [error(f"few_shot/{model}/{fraction}/imdb/seed_1") for model in ("none", "imdb")]
         assert [row[1:3] for row in rows if row[0].startswith(f"{reviews} (")] == [expected]
+    for row in csv.DictReader((results / "pocket/figure4.csv").read_text().splitlines()):
+        if "ours" in row["curve"]:
+            shown, = (line for line in rows if line[0].startswith(f"{float(row['x']):.1%}: ".replace(".0%", "%")))
+            assert f"{float(row['mean']):.2f} ({float(row['std']):.2f})" in shown
     errors = [float(error(f"none/trec/seed_{seed}")) for seed in range(1, 6)]
     assert [row[1] for row in rows if row[0] == "BERT-FiT"] == ["3.24 (0.48)"]
     mean = sum(errors) / 5
