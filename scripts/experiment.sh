@@ -55,7 +55,7 @@ case ${MODEL:-} in
             echo "$0: there is no BERT in $BERT; make it with scripts/pocket.sh" >&2; exit 2; }
         LENGTH=${LENGTH:-256} EPOCHS=${EPOCHS:-3} RATE=${RATE:-2e-4} ENDS=${ENDS:-2} JOBS=${JOBS:-2} usual_layers=4
         HEAD=${HEAD:-$((LENGTH / 4))}
-        POOLING=${POOLING-mean}  # the [CLS] state of so small a BERT says less about a text than its words do
+        POOLING=${POOLING-mean}  # learns from fewer texts than the [CLS] state where the BERT is not finished
         STEPS=${STEPS:-10000} PRETRAINING_RATE=${PRETRAINING_RATE:-3e-4} STEP_LIST=${STEP_LIST:-1000 2000 5000}
         TRAIN_PARTS=${TRAIN_PARTS-imdb=0.08 ag=0.08} TEST_PARTS=${TEST_PARTS-imdb=0.08 ag=0.25}
         FRACTIONS=${FRACTIONS:-0.004 0.01 0.02 0.05 0.08 0.2 1} MIN_UPDATES=${MIN_UPDATES:-100}

@@ -3,7 +3,7 @@
 # sentence on texts of 128 tokens and at last of 256, as a folder that scripts and transformers take as any other BERT. Then
 # `MODEL=pocket bash scripts/run_all.sh` asks the paper's questions of it, on a CPU.
 #
-#     bash scripts/pocket.sh                              # about an hour on 2 cores; the same again goes on
+#     bash scripts/pocket.sh                              # by calculation an hour on 2 cores; again: goes on
 #     bash scripts/pocket.sh --status
 #     POCKET=L6_H384 STEPS=100000 bash scripts/pocket.sh  # on a GPU
 #
@@ -15,7 +15,7 @@
 #     VOCAB_SIZE  tokens of the vocabulary (default: 8000)
 #     STEPS       updates, the last tenth of them on 256 tokens (default: 20000)
 #     BATCH       texts of 128 tokens an update (default: 32)
-#     PRETRAINING_RATE   peak learning rate (default: 1e-3; 256 wide, 6e-4 is better)
+#     PRETRAINING_RATE   peak learning rate (default: 1e-3; 256 wide was tried at 6e-4)
 #     MASKED_LM_PROB     share of the tokens it learns to predict (default: 0.3; 0.15 in the texts it is evaluated on)
 #
 # The loss and the accuracy of the masked LM on texts it does not learn from, the test texts of TASKS, are in curve.csv and
