@@ -36,7 +36,8 @@ def own_rate(rate, settings):
     """The paper's rate, a str, as the same multiple of these runs' rate, written as scripts/experiment.sh writes it."""
     if settings["rate"] == SETTINGS["rate"]:
         return rate
-    return f"{float(rate) * float(settings['rate']) / float(SETTINGS['rate']):.1e}".replace(".0e", "e").replace("e-0", "e-")
+    own = f"{float(rate) * float(settings['rate']) / float(SETTINGS['rate']):.5e}"
+    return re.sub(r"\.?0*e", "e", own).replace("e-0", "e-")
 
 
 def own_name(text, settings):

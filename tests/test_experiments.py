@@ -19,6 +19,9 @@ import tasks
 from conftest import ROOT
 from runs import until
 
+sys.path.insert(0, str(ROOT / "scripts"))
+import read_runs  # noqa: E402
+
 SCRIPTS = {  # and what each writes
     "exp1_long_text": "table2", "exp1_layers": "table3", "exp1_catastrophic_forgetting": "figure2",
     "exp1_layer_wise_lr": "table4", "exp2_steps": "figure3", "exp2_domains": "table5", "exp2_comparison": "table6",
@@ -373,24 +376,31 @@ def test_a_pocket_s_plan_is_of_its_own_rates_and_parts_of_the_data(commands):
     printed = commands("run_all", MODEL="pocket", LAYERS="")
     found = runs_of(printed)
     assert {"none/trec", "all/ag", "steps/5000/imdb", "imdb/imdb", "few_shot/none/1/imdb", "layers/layer_3/imdb",
-            "layer_wise_lr/2.5e-4_0.95/imdb", "layer_wise_lr/2e-4_0.90/imdb", "catastrophic_forgetting/4e-3/imdb",
+            "layer_wise_lr/6.25e-4_0.95/imdb", "layer_wise_lr/5e-4_0.90/imdb", "catastrophic_forgetting/1e-2/imdb",
             "multitask/all/imdb", "corpus/train_test_html_rules/imdb", "long_text/head+tail/imdb"} <= found.keys()
     assert not [run for run in found if re.search("large|sogou|feat|released|yelp|layer_4|few_shot/none/0.08", run)]
     words = found["none/imdb"]
     assert [value(words, f"--{flag}") for flag in ("learning_rate", "layer_learning_rate", "max_seq_length", "trunc_medium",
             "num_datas", "num_test_datas", "layers", "pooling_type")] == [
-                "2e-4", "2e-4", "256", "64", "0.08", "0.08", "3", "mean"]
+                "5e-4", "5e-4", "256", "64", "0.08", "0.08", "3", "mean"]
     assert value(found["few_shot/none/1/imdb"], "--num_datas") == "1.0"
     assert value(found["few_shot/imdb/0.01/imdb"], "--num_datas") == "0.01"
     assert value(found["none/trec"], "--num_datas") is None
     assert [value(found[f"few_shot/none/{share}/imdb"], "--num_train_epochs") for share in ("0.004", "0.05", "1")] == \
         ["24", "3", "3"]
-    assert value(found["catastrophic_forgetting/4e-3/imdb"], "--learning_rate") == "4e-3"
-    assert value(found["multitask/none/ag"], "--learning_rate") == "1e-4"
+    assert value(found["catastrophic_forgetting/1e-2/imdb"], "--learning_rate") == "1e-2"
+    assert value(found["multitask/none/ag"], "--learning_rate") == "2.5e-4"
     trained = next(words for words in printed if "--output_dir=out/pretrained/all/checkpoints" in words)
-    assert "--learning_rate=3e-4" in trained and "--num_train_steps=10000" in trained
+    assert "--learning_rate=5e-4" in trained and "--num_train_steps=10000" in trained
     corpus = next(words for words in printed if "out/pretrained/all/corpus.txt" in words and "generate_corpus.py" in words)
     assert corpus[corpus.index("--task_name") + 1:corpus.index("--data_dir")] == ["imdb", "ag", "dbpedia", "trec"]
+
+
+@pytest.mark.parametrize("rate, own", [("3e-5", "3.75e-5"), ("2e-4", "2.5e-4"), ("5e-4", "6.25e-4"), ("8e-5", "1e-4")])
+def test_a_multiple_of_the_rate_has_all_its_digits(rate, own, commands):
+    """The same in the runs' folders, which the scripts name, and in the tables' rows."""
+    assert f"layer_wise_lr/{own}_0.95/imdb" in runs_of(commands("exp1_layer_wise_lr", RATE=rate))
+    assert read_runs.own_rate("2.5e-5", read_runs.SETTINGS | {"rate": rate}) == own
 
 
 @pytest.mark.parametrize("model, words", [("huge", "MODEL=huge is unknown"), ("pocket", "make it with scripts/pocket.sh")])
