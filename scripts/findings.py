@@ -272,7 +272,7 @@ def write_findings(rows, errors, output_dir, own_name=str):
 
 def signed(effect, error):
     """`-1.20 (0.35)`; without a standard error `-1.20`."""
-    return "" if pd.isna(effect) else f"{effect:+.2f}" + ("" if pd.isna(error) else f" ({error:.2f})")
+    return "" if pd.isna(effect) else f"{effect:+z.2f}" + ("" if pd.isna(error) else f" ({error:.2f})")
 
 
 def p_value(p):
