@@ -244,11 +244,9 @@ class FullTokenizer:
     def encode_slices(self, texts):
         """The same, some texts at a time: yields (ids, lengths), int32 [tokens of these texts] and int64 [these texts]."""
         for batch in slices(texts, CHARACTERS_PER_SLICE):
-            words = []
-            for text in batch:  # str.isprintable is several times as fast as the search, and true of most texts
-                words += (text if text.isprintable() else DELETED_BEFORE_SPLIT.sub("", text)).split()
-                words.append(SEPARATOR)
-            yield self._ids_of(words)
+            batch = [text if text.isprintable()  # is several times as fast as the search, and true of most texts
+                     else DELETED_BEFORE_SPLIT.sub("", text) for text in batch]
+            yield self._ids_of(f" {SEPARATOR} ".join([*batch, ""]).split())
 
     def _ids_of(self, words):
         """(ids, lengths) of texts given as one list of their words, each text ended by SEPARATOR."""
