@@ -26,7 +26,7 @@ from common.vocabulary import check_vocab, choose_case, read_vocab
 
 REQUIRED_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MOST_UNKNOWN = 0.05  # of the tokens, before it is warned of; English in bert-base-uncased has 0.0%
-CHARACTERS_PER_SLICE = 1 << 19  # of the texts that are held at a time
+CHARACTERS_PER_SLICE = 1 << 20  # of the texts that are held at a time
 IDS_COUNTED = 1 << 20  # at a time
 WORDS_PER_CALL = 256  # of Rust, which is called for all words that are new in a slice, on all cores
 CHARACTERS_KNOWN = 1 << 20  # of the words whose ids are kept, about 120,000 English ones; beyond that they are all forgotten
