@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from common.command_line import UserError
 from finetuning.attention import attention, attention_varlen, fits_flash, has_flash
 from finetuning.dropout import dropout
+from finetuning.packed_weights import is_packed
 
 ACTIVATIONS = {
     "gelu": F.gelu,
@@ -57,7 +58,9 @@ class BertEmbeddings(nn.Module):
 
 
 def project_together(layers, hidden):
-    """What linear layers give of the same input, by one product with their joined weights."""
+    """What linear layers give of the same input, by one product with their joined weights, or with each one's packed ones."""
+    if is_packed(layers[0]):
+        return [layer(hidden) for layer in layers]
     joined = F.linear(hidden, torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers]))
     return joined.chunk(len(layers), dim=-1)
 
@@ -126,7 +129,7 @@ class BertEncoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing = self.compiled = False
 
     def fills_rows(self, device):
         """Whether rows of no token may follow the tokens': attention_grouped leaves them zero."""
@@ -152,6 +155,7 @@ class BertEncoder(nn.Module):
                 return attention_varlen(query, key, value, batch, dropout)
             return uncompiled(query, key, value, batch, dropout, backend)
 
+        self.compiled = True
         for layer in self.layer:
             layer.attention.self.attention = attention_of_layer
             layer.compile(dynamic=True)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from common.files import atomic_write
 from common.run_folder import write_key_values
 from finetuning.gpu import moved_ahead
+from finetuning.packed_weights import packed_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,8 @@ def predict(model, dataset, batch_size, world, bf16):
     own = dataset.batches_by_length(batch_size)[::-1][world.rank::world.size]
     batches = moved_ahead(map(dataset.batch, own), world.device)
     bar = tqdm(batches, total=len(own), unit="batch", desc="evaluation", disable=not world.main, mininterval=1, leave=False)
-    with torch.inference_mode(), torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
+    with (torch.inference_mode(), torch.autocast(world.device.type, torch.bfloat16, enabled=bf16),
+          packed_weights(model.bert.encoder, bf16)):
         computed = [model(batch) for batch in bar]
     computed = [rows.cpu().numpy() for rows in computed]  # not before the last batch is on its way: a copy waits for a GPU
     logits = np.full((len(dataset), model.classifier.out_features), np.nan, np.float32)

@@ -9,7 +9,7 @@ import modeling
 from common import precision
 from common.command_line import UserError
 from common.configuration import BertConfig
-from finetuning import attention, random_words
+from finetuning import attention, packed_weights as packed, random_words
 from finetuning.data import pack
 from finetuning.dropout import choose_words, dropout
 from finetuning.processes import choose_precision
@@ -181,6 +181,48 @@ def test_rows_of_no_token_change_nothing(monkeypatch, features):
         layer.attention.self.backend = "per_sequence"
     assert_same(filled, gradients(model, model(batch)))
     assert rows == [-(-sum(LENGTHS) // modeling.ROWS) * modeling.ROWS, sum(LENGTHS)] and rows[0] > rows[1]
+
+
+# Packed weights
+
+needs_bf16 = pytest.mark.skipif(not precision.bf16_instructions(), reason="this CPU has no bfloat16 instructions")
+
+
+@needs_bf16
+@pytest.mark.parametrize("features", [{}, {"layers": [0, 2], "pooling_type": "mean"}, {"layers": [1], "hierarchical": "max"},
+                                      {"layers": [1], "classifier": "bilstm_attention"}], ids=str)
+def test_packed_weights_give_the_same_bits(monkeypatch, features):
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(CONFIG, 3, **features).eval()
+    batch = pack([np.random.default_rng(0).integers(1, 50, length) for length in LENGTHS], fractions=[len(LENGTHS)])
+    products, product = [], packed.product
+    monkeypatch.setattr(packed, "product", lambda x, **own: products.append(len(x)) or product(x, **own))
+
+    def logits(bf16):
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), packed.packed_weights(model.bert.encoder, bf16):
+            return model(batch)
+    plain = logits(False)
+    assert not products
+    assert torch.equal(logits(True), plain)
+    assert len(products) == 6 * model.num_layers and max(products) == -(-sum(LENGTHS) // modeling.ROWS) * modeling.ROWS
+    assert torch.equal(logits(False), plain) and len(products) == 6 * model.num_layers
+
+
+@needs_bf16
+def test_weights_are_packed_anew_and_never_of_a_compiled_encoder():
+    torch.manual_seed(0)
+    encoder = BertForSequenceClassification(CONFIG, 3).bert.encoder
+    layer, states = encoder.layer[0].intermediate.dense, torch.randn(5, CONFIG.hidden_size).bfloat16()
+    for _ in range(2):  # the second time of other weights, and after an error
+        with pytest.raises(KeyError), torch.no_grad(), packed.packed_weights(encoder, True):
+            assert packed.is_packed(layer) and layer(states).dtype == torch.bfloat16
+            assert torch.equal(layer(states), torch.nn.functional.linear(states, layer.weight.bfloat16(), layer.bias.bfloat16()))
+            raise KeyError
+        assert not packed.is_packed(layer)
+        torch.nn.init.normal_(layer.weight)
+    encoder.compile_layers()
+    with packed.packed_weights(encoder, True):
+        assert not packed.is_packed(layer)
 
 
 # Precision
