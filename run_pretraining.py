@@ -78,6 +78,9 @@ def parse_arguments():
                         help="Total number of updates, at the last of which the rate reaches 0; default: 100000.")
     recipe.add_argument("--num_warmup_steps", type=number(int, minimum=0), default=10000, metavar="STEPS",
                         help="Number of updates over which the rate rises linearly from 0; default: 10000; 0 switches it off.")
+    recipe.add_argument("--dropout", type=number(float, minimum=0.0, below=1.0), metavar="PROBABILITY",
+                        help="Dropout of states and of attention while this pre-trains, such as 0 for a small model; default: "
+                        "the configuration's, which stays that of fine-tuning.")
     recipe.add_argument("--random_seed", type=number(int, minimum=0, maximum=2 ** 31 - 1), default=12345, metavar="SEED",
                         help="Seed of new weights, of dropout and of the order of the records; default: 12345.")
 

@@ -9,6 +9,7 @@ vocabulary, its folder holds
 """
 import collections
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -62,6 +63,7 @@ def find_inputs(args):
     notes = read_fitting_vocab(vocab_file, config)
     recipe = {f"--{name}": getattr(args, name) for name in RECIPE_FLAGS} | config.identity()
     recipe |= {} if args.next_sentence else {"--next_sentence": False}  # so runs of before there was the flag are gone on with
+    recipe |= {} if args.dropout is None else {"--dropout": args.dropout}
     recipe |= {"--init_checkpoint": digest_of_checkpoint(args.init_checkpoint),
                "--vocab_file": vocab_file and digest_of_file(vocab_file)}
     return Inputs(config, files, eval_files, vocab_file, recipe, notes, hub)
@@ -163,8 +165,8 @@ def run(args, inputs, role, folder):
         if folder:
             describe_variables(config, start)
         with strategy.scope():
-            model = BertForPreTraining(config, start.values, "bfloat16" if args.precision == "bf16" else "float32",
-                                       args.next_sentence)
+            model = BertForPreTraining(with_dropout(config, args.dropout), start.values,
+                                       "bfloat16" if args.precision == "bf16" else "float32", args.next_sentence)
         evaluation = functools.partial(evaluate, strategy, make_evaluation_step(strategy, model), eval_records,
                                        args.eval_batch_size, args.max_eval_steps)
         if to_train:
@@ -180,6 +182,13 @@ def run(args, inputs, role, folder):
             results = results or evaluated
     if folder and args.do_eval:
         keep_evaluation(folder.path, settings | {"weights": digest_of_checkpoint(final)}, final_step, results, args.report_to)
+
+
+def with_dropout(config, probability):
+    """The configuration with that dropout of states and of attention; None: its own."""
+    if probability is None:
+        return config
+    return dataclasses.replace(config, hidden_dropout_prob=probability, attention_probs_dropout_prob=probability)
 
 
 def prepare_folder(folder, inputs, recipe, found, step, flags, environment):

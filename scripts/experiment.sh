@@ -56,8 +56,9 @@ case ${MODEL:-} in
         LENGTH=${LENGTH:-256} EPOCHS=${EPOCHS:-3} RATE=${RATE:-5e-4} ENDS=${ENDS:-2} JOBS=${JOBS:-2} usual_layers=4
         HEAD=${HEAD:-$((LENGTH / 4))}
         POOLING=${POOLING-mean}  # learns from fewer texts than the [CLS] state where the BERT is not finished
-        # half the peak rate of scripts/pocket.sh, as the paper's 5e-5 is half of BERT's
+        # as the BERT was pre-trained by scripts/pocket.sh, at half its peak rate: the paper's 5e-5 is half of BERT's
         STEPS=${STEPS:-10000} PRETRAINING_RATE=${PRETRAINING_RATE:-5e-4} STEP_LIST=${STEP_LIST:-1000 2000 5000}
+        MASKED_LM_PROB=${MASKED_LM_PROB:-0.3} PRETRAINING_DROPOUT=${PRETRAINING_DROPOUT-0}
         TRAIN_PARTS=${TRAIN_PARTS-imdb=0.08 ag=0.08} TEST_PARTS=${TEST_PARTS-imdb=0.08 ag=0.25}
         FRACTIONS=${FRACTIONS:-0.004 0.01 0.02 0.05 0.08 0.2 1} MIN_UPDATES=${MIN_UPDATES:-100}
         LONG_TASKS=${LONG_TASKS:-imdb} DOMAIN_TASKS=${DOMAIN_TASKS:-imdb ag dbpedia trec} MULTI_TASKS=${MULTI_TASKS:-imdb ag}
@@ -79,6 +80,8 @@ TEST_PARTS=${TEST_PARTS:-}                         # the same of the test data
 ALL_TASKS=${ALL_TASKS:-all}                        # the data sets of the corpus "all"
 PRETRAINING_RATE=${PRETRAINING_RATE:-5e-5}         # peak rate of further pre-training
 PRETRAINING_LENGTH=${PRETRAINING_LENGTH:-128}
+MASKED_LM_PROB=${MASKED_LM_PROB:-0.15}             # share of the tokens that it learns to predict
+PRETRAINING_DROPOUT=${PRETRAINING_DROPOUT-}        # empty: the configuration's
 WARMUP=${WARMUP:-$((STEPS / 10))}                  # steps; a further pre-training of BERT-large has the same
 POINTS=${POINTS:-10}                               # checkpoints in a further pre-training
 lower_case=${LOWER_CASE:+--do_lower_case=$LOWER_CASE}
@@ -194,6 +197,10 @@ texts_of() {  # texts_of NAME: the tasks, or domain, whose texts the corpus of t
     [ "$1" = all ] && echo "$ALL_TASKS" || echo "$1"
 }
 
+predictions() {  # predictions LENGTH: masked tokens of a text at most, the paper's 20 or more
+    awk "BEGIN {most = int($1 * $MASKED_LM_PROB) + 1; print (most > 20 ? most : 20)}"
+}
+
 records() {  # records NAME MODEL TASKS [flags]: the texts of TASKS as corpus and as TFRecords, in MODEL's vocabulary
     local folder=$OUT/pretrained/$1 corpus_flags=${SPACY_MODEL:+--spacy_model $SPACY_MODEL}
     case $3 in
@@ -207,8 +214,9 @@ records() {  # records NAME MODEL TASKS [flags]: the texts of TASKS as corpus an
     job "pretrained/$1/tfrecord" cpu "pretrained/$1/corpus models/$2" "$folder/corpus.tfrecord" \
         python create_pretraining_data.py --input_file="$folder/corpus.txt" --output_file="$folder/corpus.tfrecord" \
         --vocab_file="$OUT/models/$2/vocab.txt" $lower_case \
-        --max_seq_length="$PRETRAINING_LENGTH" --max_predictions_per_seq=20 --masked_lm_prob=0.15 --random_seed=12345 \
-        --dupe_factor=5 ${NEXT_SENTENCE:+--next_sentence="$NEXT_SENTENCE"} ${NEVER_SPLIT:+--never_split="$NEVER_SPLIT"}
+        --max_seq_length="$PRETRAINING_LENGTH" --max_predictions_per_seq="$(predictions "$PRETRAINING_LENGTH")" \
+        --masked_lm_prob="$MASKED_LM_PROB" --random_seed=12345 --dupe_factor=5 \
+        ${NEXT_SENTENCE:+--next_sentence="$NEXT_SENTENCE"} ${NEVER_SPLIT:+--never_split="$NEVER_SPLIT"}
 }
 
 train_on() {  # train_on RECORDS NAME MODEL [flags]: further pre-trains MODEL on the records of that name (section 5.2)
@@ -217,9 +225,11 @@ train_on() {  # train_on RECORDS NAME MODEL [flags]: further pre-trains MODEL on
     job "pretrained/$2/checkpoints" gpu "pretrained/$1/tfrecord models/$3" - python run_pretraining.py \
         --input_file="$OUT/pretrained/$1/corpus.tfrecord" --output_dir="$folder" --do_train=True --do_eval=True \
         --bert_config_file="$model/config.json" --init_checkpoint="$model/bert_model.ckpt" --train_batch_size=32 \
-        --max_seq_length="$PRETRAINING_LENGTH" --max_predictions_per_seq=20 --num_train_steps="$STEPS" \
-        --num_warmup_steps="$WARMUP" --save_checkpoints_steps=$((STEPS / POINTS)) --keep_checkpoint_max=$keep \
-        --learning_rate="$PRETRAINING_RATE" ${NEXT_SENTENCE:+--next_sentence="$NEXT_SENTENCE"} ${TF_FLAGS:-} "${@:4}"
+        --max_seq_length="$PRETRAINING_LENGTH" --max_predictions_per_seq="$(predictions "$PRETRAINING_LENGTH")" \
+        --num_train_steps="$STEPS" --num_warmup_steps="$WARMUP" --save_checkpoints_steps=$((STEPS / POINTS)) \
+        --keep_checkpoint_max=$keep --learning_rate="$PRETRAINING_RATE" \
+        ${PRETRAINING_DROPOUT:+--dropout="$PRETRAINING_DROPOUT"} \
+        ${NEXT_SENTENCE:+--next_sentence="$NEXT_SENTENCE"} ${TF_FLAGS:-} "${@:4}"
     convert "$2" "$STEPS" "$2"
 }
 

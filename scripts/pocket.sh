@@ -31,10 +31,6 @@ TASKS=${TASKS:-ag dbpedia yelp_f yelp_p} BATCH=${BATCH:-32}
 folder=$OUT/$POCKET last=$((STEPS / 10))
 corpus_flags=${SPACY_MODEL:+--spacy_model $SPACY_MODEL}
 
-predictions() {  # predictions LENGTH: of a text, at most
-    awk "BEGIN {print int($1 * $MASKED_LM_PROB) + 1}"
-}
-
 texts() {  # texts NAME SPLIT DUPE_FACTOR MASKED_LM_PROB: the texts of a split as corpus, and as records of 128 and 256 tokens
     local length
     job "$1/corpus" cpu "$data_job" - python generate_corpus.py --task_name $TASKS --data_dir "$DATA" --splits "$2" \
@@ -52,7 +48,7 @@ texts() {  # texts NAME SPLIT DUPE_FACTOR MASKED_LM_PROB: the texts of a split a
 train() {  # train LENGTH STEPS BATCH RATE NEEDS [flags]: a part of the pre-training, evaluated 20 times
     job "$POCKET/$1" gpu "train/$1 held_out/$1 $5" - python run_pretraining.py --input_file="$OUT/train/$1.tfrecord" \
         --eval_file="$OUT/held_out/$1.tfrecord" --output_dir="$folder/$1" --do_train=True --do_eval=True \
-        --bert_config_file="$folder/dropout_0.0.json" --vocab_file="$OUT/vocab.txt" --train_batch_size="$3" \
+        --bert_config_file="$folder/shape.json" --dropout=0 --vocab_file="$OUT/vocab.txt" --train_batch_size="$3" \
         --eval_batch_size=64 --max_eval_steps=10 --max_seq_length="$1" --max_predictions_per_seq="$(predictions "$1")" \
         --num_train_steps="$2" --num_warmup_steps=$(($2 / 10)) --learning_rate="$4" \
         --save_checkpoints_steps=$((($2 + 19) / 20)) --keep_checkpoint_max=1 --eval_checkpoints=True \
@@ -61,21 +57,19 @@ train() {  # train LENGTH STEPS BATCH RATE NEEDS [flags]: a part of the pre-trai
 
 texts train train 5 "$MASKED_LM_PROB"
 texts held_out test 1 0.15
-# initializer_range: Google's 0.02 is of layers three times as wide. Dropout slows a BERT that meets each text a few times; the
-# finished one has Google's again, for fine-tuning.
+# initializer_range: Google's 0.02 is of layers three times as wide. Without dropout, which slows a BERT that meets each text a
+# few times; fine-tuning has Google's.
 config='"hidden_act": "gelu", "initializer_range": 0.04'
 config+=", \"hidden_size\": $hidden, \"num_hidden_layers\": $layers, \"num_attention_heads\": $((hidden / 64))"
 config+=", \"intermediate_size\": $((4 * hidden)), \"max_position_embeddings\": 512, \"type_vocab_size\": 2"
-for dropout in 0.0 0.1; do
-    job "$POCKET/dropout_$dropout" cpu "" - bash -c "echo '{$config, \"vocab_size\": $VOCAB_SIZE, \"hidden_dropout_prob\":\
- $dropout, \"attention_probs_dropout_prob\": $dropout}' > '$folder/dropout_$dropout.json'"
-done
-train 128 $((STEPS - last)) "$BATCH" "$PRETRAINING_RATE" "$POCKET/dropout_0.0"
+config+=", \"vocab_size\": $VOCAB_SIZE"
+job "$POCKET/shape" cpu "" - bash -c "echo '{$config}' > '$folder/shape.json'"
+train 128 $((STEPS - last)) "$BATCH" "$PRETRAINING_RATE" "$POCKET/shape"
 # as the first part was at rate 0 when it ended, this one starts anew, at a lower peak
 train 256 "$last" $((BATCH / 2)) "$(awk "BEGIN {print $PRETRAINING_RATE / 4}")" "$POCKET/128" \
     --init_checkpoint="$folder/128/model.ckpt-$((STEPS - last))"
-job "$POCKET/weights" cpu "$POCKET/256 $POCKET/dropout_0.1" - python convert_tf_checkpoint_to_pytorch.py \
-    --tf_checkpoint_path "$folder/256/model.ckpt-$last" --bert_config_file "$folder/dropout_0.1.json" \
+job "$POCKET/weights" cpu "$POCKET/256" - python convert_tf_checkpoint_to_pytorch.py \
+    --tf_checkpoint_path "$folder/256/model.ckpt-$last" --bert_config_file "$folder/shape.json" \
     --pytorch_dump_path "$folder/pytorch_model.bin"
 job "$POCKET/bert_model" cpu "$POCKET/weights" - python convert_tf_checkpoint_to_pytorch.py --reverse \
     --pytorch_dump_path "$folder" --bert_config_file "$folder/config.json" --tf_checkpoint_path "$folder/bert_model.ckpt"

@@ -391,9 +391,23 @@ def test_a_pocket_s_plan_is_of_its_own_rates_and_parts_of_the_data(commands):
     assert value(found["catastrophic_forgetting/1e-2/imdb"], "--learning_rate") == "1e-2"
     assert value(found["multitask/none/ag"], "--learning_rate") == "2.5e-4"
     trained = next(words for words in printed if "--output_dir=out/pretrained/all/checkpoints" in words)
-    assert "--learning_rate=5e-4" in trained and "--num_train_steps=10000" in trained
+    assert {"--learning_rate=5e-4", "--num_train_steps=10000", "--dropout=0", "--max_predictions_per_seq=39"} <= set(trained)
     corpus = next(words for words in printed if "out/pretrained/all/corpus.txt" in words and "generate_corpus.py" in words)
     assert corpus[corpus.index("--task_name") + 1:corpus.index("--data_dir")] == ["imdb", "ag", "dbpedia", "trec"]
+
+
+@pytest.mark.parametrize("settings, records, training", [
+    ({}, ["--max_predictions_per_seq=20", "--masked_lm_prob=0.15"], ["--max_predictions_per_seq=20"]),
+    ({"PRETRAINING_LENGTH": "64"}, ["--max_predictions_per_seq=20", "--masked_lm_prob=0.15"], ["--max_predictions_per_seq=20"]),
+    ({"PRETRAINING_LENGTH": "256"}, ["--max_predictions_per_seq=39"], ["--max_predictions_per_seq=39"]),
+    ({"MASKED_LM_PROB": "0.4", "PRETRAINING_DROPOUT": "0.05"}, ["--max_predictions_per_seq=52", "--masked_lm_prob=0.4"],
+     ["--max_predictions_per_seq=52", "--dropout=0.05"])], ids=str)
+def test_the_masks_and_the_dropout_of_further_pre_training(settings, records, training, commands):
+    printed = commands("exp2_steps", **settings)
+    made = next(words for words in printed if "create_pretraining_data.py" in words)
+    trained = next(words for words in printed if "run_pretraining.py" in words)
+    assert set(records) <= set(made) and set(training) <= set(trained)
+    assert any(word.startswith("--dropout") for word in trained) == ("PRETRAINING_DROPOUT" in settings)
 
 
 @pytest.mark.parametrize("rate, own", [("3e-5", "3.75e-5"), ("2e-4", "2.5e-4"), ("5e-4", "6.25e-4"), ("8e-5", "1e-4")])

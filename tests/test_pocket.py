@@ -29,6 +29,7 @@ def test_the_plan_learns_from_training_texts_at_a_rate_of_its_own(tmp_path, expe
         assert words in first and "--init_checkpoint" not in first
     for words in ("--learning_rate=0.00025 ", "--num_train_steps=2000 ", "--train_batch_size=16 ", "/128/model.ckpt-18000"):
         assert words in second
+    assert " --dropout=0 " in first and " --dropout=0 " in second
 
 
 @pytest.mark.long

@@ -642,6 +642,19 @@ def test_the_recipe_s_flags_make_the_first_loss_and_each_rate(data, tmp_path, pr
     assert (tmp_path / "out/vocab.txt").read_text() == (data / "other/vocab.txt").read_text()
 
 
+def test_a_dropout_of_its_own_is_of_the_run_and_leaves_the_configuration_as_it_is(data, tmp_path, pretrain):
+    start = "--init_checkpoint", data / "other/bert_model.ckpt"
+    pretrain(*flags_of(data, tmp_path / "own", *start, "--dropout", "0"))
+    pretrain(*flags_of(data, tmp_path / "without", *start, config="no_dropout"))
+    pretrain(*flags_of(data, tmp_path / "with", *start))
+    losses = {name: logged(tmp_path / name) for name in ("own", "without", "with")}
+    assert losses["own"] == losses["without"] != losses["with"]
+    configs = {name: json.loads((tmp_path / name / "bert_config.json").read_text()) for name in losses}
+    assert configs["own"] == configs["with"] != configs["without"]
+    with pytest.raises(UserError, match="--dropout was 0.0, now it is None"):
+        pretrain(*flags_of(data, tmp_path / "own", *start))
+
+
 @pytest.mark.parametrize("flags", [[], ["--gradient_accumulation_steps", 2, "--xla"]], ids=str)
 def test_the_masked_lm_alone_leaves_the_pooler_and_the_other_head_as_they_are(data, tmp_path, pretrain, capsys, flags):
     """And takes records with and without labels of next sentences."""
