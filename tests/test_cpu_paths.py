@@ -215,8 +215,8 @@ def test_weights_are_packed_anew_and_never_of_a_compiled_encoder():
     layer, states = encoder.layer[0].intermediate.dense, torch.randn(5, CONFIG.hidden_size).bfloat16()
     for _ in range(2):  # the second time of other weights, and after an error
         with pytest.raises(KeyError), torch.no_grad(), packed.packed_weights(encoder, True):
-            assert packed.is_packed(layer) and layer(states).dtype == torch.bfloat16
-            assert torch.equal(layer(states), torch.nn.functional.linear(states, layer.weight.bfloat16(), layer.bias.bfloat16()))
+            plain = torch.nn.functional.linear(states, layer.weight.bfloat16(), layer.bias.bfloat16())
+            assert packed.is_packed(layer) and torch.equal(layer(states), plain) and plain.dtype == torch.bfloat16
             raise KeyError
         assert not packed.is_packed(layer)
         torch.nn.init.normal_(layer.weight)

@@ -1067,6 +1067,7 @@ OBSERVED = {  # flag -> the test that fails where it does nothing; tests/mutate_
     **dict.fromkeys(("input_file", "gelu", "vocab_file", "train_batch_size", "learning_rate", "num_warmup_steps",
                      "init_checkpoint", "random_seed"), RECIPES),
     "next_sentence": "test_the_masked_lm_alone_leaves_the_pooler_and_the_other_head_as_they_are",
+    "dropout": "test_a_dropout_of_its_own_is_of_the_run_and_leaves_the_configuration_as_it_is",
     "report_to": "test_the_loop_gets_what_the_flags_say",
     "num_train_steps": "test_the_loop_gets_what_the_flags_say",  # without training: the default is hours
     **dict.fromkeys(("gradient_accumulation_steps", "precision", "xla", "deterministic"), SPEED),
