@@ -193,6 +193,10 @@ def test_measured_figures_are_those_that_are_committed():
         if "ours" in row["curve"]:
             shown, = (line for line in rows if line[0].startswith(f"{float(row['x']):.1%}: ".replace(".0%", "%")))
             assert f"{float(row['mean']):.2f} ({float(row['std']):.2f})" in shown
+    for row in csv.DictReader((results / "pocket/length_128/table2.csv").read_text().splitlines()):
+        if row["best_mean"]:
+            shown, = (line for line in rows if line[0].startswith(f"pocket: {row['row']}"))
+            assert shown[1] == f"{float(row['best_mean']):.2f} ({float(row['best_std']):.2f})"
     errors = [float(error(f"none/trec/seed_{seed}")) for seed in range(1, 6)]
     assert [row[1] for row in rows if row[0] == "BERT-FiT"] == ["3.24 (0.48)"]
     mean = sum(errors) / 5
