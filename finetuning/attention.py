@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from finetuning.dropout import WORDS, choose_words
 
-MOST_SCORES = 2**16  # of a group and a head: what stays in a core's cache; a longer sequence is a group of its own
+MOST_SCORES = 12 * 2**16  # of a group and all heads: what stays in a core's cache; a longer sequence is a group of its own
 MOST_PADDING = 1.3  # a group's longest sequence is at most so many times its shortest one, or fits in the WIDTH of that
 WIDTH = 16  # a group's sequences are padded to a multiple of this: torch's softmax is slow at the ends of other rows
 
@@ -25,14 +25,14 @@ def attention_per_sequence(query, key, value, batch, dropout):
     return torch.cat(outputs)
 
 
-def groups_of(lengths):
+def groups_of(lengths, num_heads):
     """The sequences of a packed batch in groups of like length, which are padded for attention alone.
 
-    lengths: tokens of each of them. Returns a list of (members, rows, real, bias) and where each token, int64 [T], and each
-    sequence, int64 [sequences], is among the groups' ones. members: int64 [sequences of the group, 1], which they are; rows:
-    int64 [sequences of the group, longest], the token in each place, the sequence's first one for padding; real: int64, the
-    places of `rows` flattened that are no padding, None for all; bias: float32 [sequences of the group, 1, 1, longest], 0 for
-    tokens and -inf for padding, None for none.
+    lengths: tokens of each of them; num_heads: of the model. Returns a list of (members, rows, real, bias) and where each
+    token, int64 [T], and each sequence, int64 [sequences], is among the groups' ones. members: int64 [sequences of the group,
+    1], which they are; rows: int64 [sequences of the group, longest], the token in each place, the sequence's first one for
+    padding; real: int64, the places of `rows` flattened that are no padding, None for all; bias: float32 [sequences of the
+    group, 1, 1, longest], 0 for tokens and -inf for padding, None for none.
     """
     sizes = torch.tensor(lengths)
     starts, by_size = sizes.cumsum(0) - sizes, sizes.argsort(stable=True)
@@ -40,7 +40,7 @@ def groups_of(lengths):
     padded = (-(-sizes[by_size] // WIDTH) * WIDTH).tolist()
     for last in range(1, len(ordered) + 1):  # the group is first to last - 1, if no more fit
         if (last < len(ordered) and ordered[last] <= max(MOST_PADDING * ordered[first], padded[first])
-                and (last + 1 - first) * padded[last]**2 <= MOST_SCORES):
+                and (last + 1 - first) * num_heads * padded[last]**2 <= MOST_SCORES):
             continue
         longest = padded[last - 1]
         members, places = by_size[first:last, None], torch.arange(longest)
@@ -72,7 +72,7 @@ def by_token(x, real):
 
 def attention_grouped(query, key, value, batch, dropout):
     """The same with a kernel for each group of sequences of like length: the CPU's path."""
-    groups, token_order, sequence_order = batch.groups
+    groups, token_order, sequence_order = batch.groups(query.shape[1])
     tokens = len(token_order)
     token_order = F.pad(token_order, (0, len(key) - tokens), value=tokens)  # rows of no token take the zeros behind all others
     if len(query) == len(key):

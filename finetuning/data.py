@@ -200,11 +200,7 @@ class PackedBatch:
 
     def __post_init__(self):
         self.longest, self.cu_seqlens_int32 = max(self.lengths), self.cu_seqlens.int()
-
-    @functools.cached_property
-    def groups(self):
-        """The sequences in groups of like length (finetuning.attention.groups_of)."""
-        return groups_of(self.lengths)
+        self.groups = functools.cache(functools.partial(groups_of, self.lengths))  # of a number of heads, for all layers
 
     def to(self, device):
         """The batch on `device`. To a GPU it goes in one piece, and the copy does not block."""

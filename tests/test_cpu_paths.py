@@ -92,7 +92,7 @@ def test_attention_with_dropout_is_plain_softmax_with_those_words_to_1e_12(monke
     masks = torch.rand(heads, sum(LENGTHS), sum(LENGTHS), generator=torch.Generator().manual_seed(2)) >= rate
     starts = np.cumsum([0, *LENGTHS])
     own = torch.arange(sum(LENGTHS)) if queries == sum(LENGTHS) else torch.tensor(starts[:-1])
-    groups = iter(attention.groups_of(LENGTHS)[0])
+    groups = iter(attention.groups_of(LENGTHS, heads)[0])
 
     def words_of_group(scores, rate, kept, dropped):
         members, rows, *_ = next(groups)
@@ -114,9 +114,10 @@ def test_attention_with_dropout_is_plain_softmax_with_those_words_to_1e_12(monke
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("num_heads", [2, 12])
 @pytest.mark.parametrize("lengths", [[1], [7] * 5, LENGTHS, [512, 2, 511], list(range(1, 200, 3))])
-def test_groups_hold_every_token_once_and_little_padding(lengths):
-    groups, tokens, sequences = attention.groups_of(lengths)
+def test_groups_hold_every_token_once_and_little_padding(lengths, num_heads):
+    groups, tokens, sequences = attention.groups_of(lengths, num_heads)
     found = torch.cat([rows.flatten() if real is None else rows.flatten()[real] for _, rows, real, _ in groups])
     assert torch.equal(found[tokens], torch.arange(sum(lengths)))
     assert torch.equal(torch.cat([members for members, *_ in groups]).flatten()[sequences], torch.arange(len(lengths)))
@@ -124,7 +125,7 @@ def test_groups_hold_every_token_once_and_little_padding(lengths):
         own = [lengths[member] for member in members.flatten()]
         longest, shortest = (-(-size // attention.WIDTH) * attention.WIDTH for size in (max(own), min(own)))
         assert rows.shape == (len(own), longest) and (max(own) <= attention.MOST_PADDING * min(own) or longest == shortest)
-        assert len(own) == 1 or rows.numel() * rows.shape[1] <= attention.MOST_SCORES
+        assert len(own) == 1 or num_heads * rows.numel() * rows.shape[1] <= attention.MOST_SCORES
         assert (real is None) == (bias is None) == (min(own) == rows.shape[1])
 
 
