@@ -218,8 +218,9 @@ as independent). "Not worse" and "no benefit" mean: by less than {MARGIN:.0%} of
 
 The effect is the lower error less the higher one, as the finding has them, in points of a percent: negative is as it says. In
 brackets is its standard error over the seeds, which does not know that another test set would differ too. Of several
-comparisons it is that of the weakest, or, over data sets, the mean. "Contradicted" means that the opposite is significant, for
-one comparison at least; what is neither is undecided here.
+comparisons it is that of the weakest, or, over data sets, the mean. "Contradicted" means that the opposite is significant; of a
+finding that needs each of several comparisons, for one of them, at alpha divided by their number. What is neither is undecided
+here.
 
 With 3 seeds a test has little power: it finds a difference of 2.3 standard deviations (of the differences between paired
 runs) four times in five, one of 1.5 every second time. With 5 seeds these are 1.4 and 1.0.
