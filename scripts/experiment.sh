@@ -62,7 +62,7 @@ case ${MODEL:-} in
         TRAIN_PARTS=${TRAIN_PARTS-imdb=0.08 ag=0.08} TEST_PARTS=${TEST_PARTS-imdb=0.08 ag=0.25}
         FRACTIONS=${FRACTIONS:-0.004 0.01 0.02 0.05 0.08 0.2 1} MIN_UPDATES=${MIN_UPDATES:-100}
         LONG_TASKS=${LONG_TASKS:-imdb} DOMAIN_TASKS=${DOMAIN_TASKS:-imdb ag dbpedia trec} MULTI_TASKS=${MULTI_TASKS:-imdb ag}
-        CORPORA=${CORPORA-imdb ag dbpedia trec all} ALL_TASKS=${ALL_TASKS:-imdb ag dbpedia trec}
+        CORPORA=${CORPORA-imdb sentiment ag dbpedia trec all} ALL_TASKS=${ALL_TASKS:-imdb ag dbpedia trec}
         CURVE=${CURVE:---eval_every 0.25 --eval_sample 0.5 --allow_divergence}
         EXPERIMENTS=${EXPERIMENTS:-exp2_steps exp4_few_shot exp2_domains exp1_long_text exp1_layers exp1_layer_wise_lr \
             exp1_catastrophic_forgetting exp3_multitask exp2_corpus}

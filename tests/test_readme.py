@@ -189,15 +189,34 @@ def test_measured_figures_are_those_that_are_committed():
     for fraction, reviews in (("0.004", "100"), ("0.01", "250"), ("0.02", "500")):
         expected = [error(f"few_shot/{model}/{fraction}/imdb/seed_1") for model in ("none", "imdb")]
         assert [row[1:3] for row in rows if row[0].startswith(f"{reviews} (")] == [expected]
-    for row in csv.DictReader((results / "pocket/figure4.csv").read_text().splitlines()):
-        if "ours" in row["curve"]:
-            shown, = (line for line in rows if line[0].startswith(f"{float(row['x']):.1%}: ".replace(".0%", "%")))
-            assert f"{float(row['mean']):.2f} ({float(row['std']):.2f})" in shown
-    for row in csv.DictReader((results / "pocket/length_128/table2.csv").read_text().splitlines()):
-        if row["best_mean"]:
-            shown, = (line for line in rows if line[0].startswith(f"pocket: {row['row']}"))
-            assert shown[1] == f"{float(row['best_mean']):.2f} ({float(row['best_std']):.2f})"
     errors = [float(error(f"none/trec/seed_{seed}")) for seed in range(1, 6)]
     assert [row[1] for row in rows if row[0] == "BERT-FiT"] == ["3.24 (0.48)"]
     mean = sum(errors) / 5
     assert (f"{mean:.2f}", f"{(sum((value - mean) ** 2 for value in errors) / 4) ** 0.5:.2f}") == ("3.24", "0.48")
+
+
+POCKET = sorted(path for path in (ROOT / "benchmarks/results/pocket").rglob("*.csv")
+                if path.stem in ("figure3", "figure4", "corpus") or path.stem.startswith("table"))
+
+
+@pytest.mark.parametrize("path", POCKET, ids=lambda path: f"{path.parent.name}, {path.stem}")
+def test_figures_of_the_pocket_bert_stand_in_its_document(path):
+    """Mean and deviation of each row that has runs, in a row of that name; of Figures 3 and 4 those of each point."""
+    rows = table_rows(DOCUMENTS["docs/pocket.md"])
+    names = {"figure3": lambda line: "test error", "figure4": lambda line: f"{float(line['x']):.1%}: ".replace(".0%", "%")}
+    for line in csv.DictReader(path.read_text().splitlines()):
+        if line.get("best_mean") or "ours" in line.get("curve", ""):
+            mean, deviation = (float(line.get(f"best_{name}") or line[name]) for name in ("mean", "std"))
+            name = names.get(path.stem, lambda line: line["row"])(line)
+            figure = f"{mean:.2f} ({deviation:.2f})"
+            assert any(row[0].startswith(name) and any(cell.startswith(figure) for cell in row) for row in rows), line
+
+
+def test_answers_of_the_pocket_bert_are_those_of_its_findings():
+    found = [row for path in (ROOT / "benchmarks/results/pocket").rglob("findings.md") for row in table_rows(path.read_text())]
+    section = DOCUMENTS["docs/pocket.md"].split("## The answers")[1].split("\n## ")[0]
+    answers = table_rows(section)[2:]
+    assert len(answers) > 5
+    for finding, ours, effect, paper, p, verdict in answers:
+        assert any(row[0] == finding and row[2:5] == [ours, effect, paper] and row[6] == p and row[7].startswith(verdict)
+                   for row in found), finding
