@@ -201,15 +201,33 @@ POCKET = sorted(path for path in (ROOT / "benchmarks/results/pocket").rglob("*.c
 
 @pytest.mark.parametrize("path", POCKET, ids=lambda path: f"{path.parent.name}, {path.stem}")
 def test_figures_of_the_pocket_bert_stand_in_its_document(path):
-    """Mean and deviation of each row that has runs, in a row of that name; of Figures 3 and 4 those of each point."""
+    """Mean and deviation of each row that has runs, in that row and the data set's column; of Figures 3 and 4 of each point."""
     rows = table_rows(DOCUMENTS["docs/pocket.md"])
-    names = {"figure3": lambda line: "test error", "figure4": lambda line: f"{float(line['x']):.1%}: ".replace(".0%", "%")}
     for line in csv.DictReader(path.read_text().splitlines()):
-        if line.get("best_mean") or "ours" in line.get("curve", ""):
-            mean, deviation = (float(line.get(f"best_{name}") or line[name]) for name in ("mean", "std"))
-            name = names.get(path.stem, lambda line: line["row"])(line)
-            figure = f"{mean:.2f} ({deviation:.2f})"
-            assert any(row[0].startswith(name) and any(cell.startswith(figure) for cell in row) for row in rows), line
+        if not (line.get("best_mean") or "ours" in line.get("curve", "")):
+            continue
+        mean, deviation = (float(line.get(f"best_{name}") or line[name]) for name in ("mean", "std"))
+        name, head, column = line.get("row"), "", line.get("data_set")
+        if path.stem == "figure3":
+            name, head, column = "test error", "updates of further pre-training, then 2,000 reviews", f"{int(line['x']):,}"
+        elif path.stem == "figure4":
+            name, head = f"{float(line['x']):.1%}: ".replace(".0%", "%"), "training reviews"
+            column = "without" if line["curve"] == "BERT-FiT, ours" else "after 5,000 updates of further pre-training"
+        place, = (number for number, row in enumerate(rows)
+                  if (row[0].startswith(name) if path.stem == "figure4" else row[0] == name))
+        header = [row for row in rows[:place] if row[0] == head][-1]
+        seeds = "" if line["seeds"] == "5" else f", {line['seeds']} seeds"
+        assert rows[place][header.index(column)] == f"{mean:.2f} ({deviation:.2f}){seeds}", line
+
+
+def test_the_curve_of_the_pocket_bert_is_that_of_its_document():
+    lines = csv.DictReader((ROOT / "benchmarks/results/pocket/curve.csv").read_text().splitlines())
+    points = {f"{int(line['step']):,}": line for line in lines}
+    rows = table_rows(DOCUMENTS["docs/pocket.md"])
+    (updates, losses, accuracies), = ([rows[at], *rows[at + 2:at + 4]] for at, row in enumerate(rows) if row[0] == "update")
+    for update, loss, accuracy in zip(updates[1:], losses[1:], accuracies[1:]):
+        point = points[update.split()[0]]
+        assert (loss, accuracy) == (f"{float(point['masked_lm_loss']):.2f}", f"{100 * float(point['masked_lm_accuracy']):.1f}")
 
 
 def test_answers_of_the_pocket_bert_are_those_of_its_findings():
