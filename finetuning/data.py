@@ -200,7 +200,11 @@ class PackedBatch:
 
     def __post_init__(self):
         self.longest, self.cu_seqlens_int32 = max(self.lengths), self.cu_seqlens.int()
-        self.groups = functools.cache(functools.partial(groups_of, self.lengths))  # of a number of heads, for all layers
+
+    @functools.cached_property
+    def groups(self):
+        """The function of a number of heads that gives `groups_of` the batch, made once for all layers."""
+        return functools.cache(functools.partial(groups_of, self.lengths))
 
     def to(self, device):
         """The batch on `device`. To a GPU it goes in one piece, and the copy does not block."""
