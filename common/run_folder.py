@@ -19,7 +19,8 @@ import sys
 import time
 
 from common.command_line import UserError
-from common.files import digest, atomic_write, check_schema, locked, naming, parse_json, read_json, remove, write_json
+from common.files import (
+    digest, atomic_write, check_schema, decode_lines, locked, naming, parse_json, read_json, remove, require_file, write_json)
 
 RUN_SCHEMA = {"kind": str, "recipe": dict, "flags": dict}
 LINE_SCHEMA = {"kind": str, "global_step": int}
@@ -172,6 +173,22 @@ class MetricsLog:
     def __exit__(self, *exception):
         for reporter in self.reporters:
             reporter.close()
+
+
+def read_metrics(folder, schemas, flag):
+    """The lines of FOLDER/metrics.jsonl of the kinds in `schemas`, {kind: schema}, in their order.
+
+    flag: the flag that names the folder. Raises UserError, with the line, where the file is missing or damaged.
+    """
+    path, found = require_file(os.path.join(folder, "metrics.jsonl"), flag), []
+    for number, text in decode_lines(path):
+        where = f"{path}:{number}"
+        line = parse_json(text, where)
+        check_schema(line, LINE_SCHEMA, where)
+        if line["kind"] in schemas:
+            check_schema(line, schemas[line["kind"]], where)
+            found.append(line)
+    return found
 
 
 class TensorBoard:

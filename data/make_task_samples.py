@@ -3,8 +3,8 @@
     python data/make_task_samples.py --output_dir tmp/data
 
 Each task's folder gets train.csv and test.csv: the first rows of data/sample, with the task's columns and labels. A
-task with two labels gives each label two of the sample's four topics; one with more than four labels splits each topic
-among several labels.
+task with two labels gives each label two of the sample's four topics; one with more than four labels splits some topics
+among several labels. Files of these names that are there are written anew.
 """
 import csv
 import itertools

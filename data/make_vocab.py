@@ -7,7 +7,7 @@ The corpus is UTF-8 text in lines, as generate_corpus.py writes it. vocab.txt ha
 [PAD], [unused0] ... (rows for words of your own, see --never_split), [UNK], [CLS], [SEP], [MASK], the characters that begin a
 word, with ## those inside one, and longer pieces, the first merged first. Texts are cleaned and split into words by
 tokenization.py, so the vocabulary is of the words that the pipeline will look up, and no word of the corpus is [UNK] unless it
-has a character rarer than --min_frequency. The same corpus gives the same vocabulary.
+has a character rarer than --min_frequency, or more than 200 characters. The same corpus gives the same vocabulary.
 """
 import os
 import sys

@@ -12,6 +12,7 @@ is shown as missing. `findings` (findings.md, findings.csv) tests what the paper
 """
 import os
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -22,7 +23,7 @@ import findings  # noqa: E402
 from common.command_line import ArgumentParser, path, run  # noqa: E402
 from common.files import atomic_write, check_output_folder, require_folder  # noqa: E402
 from figures import FIGURES, rate_folders, step_folders, write_figure  # noqa: E402
-from read_runs import KEYS, SETTINGS, own_name, own_rate, read_results, read_runs, read_settings  # noqa: E402
+from read_runs import KEYS, own_name, own_rate, read_results, read_runs, read_settings  # noqa: E402
 from tables import figure, markdown, read_figures, write_csv  # noqa: E402
 from tasks import TASKS  # noqa: E402
 
@@ -136,11 +137,10 @@ def write_findings(runs, paper, output_dir):
     figures += [("figure2", f"training at {rates.get(float(rate), rate)}", "imdb", findings.TRAINING + folder, np.nan)
                 for rate, folder in rate_folders(runs).items()]
     steps = step_folders(runs)
-    if len(steps) == 2:  # the ends alone do not show which number is best
-        steps["50000"] = "steps/50000/imdb"
-    last = str(settings["steps"])  # findings know the paper's
-    figures += [("figure3", f"{SETTINGS['steps'] if step == last else int(float(step)):,} steps", "imdb", folder, np.nan)
+    figures += [("figure3", "all updates" if step == settings["steps"] else f"{step:,.0f} updates", "imdb", folder, np.nan)
                 for step, folder in steps.items()]
+    if len(steps) == 2:  # the ends alone do not show which number is best
+        figures.append(("figure3", "fewer updates", "imdb", "steps/fewer/imdb", np.nan))
     rows, depth = own_runs(paper, settings), settings["layers"]
     if depth != 12 or settings["train_parts"]:  # earlier models' figures are no measure of a small BERT or a part of the data
         rows = rows[rows["run"] != ""]
@@ -149,10 +149,10 @@ def write_findings(runs, paper, output_dir):
         rows = pd.concat([rows[rows["table"] != "table3"], layers_of(depth, paper.columns)])
     frame = read_runs(runs, [*rows["run"], *rate_folders(runs).values()])
     best, last_point = frame.query("at == 'best'"), frame.query("at == 'point'").groupby(["run", "seed"]).last()
+    top = f"Layer-{depth - 1}" + f" of {depth}" * (depth != 12)
     training = last_point["training_error"].dropna().rename(index=findings.TRAINING.__add__, level="run")
     return findings.write_findings(rows, pd.concat([best.set_index(["run", "seed"])["test_error"], training]), output_dir,
-                                   lambda text: own_name(text, settings).replace(
-                                       "Layer-11", f"Layer-{depth - 1}" + f" of {depth}" * (depth != 12)))
+                                   lambda text: own_name(re.sub(r"Layer-11(?! of)", top, text), settings))
 
 
 def main():

@@ -8,15 +8,16 @@
 # many epochs as these take.
 source "$(dirname "$0")/experiment.sh"
 
+examples=25000  # IMDb's, for training
 shared=$(part imdb "$TRAIN_PARTS")  # what the other experiments train on
 
-epochs() {  # epochs SHARE: EPOCHS, or more for MIN_UPDATES of 24 of IMDb's 25,000 reviews
-    awk "BEGIN {few = int($MIN_UPDATES * 24 / (25000 * $1) + 0.99); print (few > $EPOCHS ? few : $EPOCHS)}"
+epochs() {  # epochs SHARE: EPOCHS, or more for MIN_UPDATES of 24 reviews
+    awk "BEGIN {few = int($MIN_UPDATES * 24 / ($examples * $1) + 0.99); print (few > $EPOCHS ? few : $EPOCHS)}"
 }
 
 curve() {  # curve NAME MODEL
     for fraction in ${FRACTIONS:-0.004 0.01 0.02 0.05 0.1 0.2 0.5 1}; do
-        if [ "$fraction" = "${shared:-1}" ]; then
+        if awk "BEGIN {shared = ${shared:-1}; exit $fraction != (shared > 1 ? shared / $examples : shared)}"; then
             fit "$1/imdb" imdb "$2"
         else  # 1.0, as 1 would be one example
             fit "few_shot/$1/$fraction/imdb" imdb "$2" --num_datas "$([ "$fraction" = 1 ] && echo 1.0 || echo "$fraction")" \

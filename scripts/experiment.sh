@@ -21,7 +21,7 @@
 #     DRY_RUN=1 prints the commands and runs none of them; they run when pasted here after `source .venv/bin/activate`
 #     SMOKE=1   runs everything on the sample with a tiny BERT: shows that it works, not what the paper found
 #     MODEL=pocket   the paper's questions asked of the small BERT of scripts/pocket.sh, on parts of the data, on a CPU; default
-#                    OUT: pocket/experiments
+#                    OUT: pocket/experiments. POCKET names its shape, as there (default: L4_H128)
 #
 # The paper's settings follow below and can be set likewise. `--status` after a script's name prints how far it is. Run a script
 # again to resume it: finished runs are skipped, an interrupted run continues. Two scripts may share one OUT at the same time.
@@ -50,16 +50,17 @@ fi
 case ${MODEL:-} in
     '') ;;
     pocket)
-        OUT=${OUT:-pocket/experiments$suffix} BERT=${BERT:-pocket/L4_H128}
+        OUT=${OUT:-pocket/experiments$suffix} BERT=${BERT:-pocket/${POCKET:-L4_H128}}
         [ -e "$BERT/config.json" ] || [ -n "${DRY_RUN:-}${DECLARE:-}" ] || {
             echo "$0: there is no BERT in $BERT; make it with scripts/pocket.sh" >&2; exit 2; }
         LENGTH=${LENGTH:-256} EPOCHS=${EPOCHS:-3} RATE=${RATE:-5e-4} ENDS=${ENDS:-2} JOBS=${JOBS:-2} usual_layers=4
         HEAD=${HEAD:-$((LENGTH / 4))}
         POOLING=${POOLING-mean}  # learns from fewer texts than the [CLS] state where the BERT is not finished
         # as the BERT was pre-trained by scripts/pocket.sh, at half its peak rate: the paper's 5e-5 is half of BERT's
-        STEPS=${STEPS:-10000} PRETRAINING_RATE=${PRETRAINING_RATE:-5e-4} STEP_LIST=${STEP_LIST:-1000 2000 5000}
+        STEPS=${STEPS:-10000} PRETRAINING_RATE=${PRETRAINING_RATE:-5e-4}
+        [ "$STEPS" != 10000 ] || STEP_LIST=${STEP_LIST:-1000 2000 5000}
         MASKED_LM_PROB=${MASKED_LM_PROB:-0.3} PRETRAINING_DROPOUT=${PRETRAINING_DROPOUT-0}
-        TRAIN_PARTS=${TRAIN_PARTS-imdb=0.08 ag=0.08} TEST_PARTS=${TEST_PARTS-imdb=0.08 ag=0.25}
+        TRAIN_PARTS=${TRAIN_PARTS-imdb=2000 ag=2000 dbpedia=1000} TEST_PARTS=${TEST_PARTS-imdb=2000 ag=2000 dbpedia=1000}
         FRACTIONS=${FRACTIONS:-0.004 0.01 0.02 0.05 0.08 0.2 1} MIN_UPDATES=${MIN_UPDATES:-100}
         LONG_TASKS=${LONG_TASKS:-imdb} DOMAIN_TASKS=${DOMAIN_TASKS:-imdb ag dbpedia trec} MULTI_TASKS=${MULTI_TASKS:-imdb ag}
         CORPORA=${CORPORA-imdb sentiment ag dbpedia trec all} ALL_TASKS=${ALL_TASKS:-imdb ag dbpedia trec}
@@ -75,7 +76,7 @@ BERT_LARGE=${BERT_LARGE:-downloads/uncased_L-24_H-1024_A-16} BERT_CHINESE=${BERT
 LENGTH=${LENGTH:-512} EPOCHS=${EPOCHS:-4} STEPS=${STEPS:-100000}
 HEAD=${HEAD:-128}                                  # head+tail: the first 128 tokens and the rest from the tail
 RATE=${RATE:-2e-5}                                 # of fine-tuning; experiments with several rates take multiples of it
-TRAIN_PARTS=${TRAIN_PARTS:-}                       # parts of the tasks' training data, such as "imdb=0.1 ag=0.5"; others: all
+TRAIN_PARTS=${TRAIN_PARTS:-}                       # share or number of the tasks' training data, "imdb=0.1 ag=500"; others: all
 TEST_PARTS=${TEST_PARTS:-}                         # the same of the test data
 ALL_TASKS=${ALL_TASKS:-all}                        # the data sets of the corpus "all"
 PRETRAINING_RATE=${PRETRAINING_RATE:-5e-5}         # peak rate of further pre-training
@@ -84,6 +85,10 @@ MASKED_LM_PROB=${MASKED_LM_PROB:-0.15}             # share of the tokens that it
 PRETRAINING_DROPOUT=${PRETRAINING_DROPOUT-}        # empty: the configuration's
 WARMUP=${WARMUP:-$((STEPS / 10))}                  # steps; a further pre-training of BERT-large has the same
 POINTS=${POINTS:-10}                               # checkpoints in a further pre-training
+for word in $TRAIN_PARTS $TEST_PARTS; do
+    [[ "$word" =~ ^(imdb|yelp_p|yelp_f|trec|yahoo|ag|dbpedia|sogou)=([0-9]+|[0-9]*\.[0-9]+)$ ]] || {
+        echo "$0: $word of TRAIN_PARTS or TEST_PARTS is no TASK=NUMBER, such as imdb=0.1 or ag=500" >&2; exit 2; }
+done
 lower_case=${LOWER_CASE:+--do_lower_case=$LOWER_CASE}
 
 # DECLARE=1 only prints the plan, for slurm.sh; DECLARE=jobs does so without the tables, for run_all.sh

@@ -9,6 +9,7 @@ from common.files import atomic_write
 from read_runs import own_rate, read_runs, read_settings
 from tables import write_csv
 
+IMDB_EXAMPLES = 25_000  # for training
 NUMBER = r"[0-9]{1,15}(\.[0-9]{1,15})?(e-?[0-9]{1,2})?"  # not so long that it is infinite
 
 
@@ -16,7 +17,7 @@ NUMBER = r"[0-9]{1,15}(\.[0-9]{1,15})?(e-?[0-9]{1,2})?"  # not so long that it i
 # test error by table, row and data set.
 
 def folders_by_point(runs, where):
-    """{number: folder} of the runs `where`/NUMBER/imdb in the folder `runs`; others are not the experiments'."""
+    """{number, as it is written: folder} of the runs `where`/NUMBER/imdb in the folder `runs`; no other is an experiment's."""
     names = [folder.name for folder in pathlib.Path(runs, where).glob("*") if re.fullmatch(NUMBER, folder.name)]
     return {name: f"{where}/{name}/imdb" for name in names}
 
@@ -24,7 +25,7 @@ def folders_by_point(runs, where):
 def best_errors(runs, curve, folders):
     """The best epochs' test errors of the runs of a curve; folders: {x: folder}."""
     frame = read_runs(runs, folders.values())
-    points = pd.DataFrame({"curve": curve, "x": map(float, folders), "run": folders.values()})
+    points = pd.DataFrame({"curve": curve, "x": folders.keys(), "run": folders.values()})
     return points.merge(frame[frame["at"] == "best"].rename(columns={"test_error": "error"}), on="run")
 
 
@@ -49,7 +50,8 @@ def figure2(runs, paper):
 
 def step_folders(runs):
     """{steps: folder} of Figure 3. The run after all steps, in the paper 100,000, is that of Tables 5 and 6."""
-    return {"0": "none/imdb"} | folders_by_point(runs, "steps") | {str(read_settings(runs)["steps"]): "imdb/imdb"}
+    between = {float(step): folder for step, folder in folders_by_point(runs, "steps").items()}
+    return dict(sorted(({0: "none/imdb"} | between | {read_settings(runs)["steps"]: "imdb/imdb"}).items()))
 
 
 def figure3(runs, paper):
@@ -62,9 +64,12 @@ def figure3(runs, paper):
 def figure4(runs, paper):
     """Best test error by the part of the training data. The paper's errors with all of it are Table 6's."""
     curves = []
-    parts = dict(part.split("=") for part in read_settings(runs)["train_parts"].split())
+    shared = float(dict(part.split("=") for part in read_settings(runs)["train_parts"].split()).get("imdb", 1))
+    if shared > 1:  # examples
+        shared /= IMDB_EXAMPLES
     for label, name in (("BERT-FiT", "none"), ("BERT-ITPT-FiT", "imdb")):  # the last run is that of other experiments, too
-        folders = folders_by_point(runs, f"few_shot/{name}") | {parts.get("imdb", "1"): f"{name}/imdb"}
+        folders = {float(share): folder for share, folder in folders_by_point(runs, f"few_shot/{name}").items()}
+        folders[shared] = f"{name}/imdb"
         ends = [paper["figure4", f"{label}, 0.4%", "imdb"], paper["table6", label, "imdb"]]
         curves += [best_errors(runs, f"{label}, ours", folders),
                    pd.DataFrame({"curve": f"{label}, paper", "x": [0.004, 1], "error": ends})]

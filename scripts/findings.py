@@ -1,9 +1,9 @@
 """What the paper concludes, tested on the runs: which of its findings they support. `collect_results.py` calls it.
 
-A finding is a list of comparisons "the test error of this row is lower than that of that one". A comparison of two rows with
-the same seeds is a paired t test over the seeds, of other seeds Welch's t test, with a figure that has no run here (of an
-earlier model) a t test against that figure; all are one-sided. Over several comparisons a finding follows one of two RULES.
-The effect is the difference of the two errors, in points of a percent, with its standard error over the seeds.
+A finding is a list of comparisons "the test error of this row is lower than that of that one". A comparison of two rows is a
+paired t test over the seeds that both have, Welch's t test where these are fewer than two, and with a figure that has no run
+here (of an earlier model) a t test against that figure; all are one-sided. Over several comparisons a finding follows one of
+two RULES. The effect is the difference of the two errors, in points of a percent, with its standard error over the seeds.
 """
 import dataclasses
 import math
@@ -71,7 +71,7 @@ FINDINGS = (
             (("table6", "BERT-ITPT-FiT", "BERT-FiT"),), together),
     Finding("In-domain further pre-training helps", "Conclusion 3; Tables 5, 6",
             (("table6", "BERT-IDPT-FiT", "BERT-FiT"),), together),
-    Finding("Within-task further pre-training is best at 100,000 steps", "Figure 3", (("figure3", "100,000 steps", ".*"),)),
+    Finding("Within-task further pre-training is best at 100,000 steps", "Figure 3", (("figure3", "all updates", ".*"),)),
     Finding("Multi-task fine-tuning helps the single tasks", "Conclusion 4; Table 7",
             (("table7", "BERT-MFiT-FiT", "BERT-FiT"),), together),
     Finding("Multi-task fine-tuning helps less than further pre-training", "Conclusion 4; Table 7",
@@ -102,6 +102,15 @@ QUESTIONS = (  # of ours, about what the paper leaves open
             tuple(("corpus", CORPUS.format(texts, "without", by), CORPUS.format(texts, "with", by))
                   for texts in ("training", "training and test") for by in ("rules", "spaCy")), together),
 )
+
+
+def at_common_seeds(lower, higher):
+    """Both as they are, or, where they are errors by seed and share two seeds or more, those of these seeds."""
+    if isinstance(lower, pd.Series) and isinstance(higher, pd.Series):
+        common = lower.index.intersection(higher.index)
+        if len(common) > 1:
+            return lower[common], higher[common]
+    return lower, higher
 
 
 def compare(lower, higher, margin=0.0):
@@ -140,7 +149,7 @@ def mean_effect(finding, lines):
         return float("nan"), float("nan")
     if finding.rule is every:
         return tuple(lines.assign(p=lines["p"].fillna(1)).sort_values(["p", "effect"])[["effect", "error"]].iloc[-1])
-    by_data_set = lines.groupby("data_set")[["effect", "error"]].mean()
+    by_data_set = lines.groupby("data_set")[["effect", "error"]].agg(lambda values: values.mean(skipna=False))
     return by_data_set["effect"].mean(), math.sqrt((by_data_set["error"] ** 2).sum(skipna=False)) / len(by_data_set)
 
 
@@ -160,9 +169,12 @@ def comparisons(finding, rows, errors):
             for side in ("lower", "higher"):
                 run, paper = pair[f"run_{side}"], pair[f"paper_{side}"]
                 values.append(errors.get(run, pd.Series(dtype=float)) if run else paper)
-                own = values[-1] if run else pd.Series([paper])
-                line |= {side: pair[f"row_{side}"], f"{side}_mean": own.mean(), f"{side}_std": own.std(),
-                         f"{side}_seeds": len(own) if run else 0, f"{side}_paper": paper}
+                line |= {side: pair[f"row_{side}"], f"{side}_paper": paper}
+            values = at_common_seeds(*values)
+            for side, own in zip(("lower", "higher"), values):
+                is_run = isinstance(own, pd.Series)
+                line |= {f"{side}_mean": own.mean() if is_run else own, f"{side}_std": own.std() if is_run else float("nan"),
+                         f"{side}_seeds": len(own) if is_run else 0}
             found.append(line | dict(zip(DETAILS[-4:], (*effect_of(*values), *compare(*values, finding.margin)))))
     return pd.DataFrame(found, columns=DETAILS)
 
@@ -211,10 +223,11 @@ def own_figure(line, side, kind="mean"):
 HEAD = f"""# Findings
 
 The paper's findings, tested on these runs with alpha = {ALPHA}, one-sided, by the best epochs' test errors; no correction for
-the number of findings. Rows with the same seeds are compared by a paired t test over the seeds, others by Welch's t test, and
-with a figure that has no run here (an earlier model's) by a t test against it. A finding over several comparisons needs each
-of them (the largest p), or, over data sets, more than half of them and all together (Stouffer's p, which takes the data sets
-as independent). "Not worse" and "no benefit" mean: by less than {MARGIN:.0%} of the error, a margin of ours.
+the number of findings. Two rows are compared by a paired t test over the seeds that both have, by Welch's t test where these
+are fewer than two or do not differ, and with a figure that has no run here (an earlier model's) by a t test against it. A
+finding over several comparisons needs each of them (the largest p), or, over data sets, more than half of those that could be
+tested and all together (Stouffer's p, which takes the data sets as independent). "Not worse" and "no benefit" mean: by less
+than {MARGIN:.0%} of the error, a margin of ours.
 
 The effect is the lower error less the higher one, as the finding has them, in points of a percent: negative is as it says. In
 brackets is its standard error over the seeds, which does not know that another test set would differ too. Of several
@@ -253,7 +266,7 @@ def write_findings(rows, errors, output_dir, own_name=str):
                       "effect (standard error)": signed(*mean_effect(finding, lines)),
                       "the paper's figures": in_words(finding, lines, "paper"), "test": tests, "p": p_value(p),
                       "verdict": verdict})
-    details = pd.concat(details)
+    details = pd.concat(details).infer_objects()  # of the empty ones, columns of objects
     for side in ("lower", "higher"):
         details[side] = details[side].map(own_name)
     write_csv(details, os.path.join(output_dir, "findings.csv"))

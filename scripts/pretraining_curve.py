@@ -6,30 +6,32 @@ A row of curve.csv is an evaluation of run_pretraining.py (--eval_checkpoints: o
 the runs, the length of the texts, the metrics, and the mean of the training loss of the masked LM since the row before.
 """
 import os
-import pathlib
 import sys
 
 import pandas as pd
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts are no installed package
 from common.command_line import ArgumentParser, UserError, path, run  # noqa: E402
-from common.files import atomic_write, check_output_folder, parse_json, read_json, require_file  # noqa: E402
+from common.files import atomic_write, check_output_folder, read_json  # noqa: E402
+from common.run_folder import read_metrics  # noqa: E402
 from tables import write_csv  # noqa: E402
+
+
+METRICS = {"train": {"masked_lm_loss": float}, "eval": {"masked_lm_loss": float, "masked_lm_accuracy": float}}
 
 
 def curve_of(folders):
     """The evaluations of the runs in `folders`, one going on from the other, as a frame."""
     rows, before = [], 0
     for folder in folders:
-        file = require_file(os.path.join(folder, "metrics.jsonl"), "--runs")
+        lines = read_metrics(folder, METRICS, "--runs")
         flags = read_json(os.path.join(folder, "run.json"), {"flags": {"max_seq_length": int, "num_train_steps": int}})["flags"]
         losses = []
-        for line in pathlib.Path(file).read_bytes().splitlines():
-            line = parse_json(line, file)
-            values = {name: value for name, value in line.items() if name not in ("kind", "global_step")}
+        for line in lines:
             if line["kind"] == "train":
-                losses.append(values["masked_lm_loss"])
+                losses.append(line["masked_lm_loss"])
             else:
+                values = {name: value for name, value in line.items() if name not in ("kind", "global_step")}
                 rows.append({"step": before + line["global_step"], "max_seq_length": flags["max_seq_length"]} | values
                             | {"training_masked_lm_loss": sum(losses) / len(losses) if losses else float("nan")})
                 losses = []

@@ -9,8 +9,8 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)  # the scripts are no installed package
 from common.command_line import ArgumentParser, UserError, path, run  # noqa: E402
-from common.files import (  # noqa: E402
-    atomic_write, check_schema, decode_lines, parse_json, read_json, require_file, require_folder)
+from common.files import atomic_write, decode_lines, read_json, require_file, require_folder  # noqa: E402
+from common.run_folder import read_metrics  # noqa: E402
 
 NEW_TEXTS = os.path.join(ROOT, "data", "new_texts.txt")  # whose labels quickstart.sh predicts
 ARMS = {"tiny_bert": "without", "further_pretrained": "with"}  # further pre-training
@@ -55,22 +55,15 @@ def show_accuracies(points):
     print("labelled stories   further pre-training")
     for number, arms in points.items():
         differences = {seed: arms[1][seed] - arms[0][seed] for seed in arms[0] if seed in arms[1]}
+        if not differences:
+            raise UserError(f"with {number} labelled stories no seed was run both with and without further pre-training; "
+                            "run scripts/quickstart.sh again")
         for name, values in (*zip(ARMS.values(), arms), ("difference", differences)):
             mean, error = mean_and_error(values.values())
             sign = "+" if name == "difference" else ""
             spread = "one seed " if error is None else f"+- {error:>6.2%}"
             print(f"{number:>16}   {name:<12}{mean:>{sign}9.2%} {spread}   "
                   + " ".join(f"{value:{sign}.2%}" for value in values.values()))
-
-
-def losses_of(file):
-    """(updates, masked-LM loss) of each line on training in the metrics.jsonl of further pre-training."""
-    lines = [parse_json(line, f"{file}:{number}") for number, line in decode_lines(file)]
-    for number, line in enumerate(lines, 1):
-        check_schema(line, {"kind": str}, f"{file}:{number}")
-        if line["kind"] == "train":
-            check_schema(line, {"global_step": int, "masked_lm_loss": float}, f"{file}:{number}")
-    return [(line["global_step"], line["masked_lm_loss"]) for line in lines if line["kind"] == "train"]
 
 
 def draw(points, losses, picture):
@@ -108,8 +101,9 @@ def main():
     print(f"\n{next(predictions)[1]}   text")
     for (_, prediction), (_, text) in zip(predictions, decode_lines(NEW_TEXTS)):
         print(f"{prediction}   {text[:70]}")
-    metrics = require_file(os.path.join(folder, "tiny_bert_AGnews_pretrain", "metrics.jsonl"), "further pre-training")
-    draw(points, losses_of(metrics), os.path.join(folder, "results.png"))
+    pretrained = os.path.join(folder, "tiny_bert_AGnews_pretrain")
+    losses = read_metrics(pretrained, {"train": {"masked_lm_loss": float}}, "further pre-training")
+    draw(points, [(line["global_step"], line["masked_lm_loss"]) for line in losses], os.path.join(folder, "results.png"))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 #     bash scripts/run_all.sh               # all of it; the same again goes on
 #     bash scripts/run_all.sh --status      # how far it is, and the hours that are left
 #     DRY_RUN=1 bash scripts/run_all.sh     # the commands
-#     SMOKE=1 bash scripts/run_all.sh       # all of it on the sample, about ten minutes on 2 cores
+#     SMOKE=1 bash scripts/run_all.sh       # all of it on the sample, about five minutes on 2 cores
 #     GPUS=0,1,2,3 bash scripts/run_all.sh  # on these GPUs
 #
 # Settings: scripts/experiment.sh; those of one experiment, such as TASKS, hold for all that know them. With three seeds about

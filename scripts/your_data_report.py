@@ -16,7 +16,8 @@ import pandas as pd
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts are no installed package
 import tasks  # noqa: E402
 from common.command_line import ArgumentParser, UserError, command, path, run  # noqa: E402
-from common.files import atomic_write, copy_file, parse_json, read_json, require_folder  # noqa: E402
+from common.files import atomic_write, copy_file, read_json, require_folder  # noqa: E402
+from common.run_folder import read_metrics  # noqa: E402
 from finetuning.evaluation import METRICS  # noqa: E402
 from read_runs import read_results  # noqa: E402
 from tables import figure, markdown  # noqa: E402
@@ -32,19 +33,12 @@ def statistics(results, at, metric):
     return figure(values.mean(), values.std(ddof=1) if len(values) > 1 else None)
 
 
-def metrics_of(folder, kind):
-    """The lines of this kind in a run's metrics.jsonl."""
-    file = pathlib.Path(folder, "metrics.jsonl")
-    lines = [parse_json(line, file) for line in file.read_bytes().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
-
-
 def draw_curves(runs, results, metric, target):
     """Writes the loss of further pre-training by its steps, and of fine-tuning the losses and the metric by epochs."""
     from matplotlib.figure import Figure
     picture = Figure(figsize=(12, 4), layout="constrained")
     pretraining, loss, score = picture.subplots(1, 3)
-    lines = metrics_of(runs / "pretrained/own/checkpoints", "train")
+    lines = read_metrics(runs / "pretrained/own/checkpoints", {"train": {"loss": float}}, "--runs")
     pretraining.plot([line["global_step"] for line in lines], [line["loss"] for line in lines], color="C1")
     pretraining.set(title="further pre-training", xlabel="step", ylabel="loss")
     for color, (name, of_seeds) in enumerate(results.items()):

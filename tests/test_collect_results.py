@@ -426,6 +426,17 @@ def test_quickstart_table_names_the_file_that_is_damaged(quickstart, name, text,
         quickstart()
 
 
+def test_quickstart_table_needs_a_seed_of_both_arms(quickstart):
+    (quickstart.folder / "ag_further_pretrained_25").rename(quickstart.folder / "away")
+    for seed in (1, 2):
+        old = quickstart.folder / "away" / f"seed_{seed}" / "results.json"
+        new = quickstart.folder / "ag_further_pretrained_25" / f"seed_{seed + 2}" / "results.json"
+        new.parent.mkdir(parents=True)
+        new.write_text(json.dumps(json.loads(old.read_text()) | {"seed": seed + 2}))
+    with pytest.raises(UserError, match="with 25 labelled stories no seed was run both"):
+        quickstart()
+
+
 def test_quickstart_table_of_another_folder_is_refused(tmp_path, refused):
     refused("scripts/quickstart_table.py", tmp_path / "absent", words="there is no folder")
     refused("scripts/quickstart_table.py", tmp_path, words="there is no ag_tiny_bert_N in")
@@ -450,6 +461,24 @@ def test_rows_of_other_settings_are_named_by_them(collect):
     text = (collect.out / "findings.md").read_text()
     assert "At 4e-3 the training fails to converge, at 2e-4 it does" in text and "Layer-0 of 4" in text
     assert "Layer-3 of 4" in text and "Layer-11" not in text
+
+
+@pytest.mark.parametrize("part", ["imdb=0.10", "imdb=2500 ag=500"])
+def test_figure4_has_one_run_for_each_share(collect, part):
+    """That of all other experiments where a share is theirs, however it is written."""
+    (collect.runs / "settings.json").write_text(json.dumps({"train_parts": part}))
+    for folder, accuracy in (("none/imdb", 0.9), ("few_shot/none/0.1/imdb", 0.8), ("few_shot/none/1.0/imdb", 0.95)):
+        make_run(collect.runs / folder, [accuracy])
+    collect("figure4")
+    assert [(row["x"], row["mean"], row["seeds"]) for row in rows_of(collect.out / "figure4.csv")
+            if row["curve"] == "BERT-FiT, ours"] == [("0.1", "10.0000", "1"), ("1", "5.0000", "1")]
+
+
+@pytest.mark.parametrize("parts", ["0.1", "imdb", "imdb=", "imdb=half", "imdb=0.1,ag=0.1"])
+def test_parts_of_the_data_that_cannot_be_read_are_refused(collect, parts):
+    (collect.runs / "settings.json").write_text(json.dumps({"train_parts": parts}))
+    with pytest.raises(UserError, match="settings.json: train_parts is"):
+        read_runs.read_settings(collect.runs)
 
 
 def test_settings_that_a_folder_does_not_name_are_the_paper_s(collect):

@@ -382,7 +382,9 @@ def test_a_pocket_s_plan_is_of_its_own_rates_and_parts_of_the_data(commands):
     words = found["none/imdb"]
     assert [value(words, f"--{flag}") for flag in ("learning_rate", "layer_learning_rate", "max_seq_length", "trunc_medium",
             "num_datas", "num_test_datas", "layers", "pooling_type")] == [
-                "5e-4", "5e-4", "256", "64", "0.08", "0.08", "3", "mean"]
+                "5e-4", "5e-4", "256", "64", "2000", "2000", "3", "mean"]
+    assert [value(found[f"none/{task}"], "--num_datas") for task in ("ag", "dbpedia")] == ["2000", "1000"]
+    assert value(found["none/dbpedia"], "--num_test_datas") == "1000"
     assert value(found["few_shot/none/1/imdb"], "--num_datas") == "1.0"
     assert value(found["few_shot/imdb/0.01/imdb"], "--num_datas") == "0.01"
     assert value(found["none/trec"], "--num_datas") is None
@@ -394,6 +396,29 @@ def test_a_pocket_s_plan_is_of_its_own_rates_and_parts_of_the_data(commands):
     assert {"--learning_rate=5e-4", "--num_train_steps=10000", "--dropout=0", "--max_predictions_per_seq=39"} <= set(trained)
     corpus = next(words for words in printed if "out/pretrained/all/corpus.txt" in words and "generate_corpus.py" in words)
     assert corpus[corpus.index("--task_name") + 1:corpus.index("--data_dir")] == ["imdb", "ag", "dbpedia", "trec"]
+
+
+def test_another_pocket_bert_is_taken_by_its_shape_and_other_steps_have_all_their_points(commands):
+    printed = commands("exp2_steps", MODEL="pocket", POCKET="L6_H384", STEPS="2000")
+    assert "pocket/L6_H384" in str(printed) and "L4_H128" not in str(printed)
+    assert {f"steps/{step}/imdb" for step in range(200, 2000, 200)} == runs_of(printed).keys() - {"none/imdb", "imdb/imdb"}
+
+
+@pytest.mark.parametrize("settings, words", [
+    ({"TRAIN_PARTS": "0.1"}, "0.1 of TRAIN_PARTS or TEST_PARTS is no TASK=NUMBER"),
+    ({"TEST_PARTS": "ag=5 imbd=0.1"}, "imbd=0.1 of TRAIN_PARTS or TEST_PARTS is no TASK=NUMBER"),
+    ({"STEPS": "2000", "STEP_LIST": "1000 5000"}, "STEP_LIST: no checkpoint after 5000 of 2000 updates, they are 200 apart"),
+    ({"STEPS": "2000", "STEP_LIST": "300"}, "STEP_LIST: no checkpoint after 300"),
+    ({"STEPS": "2000", "STEP_LIST": "many"}, "STEP_LIST: no checkpoint after many")], ids=str)
+def test_settings_that_cannot_be_met_are_refused_before_any_job(settings, words, experiment, tmp_path):
+    done = experiment("exp2_steps", tmp_path / "out", DRY_RUN="1", **settings)
+    assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert not done.stdout
+
+
+def test_parts_can_be_of_every_data_set():
+    text = (ROOT / "scripts/experiment.sh").read_text()
+    assert f"({'|'.join(tasks.TASKS)})=" in text
 
 
 @pytest.mark.parametrize("settings, records, training", [

@@ -20,8 +20,8 @@ SEEDS = (1, 2, 3)
 FINDINGS = {finding.claim: finding for finding in findings.FINDINGS}
 FIGURES = pd.DataFrame(  # findings without figures of the paper: table, row, data set, run, and the error that we make of it
     [("figure2", findings.CONSTANT, "imdb", "", 25.0), ("figure2", "training at 2e-5", "imdb", "training/2e-5", 2.0),
-     ("figure2", "training at 4e-4", "imdb", "training/4e-4", 50.0), ("figure3", "100,000 steps", "imdb", "imdb/imdb", 4.37),
-     ("figure3", "50,000 steps", "imdb", "steps/50000/imdb", 4.6)], columns=PAPER.columns)
+     ("figure2", "training at 4e-4", "imdb", "training/4e-4", 50.0), ("figure3", "all updates", "imdb", "imdb/imdb", 4.37),
+     ("figure3", "50,000 updates", "imdb", "steps/50000/imdb", 4.6)], columns=PAPER.columns)
 ROWS = pd.concat([PAPER, FIGURES])
 
 
@@ -159,6 +159,18 @@ def test_other_seeds_are_compared_by_welch_s_test():
     assert findings.compare(lower, series(7, 9, 11)[:2])[0] == "Welch's t"  # two of the same three
 
 
+def test_a_seed_that_one_row_lacks_does_not_count_in_their_comparison():
+    """The others stay paired. One seed in common is no pair to test: all seeds count, as of two samples."""
+    finding = FINDINGS["BERT improves tasks with little data: further pre-training, then 0.4% of IMDb"]
+    runs = {row.row: row.run for row in ROWS[ROWS["table"] == "figure4"].itertuples()}
+    lower, higher = runs["BERT-ITPT-FiT, 0.4%"], runs["BERT-FiT, 0.4%"]
+    line, = findings.comparisons(finding, ROWS, {lower: series(4, 5, 6), higher: series(5, 7, 9, 50)}).to_dict("records")
+    assert (line["test"], line["p"]) == findings.compare(series(4, 5, 6), series(5, 7, 9))
+    assert (line["effect"], line["lower_seeds"], line["higher_seeds"], line["higher_mean"]) == (-2, 3, 3, 7)
+    line, = findings.comparisons(finding, ROWS, {lower: series(4, 5, 6), higher: series(9, 5, first=3)}).to_dict("records")
+    assert (line["test"], line["lower_seeds"], line["higher_seeds"]) == ("Welch's t", 3, 2)
+
+
 def test_a_figure_without_a_run_is_a_constant_and_a_margin_is_a_part_of_the_higher_error():
     assert findings.compare(series(4, 5, 6), 7.0) == ("t against a figure", pytest.approx(t_below(-2 * math.sqrt(3))))
     assert findings.compare(3.0, series(4, 5, 6)) == ("t against a figure", pytest.approx(t_below(-2 * math.sqrt(3))))
@@ -184,6 +196,8 @@ def test_the_effect_of_several_comparisons():
                          for rule in (findings.every, findings.together))
     assert findings.mean_effect(each, lines) == (-3.0, 0.4)  # the weakest
     assert findings.mean_effect(all_of_them, lines) == pytest.approx((-3.0, math.hypot(0.3, 0.4) / 2))
+    unknown = findings.mean_effect(all_of_them, lines.assign(error=[0.2, float("nan"), 0.4]))  # one seed only
+    assert unknown[0] == -3.0 and math.isnan(unknown[1])
     assert findings.signed(-3.0, 0.25) == "-3.00 (0.25)" and findings.signed(0.5, float("nan")) == "+0.50"
 
 
@@ -262,6 +276,7 @@ def test_findings_of_runs_are_written(collect):
     assert "half the errors of a guess: 25.00 | training at 4e-4: 48.0" in details and "missing" not in details
     assert "No run here asks these:\n\n- The top layer is more useful" in text
     rows = rows_of(collect.out / "findings.csv")
+    assert not [value for row in rows for value in row.values() if re.fullmatch(r"-?[0-9]+\.[0-9]{5,}", value)]
     assert len(rows) == 11 + 1 + 2 + 8 + 7 + 2 + 4 + 4 + 1 + 5 + 5 + 7 + 46 + 37 + 5 + 20 + 4 + 4  # questions of ours
     # Welch's where the seeds' differences are the same
     assert {row["test"] for row in rows} == {"a run is missing", "paired t", "t against a figure", "Welch's t"}
@@ -291,6 +306,35 @@ def test_other_settings_name_the_last_steps_and_leave_earlier_models_out(collect
     text = (collect.out / "findings.md").read_text()
     assert line_of(text, "Within-task further pre-training is best at 5,000 steps")[-1] == "supported"
     assert "ULMFiT:" not in text and "- BERT-base with within-task further pre-training is better than ULMFiT" in text
+
+
+@pytest.mark.parametrize("steps, folders", [
+    (200_000, {"none/imdb": 0.90, "steps/50000/imdb": 0.92, "steps/100000/imdb": 0.95, "imdb/imdb": 0.93}),
+    (50_000, {"none/imdb": 0.90, "imdb/imdb": 0.93})])
+def test_the_last_of_any_number_of_steps_is_compared_with_each_other(collect, steps, folders):
+    """Beyond the paper's, too, whose 100,000 are then a point before the last."""
+    (collect.runs / "settings.json").write_text(json.dumps({"steps": steps}))
+    for folder, accuracy in folders.items():
+        for seed in SEEDS:
+            make_run(collect.runs / folder, [accuracy + seed / len(folder) / 10000], seed)
+    collect("findings")
+    text = (collect.out / "findings.md").read_text()
+    verdict = line_of(text, f"Within-task further pre-training is best at {steps:,} steps")[-1]
+    compared = [row["higher"] for row in rows_of(collect.out / "findings.csv") if row["lower"] == "all updates"]
+    if steps == 200_000:
+        assert verdict == "contradicted" and compared == ["0 updates", "50,000 updates", "100,000 updates"]
+    else:
+        assert verdict == "undecided here (a run is missing in 1 of 2)" and compared == ["0 updates", "fewer updates"]
+
+
+def test_the_top_layer_of_a_bert_of_24_is_not_named_twice(collect):
+    (collect.runs / "settings.json").write_text(json.dumps({"layers": 24}))
+    for layer in (11, 23):
+        for seed in SEEDS:
+            make_run(collect.runs / f"layers/layer_{layer}/imdb", [0.9 + seed / (layer + 1) / 100], seed)
+    collect("findings")
+    text = (collect.out / "findings.md").read_text()
+    assert "Layer-23 of 24: " in text and "Layer-11 of 24: " in text and "24 of 24" not in text
 
 
 def test_that_training_converges_at_one_rate_says_nothing_of_the_other(collect):

@@ -2,12 +2,18 @@
 import csv
 import json
 import re
+import sys
 
 import pytest
 import transformers
 
+from common.command_line import UserError
+from conftest import ROOT
 from test_experiments import begin, experiment  # noqa: F401  (fixtures)
 from tokenization import FullTokenizer
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import pretraining_curve  # noqa: E402
 
 
 def test_a_wrong_shape_is_refused_in_a_line(tmp_path, experiment):  # noqa: F811
@@ -49,3 +55,20 @@ def test_a_bert_is_made_from_nothing_and_the_same_again_does_nothing(tmp_path, e
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
     again = experiment("pocket", tmp_path, SMOKE="1")
     assert again.returncode == 0 and "L1_H64/128\n" not in again.stdout
+
+
+@pytest.mark.parametrize("line, words", [
+    ("[]", r"metrics.jsonl:2: \[\] where dict is needed"), ("{}", "metrics.jsonl:2 has no kind"),
+    ('{"kind": "train", "global_step": 2, "loss": 1.0}', "metrics.jsonl:2 has no masked_lm_loss"),
+    ('{"kind": "eval", "global_step": 2, "loss": 1.0}', "metrics.jsonl:2 has no masked_lm_loss"),
+    ('{"kind": "eval", "glob', "metrics.jsonl:2 is not whole JSON")])
+def test_a_damaged_line_of_a_curve_is_named_and_nothing_is_written(tmp_path, monkeypatch, line, words):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text('{"flags": {"max_seq_length": 128, "num_train_steps": 2}}')
+    good = {"kind": "eval", "global_step": 1, "masked_lm_loss": 5.0, "masked_lm_accuracy": 0.2}
+    (run / "metrics.jsonl").write_text(f"{json.dumps(good)}\n{line}\n")
+    monkeypatch.setattr(sys, "argv", ["pretraining_curve.py", "--runs", str(run), "--output_dir", str(tmp_path / "out")])
+    with pytest.raises(UserError, match=words):
+        pretraining_curve.main()
+    assert not (tmp_path / "out").exists()
