@@ -83,8 +83,10 @@ PRETRAINING_RATE=${PRETRAINING_RATE:-5e-5}         # peak rate of further pre-tr
 PRETRAINING_LENGTH=${PRETRAINING_LENGTH:-128}
 MASKED_LM_PROB=${MASKED_LM_PROB:-0.15}             # share of the tokens that it learns to predict
 PRETRAINING_DROPOUT=${PRETRAINING_DROPOUT-}        # empty: the configuration's
-WARMUP=${WARMUP:-$((STEPS / 10))}                  # steps; a further pre-training of BERT-large has the same
 POINTS=${POINTS:-10}                               # checkpoints in a further pre-training
+[[ "$STEPS $POINTS" =~ ^[1-9][0-9]*\ [1-9][0-9]*$ ]] && [ "$POINTS" -le "$STEPS" ] || {
+    echo "$0: STEPS=$STEPS updates with POINTS=$POINTS checkpoints: whole numbers are needed, no fewer updates" >&2; exit 2; }
+WARMUP=${WARMUP:-$((STEPS / 10))}                  # steps; a further pre-training of BERT-large has the same
 for word in $TRAIN_PARTS $TEST_PARTS; do
     [[ "$word" =~ ^(imdb|yelp_p|yelp_f|trec|yahoo|ag|dbpedia|sogou)=([0-9]+|[0-9]*\.[0-9]+)$ ]] || {
         echo "$0: $word of TRAIN_PARTS or TEST_PARTS is no TASK=NUMBER, such as imdb=0.1 or ag=500" >&2; exit 2; }

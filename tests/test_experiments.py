@@ -408,6 +408,8 @@ def test_another_pocket_bert_is_taken_by_its_shape_and_other_steps_have_all_thei
     ({"TRAIN_PARTS": "0.1"}, "0.1 of TRAIN_PARTS or TEST_PARTS is no TASK=NUMBER"),
     ({"TEST_PARTS": "ag=5 imbd=0.1"}, "imbd=0.1 of TRAIN_PARTS or TEST_PARTS is no TASK=NUMBER"),
     ({"STEPS": "2000", "STEP_LIST": "1000 5000"}, "STEP_LIST: no checkpoint after 5000 of 2000 updates, they are 200 apart"),
+    ({"STEPS": "8"}, "STEPS=8 updates with POINTS=10 checkpoints"), ({"POINTS": "0"}, "with POINTS=0 checkpoints"),
+    ({"STEPS": "many"}, "STEPS=many updates"),
     ({"STEPS": "2000", "STEP_LIST": "300"}, "STEP_LIST: no checkpoint after 300"),
     ({"STEPS": "2000", "STEP_LIST": "many"}, "STEP_LIST: no checkpoint after many")], ids=str)
 def test_settings_that_cannot_be_met_are_refused_before_any_job(settings, words, experiment, tmp_path):
