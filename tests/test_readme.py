@@ -220,6 +220,17 @@ def test_figures_of_the_pocket_bert_stand_in_its_document(path):
         assert rows[place][header.index(column)] == f"{mean:.2f} ({deviation:.2f}){seeds}", line
 
 
+def test_figure_2_of_the_pocket_bert_is_that_of_its_document():
+    lines = csv.DictReader((ROOT / "benchmarks/results/pocket/layers/figure2.csv").read_text().splitlines())
+    points = {(line["curve"], line["x"]): f"{float(line['mean']):.2f} ({float(line['std']):.2f})" for line in lines}
+    rows = table_rows(DOCUMENTS["docs/pocket.md"])
+    start = next(at for at, row in enumerate(rows) if row[:2] == ["rate", "test error after 1 epoch"]) + 2
+    rates = [curve.removeprefix("rate ") for curve, _ in points if "training" not in curve]
+    assert [row[0] for row in rows[start:start + 4]] == list(dict.fromkeys(rates))
+    for rate, *errors in rows[start:start + 4]:
+        assert errors == [*(points[f"rate {rate}", epoch] for epoch in "123"), points[f"rate {rate}, training error", "3"]]
+
+
 def test_the_curve_of_the_pocket_bert_is_that_of_its_document():
     lines = csv.DictReader((ROOT / "benchmarks/results/pocket/curve.csv").read_text().splitlines())
     points = {f"{int(line['step']):,}": line for line in lines}
