@@ -45,9 +45,11 @@ def own_runs(rows, settings):
 
 
 def rows_of(runs, paper, name):
-    """The paper's rows of a table, and those of further runs in its folder of FOLDERS."""
+    """A table's rows: the paper's, in Table 3 this BERT's layers, and further runs in the table's folder of FOLDERS."""
     settings = read_settings(runs)
     rows = own_runs(paper[paper["table"] == name], settings)
+    if name == "table3" and settings["layers"] != 12:
+        rows = layers_of(settings["layers"], paper.columns)
     rows = rows.assign(row=rows["row"].map(lambda row: own_name(row, settings)))
     folders = sorted(pathlib.Path(runs, FOLDERS[name]).glob("*/*")) if name in FOLDERS else []
     others = pd.DataFrame([(folder.parent.name, folder.name, folder.relative_to(runs).as_posix()) for folder in folders],
@@ -123,10 +125,9 @@ def write_table(table, name, output_dir):
 
 
 def layers_of(depth, columns):
-    """Table 3's rows of single layers for a BERT of another depth than the paper's: its top layer takes Layer-11's place."""
-    names = [f"Layer-{layer} of {depth}" for layer in range(depth - 1)] + ["Layer-11"]
-    return pd.DataFrame([("table3", name, "imdb", f"layers/layer_{layer}/imdb", np.nan) for layer, name in enumerate(names)],
-                        columns=columns)
+    """Table 3's rows of single layers for a BERT of another depth than the paper's."""
+    return pd.DataFrame([("table3", f"Layer-{layer} of {depth}", "imdb", f"layers/layer_{layer}/imdb", np.nan)
+                         for layer in range(depth)], columns=columns)
 
 
 def write_findings(runs, paper, output_dir):
@@ -142,14 +143,14 @@ def write_findings(runs, paper, output_dir):
     if len(steps) == 2:  # the ends alone do not show which number is best
         figures.append(("figure3", "fewer updates", "imdb", "steps/fewer/imdb", np.nan))
     rows, depth = own_runs(paper, settings), settings["layers"]
+    top = f"Layer-{depth - 1}" + f" of {depth}" * (depth != 12)  # findings know the paper's
     if depth != 12 or settings["train_parts"]:  # earlier models' figures are no measure of a small BERT or a part of the data
         rows = rows[rows["run"] != ""]
     rows = pd.concat([rows, pd.DataFrame(figures, columns=paper.columns)])
     if depth != 12:
-        rows = pd.concat([rows[rows["table"] != "table3"], layers_of(depth, paper.columns)])
+        rows = pd.concat([rows[rows["table"] != "table3"], layers_of(depth, paper.columns).replace(top, "Layer-11")])
     frame = read_runs(runs, [*rows["run"], *rate_folders(runs).values()])
     best, last_point = frame.query("at == 'best'"), frame.query("at == 'point'").groupby(["run", "seed"]).last()
-    top = f"Layer-{depth - 1}" + f" of {depth}" * (depth != 12)
     training = last_point["training_error"].dropna().rename(index=findings.TRAINING.__add__, level="run")
     return findings.write_findings(rows, pd.concat([best.set_index(["run", "seed"])["test_error"], training]), output_dir,
                                    lambda text: own_name(re.sub(r"Layer-11(?! of)", top, text), settings))

@@ -461,6 +461,9 @@ def test_rows_of_other_settings_are_named_by_them(collect):
     text = (collect.out / "findings.md").read_text()
     assert "At 4e-3 the training fails to converge, at 2e-4 it does" in text and "Layer-0 of 4" in text
     assert "Layer-3 of 4" in text and "Layer-11" not in text
+    layers = rows_of(collect.out / "table3.csv")  # of another depth than the paper's, so without its figures
+    assert [(row["row"], row["seeds"], row["paper"]) for row in layers] == [
+        (f"Layer-{layer} of 4", "2" if layer in (0, 3) else "0", "") for layer in range(4)]
 
 
 @pytest.mark.parametrize("part", ["imdb=0.10", "imdb=2500 ag=500"])
