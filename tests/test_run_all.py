@@ -33,18 +33,18 @@ def check_table(results, name):
     earlier = {(row["row"], row["data_set"]) for row in rows_of(ROOT / "scripts/paper_results.csv") if not row["run"]}
     rows = [row for row in rows_of(results / f"{name}.csv") if (row["row"], row["data_set"]) not in earlier]
     if name == "table3":
-        rows = [row for row in rows if row["seeds"] != "0"]
         assert [row["row"] for row in rows] == [
-            "Layer-0", "Layer-1", "all_2_concat", *(f"{end}_2_{pooling}" for end in ("first", "last")
-                                                    for pooling in ("concat", "max", "mean"))]
-        rows = rows[:2]
+            "Layer-0 of 2", "Layer-1 of 2", "all_2_concat", *(f"{end}_2_{pooling}" for end in ("first", "last")
+                                                              for pooling in ("concat", "max", "mean"))]
+        assert not any(row["paper"] or row["difference"] for row in rows)  # the paper's BERT has twelve
     if name == "corpus":
         rows = [row for row in rows if row["seeds"] != "0"]  # without a model there are but those by rules
         assert len(rows) == 4
     assert rows
     for row in rows:
         assert row["seeds"] == "2" and 0 <= float(row["best_mean"]) <= float(row["last_mean"]) <= 100, row
-        assert float(row["difference"]) == pytest.approx(float(row["best_mean"]) - float(row["paper"]), abs=1e-3)
+        if name != "table3":
+            assert float(row["difference"]) == pytest.approx(float(row["best_mean"]) - float(row["paper"]), abs=1e-3)
 
 
 @pytest.mark.long
