@@ -171,10 +171,9 @@ def comparisons(finding, rows, errors):
                 values.append(errors.get(run, pd.Series(dtype=float)) if run else paper)
                 line |= {side: pair[f"row_{side}"], f"{side}_paper": paper}
             values = at_common_seeds(*values)
-            for side, own in zip(("lower", "higher"), values):
-                is_run = isinstance(own, pd.Series)
-                line |= {f"{side}_mean": own.mean() if is_run else own, f"{side}_std": own.std() if is_run else float("nan"),
-                         f"{side}_seeds": len(own) if is_run else 0}
+            for side, value in zip(("lower", "higher"), values):
+                own = value if isinstance(value, pd.Series) else pd.Series([value])
+                line |= {f"{side}_mean": own.mean(), f"{side}_std": own.std(), f"{side}_seeds": len(own) if own is value else 0}
             found.append(line | dict(zip(DETAILS[-4:], (*effect_of(*values), *compare(*values, finding.margin)))))
     return pd.DataFrame(found, columns=DETAILS)
 

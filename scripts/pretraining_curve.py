@@ -16,7 +16,6 @@ from common.files import atomic_write, check_output_folder, read_json  # noqa: E
 from common.run_folder import read_metrics  # noqa: E402
 from tables import write_csv  # noqa: E402
 
-
 METRICS = {"train": {"masked_lm_loss": float}, "eval": {"masked_lm_loss": float, "masked_lm_accuracy": float}}
 
 

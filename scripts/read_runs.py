@@ -29,7 +29,7 @@ def read_settings(runs):
     check_schema(found, {name: type(value) for name, value in SETTINGS.items()}, file)
     if not re.fullmatch(r"[0-9.]+(e-?[0-9]+)?", found["rate"]):
         raise UserError(f"{file}: {found['rate']} is no learning rate")
-    if not re.fullmatch(r"(\s*[a-z_0-9]+=([0-9]+|[0-9]*\.[0-9]+)(?!\S))*\s*", found["train_parts"]):
+    if not all(re.fullmatch(r"[a-z_0-9]+=([0-9]+|[0-9]*\.[0-9]+)", part) for part in found["train_parts"].split()):
         raise UserError(f"{file}: train_parts is {found['train_parts']!r}, where TASK=NUMBER is needed")
     return found
 

@@ -13,7 +13,7 @@ def test_quickstart_runs_the_pipeline_twice_and_shows_both_arms(tmp_path, interp
     out = tmp_path / "out"
     environment = {**os.environ, "VENV": str(interpreter.parent.parent), "OUT": str(out), "SEEDS": "1 2"}
     first, second = (subprocess.run(["bash", str(ROOT / "scripts/quickstart.sh")], capture_output=True, text=True,
-                                    env=environment, timeout=900) for _ in range(2))
+                                    env=environment, timeout=400) for _ in range(2))
     assert first.returncode == 0, first.stdout + first.stderr
     assert second.returncode == 0, second.stdout + second.stderr
     accuracies, again = (re.findall(r"^ +([0-9]+)   (without|with|difference) +([+-]?[0-9.]+)%", run.stdout, re.MULTILINE)
