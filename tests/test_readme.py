@@ -203,25 +203,29 @@ POCKET = sorted(path for path in (ROOT / "benchmarks/results/pocket").rglob("*.c
 def test_figures_of_the_pocket_bert_stand_in_its_document(path):
     """Mean and deviation of each row that has runs, in that row and the data set's column; of Figures 3 and 4 of each point."""
     rows = table_rows(DOCUMENTS["docs/pocket.md"])
+    updates = {"pocket": "5,000 updates", "layers": "10,000 updates"}
     for line in csv.DictReader(path.read_text().splitlines()):
         if not (line.get("best_mean") or "ours" in line.get("curve", "")):
             continue
         mean, deviation = (float(line.get(f"best_{name}") or line[name]) for name in ("mean", "std"))
         name, head, column = line.get("row"), "", line.get("data_set")
         if path.stem == "figure3":
-            name, head, column = "test error", "updates of further pre-training, then 2,000 reviews", f"{int(line['x']):,}"
+            name, head, column = "test error", f"of {updates[path.parent.name]}, then 2,000 reviews", f"{int(line['x']):,}"
         elif path.stem == "figure4":
-            name, head = f"{float(line['x']):.1%}: ".replace(".0%", "%"), "training reviews"
-            column = "without" if line["curve"] == "BERT-FiT, ours" else "after 5,000 updates of further pre-training"
-        place, = (number for number, row in enumerate(rows)
-                  if (row[0].startswith(name) if path.stem == "figure4" else row[0] == name))
+            name, head = f"{float(line['x']):.1%}: ".replace(".0%", "%"), f"training reviews, {updates[path.parent.name]}"
+            column = "without" if line["curve"] == "BERT-FiT, ours" else "with"
+        if head:  # the first such row below the head
+            start, = (number for number, row in enumerate(rows) if row[0] == head)
+            place = next(number for number, row in enumerate(rows) if number > start and row[0].startswith(name))
+        else:
+            place, = (number for number, row in enumerate(rows) if row[0] == name)
         header = [row for row in rows[:place] if row[0] == head][-1]
         seeds = "" if line["seeds"] == "5" else f", {line['seeds']} seeds"
         assert rows[place][header.index(column)] == f"{mean:.2f} ({deviation:.2f}){seeds}", line
 
 
 def test_figure_2_of_the_pocket_bert_is_that_of_its_document():
-    lines = csv.DictReader((ROOT / "benchmarks/results/pocket/layers/figure2.csv").read_text().splitlines())
+    lines = csv.DictReader((ROOT / "benchmarks/results/pocket/rates/figure2.csv").read_text().splitlines())
     points = {(line["curve"], line["x"]): f"{float(line['mean']):.2f} ({float(line['std']):.2f})" for line in lines}
     rows = table_rows(DOCUMENTS["docs/pocket.md"])
     start = next(at for at, row in enumerate(rows) if row[:2] == ["rate", "test error after 1 epoch"]) + 2
