@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes data/tiny_bert/model.safetensors: the tiny BERT pre-trained from random weights on general stories, which are about
-# other things than the sample's four topics, as float16. About 10 minutes on one core.
+# other things than the sample's four topics, as float16. 12 minutes on one core beside other trainings.
 #
 #     OUT=tmp/general bash data/make_general_bert.sh
 set -euo pipefail
@@ -14,7 +14,7 @@ source scripts/setup.sh requirements.txt
     --masked_lm_prob=0.3 --dupe_factor=20
 # Without dropout, which a model of this size learns much faster; and a long warm-up: Google's AdamWeightDecay has no bias
 # correction, so that its first hundreds of updates are up to six times as large as the rate says. Until it tells the next
-# sentence (89% of the time), and so reads what a story is about.
+# sentence of its own stories (89% of the time), and so reads what a story is about.
 "$PYTHON" run_pretraining.py --input_file="$OUT/general.tfrecord" --output_dir="$OUT/pretrained" --do_train=True \
     --do_eval=True --bert_config_file=data/tiny_bert/bert_config.json --dropout=0 --vocab_file=data/tiny_bert/vocab.txt \
     --train_batch_size=32 --max_seq_length=64 --max_predictions_per_seq=20 --num_train_steps="$STEPS" \

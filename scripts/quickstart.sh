@@ -2,7 +2,7 @@
 # The whole pipeline on the sample in data/ with a tiny BERT, and the paper's few-shot question (section 5.6): corpus,
 # TFRecord, further pre-training in TensorFlow on all training stories without their labels, conversion, fine-tuning in
 # PyTorch on a few labelled stories with and without further pre-training, prediction. At the end a table, and
-# results.png in OUT. It takes a minute and a half on 2 cores after the installation. Run it again to resume it, or to see the
+# results.png in OUT. It takes about two minutes on 2 cores after the installation. Run it again to resume it, or to see the
 # figures again.
 #
 #     bash scripts/quickstart.sh

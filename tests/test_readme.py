@@ -216,7 +216,8 @@ def test_figures_of_the_pocket_bert_stand_in_its_document(path):
             column = "without" if line["curve"] == "BERT-FiT, ours" else "with"
         if head:  # the first such row below the head
             start, = (number for number, row in enumerate(rows) if row[0] == head)
-            place = next(number for number, row in enumerate(rows) if number > start and row[0].startswith(name))
+            place = next(number for number, row in enumerate(rows) if number > start and (
+                row[0].startswith(name) if path.stem == "figure4" else row[0] == name))
         else:
             place, = (number for number, row in enumerate(rows) if row[0] == name)
         header = [row for row in rows[:place] if row[0] == head][-1]
