@@ -189,8 +189,8 @@ def train_epoch(model, dataset, labels, world, folder, batch, rate, warmup, eval
     from finetuning.training import Execution, Recipe, TaskRun, train
     recipe = Recipe(seed=0, train_batch_size=batch, num_train_epochs=1, learning_rate=rate, layer_rates=None,
                     embeddings_rate=None, schedule="slanted_triangular", warmup_proportion=warmup, weight_decay=0.01,
-                    clip_grad="tensor", bias_correction=False, best_metric="accuracy", patience=None, task_sampling="by_size",
-                    task_sampling_alpha=1.0)
+                    clip_grad="tensor", bias_correction=False, best_metric="accuracy", patience=None, eval_epochs=None,
+                    task_sampling="by_size", task_sampling_alpha=1.0)
     execution = Execution(gradient_accumulation_steps=1, eval_batch_size=eval_batch, precision=precision,
                           save_checkpoints_steps=10**9, save_models="none", log_steps=log_steps, report_to=[], eval_every=None,
                           allow_divergence=False)

@@ -182,6 +182,8 @@ def add_recipe_flags(group, several_tasks):
         help="The metric that chooses the best epoch; a tie goes to the lower loss (default: accuracy).")
     add("--patience", type=count,
         help="Stop after this many epochs without a better one; needs --dev_fraction, or a table dev (default: never).")
+    add("--eval_epochs", type=count, metavar="EPOCHS", help="Evaluate after every so many epochs and after the last one, not "
+        "after each; the best model is one of those evaluated (default: after each).")
     add("--seed", type=number(int, minimum=0, maximum=2**32 - 1), nargs="+", default=[42],
         help="One run per seed; several are summarised by mean and standard deviation (default: 42).")
 
@@ -271,6 +273,9 @@ def faults(args, given):
                                            "leave the flag out, or move the table away"),
         ("unseen_labels" in given and not evaluates, "--unseen_labels needs data to evaluate: --do_eval"),
         (args.patience and not develops, "--patience needs data to watch: add for example --dev_fraction 0.1"),
+        ("eval_epochs" in given and not (trains and evaluates),
+         "--eval_epochs needs --do_train and data to evaluate: --do_eval or --dev_fraction"),
+        (args.patience and args.eval_epochs, "--patience looks at each epoch: leave --eval_epochs out"),
         (args.max_fractions and not args.hierarchical, "--max_fractions belongs to --hierarchical, which is not given"),
         (args.hierarchical and "trunc_medium" in given and not args.max_fractions,
          "--trunc_medium has nothing to cut with --hierarchical: add --max_fractions or leave it out"),

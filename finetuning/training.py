@@ -50,6 +50,7 @@ class Recipe:
     bias_correction: bool
     best_metric: str
     patience: int | None
+    eval_epochs: int | None
     task_sampling: str
     task_sampling_alpha: float
 
@@ -79,7 +80,7 @@ class TaskRun:
     prefix: str  # of a line of the log: "NAME: " where there are several tasks
     folder: str
     train: Dataset
-    evaluated: Dataset | None  # after each epoch: the test set or held-out training data
+    evaluated: Dataset | None  # after epochs: the test set or held-out training data
     evaluated_name: str  # which of them
     sample: Dataset | None  # within epochs (--eval_every): a part of it
     tested: Dataset | None  # with the best model, in the end
@@ -98,7 +99,7 @@ class Progress:
     num_summed: int = 0
     window: list = dataclasses.field(default_factory=list)  # [loss, norm, accuracy] of updates since the log's last line
     since_point: list = dataclasses.field(default_factory=lambda: [0.0, 0.0, 0])  # [losses, accuracies, updates], summed
-    evaluations: dict = dataclasses.field(default_factory=dict)  # a list for each task's name, an entry for each epoch
+    evaluations: dict = dataclasses.field(default_factory=dict)  # a list for each task's name, an entry for each epoch due
     points: dict = dataclasses.field(default_factory=dict)  # the same within epochs
     diverged: int | None = None  # the first update whose loss or gradient was no number
 
@@ -249,10 +250,11 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
                         sys.exit(128 + stopping)
             if progress.diverged and execution.eval_every and progress.since_point[2]:
                 evaluate_point(model, runs, progress, updates_per_epoch, execution, world, log)
-            # Evaluate each task, and keep its model: always as the last one, and, if it is, as the best one.
             loss = {"loss": progress.loss_sum / progress.num_summed} if progress.num_summed else {}
             progress.epoch, progress.update, progress.loss_sum, progress.num_summed = progress.epoch + 1, 0, 0.0, 0
-            for run, classifier in zip(runs, model.classifiers):
+            is_due = progress.epoch % (recipe.eval_epochs or 1) == 0 or progress.global_step == t_total or progress.diverged
+            # Evaluate each task, and keep its model: always as the last one, and, if it is, as the best one.
+            for run, classifier in zip(runs, model.classifiers) if is_due else ():
                 evaluation = {"epoch": progress.epoch, "global_step": progress.global_step} | loss
                 if run.evaluated:
                     evaluation |= evaluate_epoch(run, classifier, evaluation, execution, world, log)

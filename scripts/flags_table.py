@@ -30,7 +30,7 @@ FINE_TUNING = {
     "trunc_medium": "5.3.1, Table 2", "hierarchical": "5.3.1, Table 2", "max_fractions": "5.3.1", "fractions_at_once": "5.3.1",
     "layers": "5.3.2, Table 3", "layer_pooling": "5.3.2, Table 3", "classifier": "5.4.3, Table 6",
     "frozen_bert": "5.4.3, Table 6", "train_batch_size": "5.2", "num_train_epochs": "5.2", "warmup_proportion": "5.2",
-    "schedule": "5.2", "learning_rate": "5.2; 5.3.3, Figure 2", "eval_every": "5.3.3, Figure 2",
+    "schedule": "5.2", "learning_rate": "5.2; 5.3.3, Figure 2", "eval_epochs": "5.2", "eval_every": "5.3.3, Figure 2",
     "allow_divergence": "5.3.3, Figure 2", "discr": "5.3.4", "layer_learning_rate": "5.3.4, Table 4",
     "layer_learning_rate_decay": "5.3.4, Table 4", "embeddings_learning_rate": "5.3.4"}
 PAPER = {

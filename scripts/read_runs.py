@@ -76,7 +76,8 @@ def read_result(file):
     result = read_json(file, {"seed": int, "epochs": [dict]})
     named = [name for name in ("best", "last", "test") if name in result]
     if named:  # else the run was not evaluated
-        schema = {"epochs": [EVALUATION], "best": EVALUATION, "last": EVALUATION, "test": EVALUATION, "points": [POINT]}
+        schema = {"epochs": [EVALUATION | {"epoch": int}], "best": EVALUATION, "last": EVALUATION, "test": EVALUATION,
+                  "points": [POINT]}
         check_schema(result, {key: schema[key] for key in schema if key in result or key in ("best", "last")}, file)
     for evaluation in [result[name] for name in named] + result["epochs"] + result.get("points", []) * bool(named):
         metrics = {key: value for key, value in evaluation.items() if key.startswith("eval_")}
@@ -89,12 +90,12 @@ def read_result(file):
 
 def evaluations_of(result):
     """(best, last or point; epoch; evaluation) of each evaluation of a run on the test set. Points lie inside the epochs
-    (--eval_every) or else at their ends."""
+    (--eval_every) or else at the ends of those that were evaluated."""
     if "test" in result:  # with --dev_fraction the others are of held-out training data
         return [("best", None, result["test"])]
-    points = [(point["epoch"], point) for point in result.get("points", ())] or enumerate(result["epochs"], 1)
+    points = result.get("points") or result["epochs"]
     return [(at, None, result[at]) for at in ("best", "last") if at in result] \
-        + [("point", epoch, point) for epoch, point in points if "best" in result]
+        + [("point", point["epoch"], point) for point in points if "best" in result]
 
 
 def read_runs(runs, folders):

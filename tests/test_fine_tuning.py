@@ -202,6 +202,42 @@ def test_patience_stops_when_nothing_gets_better(tiny, tmp_path):
     assert "test" in results
 
 
+def test_eval_epochs_evaluates_some_epochs_and_trains_as_ever(tiny, tmp_path):
+    """Of 4.5 epochs the second, the fourth and, as the last one, the part of a fifth; best and last are of these."""
+    flags = [*train_flags(tiny, tmp_path / "each"), "--num_train_epochs", 4.5]
+    call(SINGLE, *flags)
+    call(SINGLE, *flags, "--eval_epochs", 2, "--output_dir", tmp_path / "some")
+    each, some = ([{key: value for key, value in epoch.items() if key != "seconds"}
+                   for epoch in read_json(tmp_path / name / "results.json")["epochs"]] for name in ("each", "some"))
+    assert [epoch["epoch"] for epoch in each] == [1, 2, 3, 4, 5] and some == [each[1], each[3], each[4]]
+    results = read_json(tmp_path / "some" / "results.json")
+    assert results["best"] in results["epochs"] and results["last"] == results["epochs"][-1]
+    assert sorted(path.name for path in (tmp_path / "some").glob("*_ep*.txt")) == sorted(
+        f"{name}_ep{epoch}.txt" for name in ("classification_report", "eval_results", "results") for epoch in (2, 4, 5))
+    assert losses_of(tmp_path / "some") == losses_of(tmp_path / "each")
+    assert_equal_weights(tmp_path / "some" / "last", tmp_path / "each" / "last")
+
+
+def test_a_run_that_evaluates_at_its_end_goes_on_where_it_was_stopped(tiny, tmp_path, start):
+    """Stopped in the second of three epochs, after one that was not evaluated."""
+    flags = [*train_flags(tiny, tmp_path / "run"), "--num_train_epochs", 3, "--eval_epochs", 3]
+    log = tmp_path / "log.txt"
+    assert wait(start(SINGLE, flags, log, ("update", 12, "after", signal.SIGTERM))) == [128 + signal.SIGTERM], log.read_text()
+    assert not list((tmp_path / "run").glob("*_ep*")) and (tmp_path / "run" / "checkpoint.pt").exists()
+    for folder in ("run", "whole"):
+        assert wait(start(SINGLE, [*flags, "--output_dir", tmp_path / folder], log)) == [0], log.read_text()
+    assert [epoch["epoch"] for epoch in read_json(tmp_path / "run" / "results.json")["epochs"]] == [3]
+    assert losses_of(tmp_path / "run") == losses_of(tmp_path / "whole")
+    assert_equal_weights(tmp_path / "run" / "best", tmp_path / "whole" / "last")
+
+
+def test_a_run_that_diverges_between_its_evaluations_is_evaluated(tiny, tmp_path):
+    call(SINGLE, *train_flags(tiny, tmp_path), "--learning_rate", 1e30, "--warmup_proportion", 0, "--allow_divergence",
+         "--num_train_epochs", 3, "--eval_epochs", 3)
+    results = read_json(tmp_path / "results.json")
+    assert results["diverged"] == {"global_step": 2} and [epoch["epoch"] for epoch in results["epochs"]] == [1]
+
+
 @pytest.mark.parametrize("num, updates", [(9, 2), (0.4, 3), ("1.0", 8), ("1", 1)])
 def test_num_datas_takes_exactly_so_many(tiny, tmp_path, num, updates):
     call(SINGLE, *train_flags(tiny, tmp_path / "run"), "--num_datas", num, "--num_train_epochs", 1)
@@ -763,6 +799,9 @@ def waited_for(condition, seconds=120):
     (["--do_predict"], "--do_predict needs --predict_file"),
     (["--predict_file", "x.txt"], "--predict_file is read only with --do_predict"),
     (["--patience", 2], "--patience needs data to watch"),
+    (["--eval_epochs", 2, "--do_eval", "False"], "--eval_epochs needs --do_train and data to evaluate"),
+    (["--eval_epochs", 2, "--patience", 2, "--dev_fraction", 0.2], "--patience looks at each epoch: leave --eval_epochs out"),
+    (["--eval_epochs", 0], "0 is not at least 1"),
     (["--label_column", "topic"], "--label_column belongs to --task_name csv"),
     (["--task_name", "agnews"], "--task_name: invalid choice: 'agnews'"),
     (["--task", "ag"], "unrecognized arguments: --task"),

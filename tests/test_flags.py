@@ -83,6 +83,7 @@ OBSERVED = {  # flag -> file::test, a name alone being one of this file
     "class_weights": "test_the_weights_of_classes_are_those_of_torch_s_cross_entropy",
     "best_metric": "test_the_best_epoch_is_the_metric_s",
     "patience": "test_fine_tuning.py::test_patience_stops_when_nothing_gets_better",
+    "eval_epochs": "test_fine_tuning.py::test_eval_epochs_evaluates_some_epochs_and_trains_as_ever",
     "seed": "test_what_a_seed_draws",
     "task_sampling": "test_a_fixed_plan_has_whole_batches_alone",
     "task_sampling_alpha": "test_the_shares_of_tasks",
