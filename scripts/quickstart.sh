@@ -2,7 +2,7 @@
 # The whole pipeline on the sample in data/ with a tiny BERT, and the paper's few-shot question (section 5.6): corpus,
 # TFRecord, further pre-training in TensorFlow on all training stories without their labels, conversion, fine-tuning in
 # PyTorch on a few labelled stories with and without further pre-training, prediction. At the end a table, and
-# results.png in OUT. It takes about two minutes on 2 cores after the installation. Run it again to resume it, or to see the
+# results.png in OUT. It takes a minute and a half on 2 cores after the installation. Run it again to resume it, or to see the
 # figures again.
 #
 #     bash scripts/quickstart.sh
@@ -32,8 +32,8 @@ step() {  # step NAME SCRIPT [flags]: one step of the pipeline; logs/NAME.log ha
 fine_tune() {  # fine_tune NAME FOLDER N SEED...: fine-tunes the BERT in FOLDER on N labelled stories, drawn by each SEED
     step "fine_tune_$1_$3" run_classifier_single_layer.py --task_name ag --do_train --do_eval --do_lower_case \
         --data_dir data/sample --vocab_file "$2/vocab.txt" --bert_config_file "$2/bert_config.json" --init_checkpoint "$2" \
-        --num_datas "$3" --max_seq_length 128 --train_batch_size 8 --learning_rate 1e-3 --num_train_epochs 20 --layers 1 \
-        --pooling_type mean --trunc_medium -2 --seed "${@:4}" --output_dir "$OUT/ag_$1_$3"
+        --num_datas "$3" --max_seq_length 128 --train_batch_size 8 --learning_rate 1e-3 --num_train_epochs 20 \
+        --eval_epochs 20 --layers 1 --pooling_type mean --trunc_medium -2 --seed "${@:4}" --output_dir "$OUT/ag_$1_$3"
 }
 
 fewer_and_more() {  # fewer_and_more NAME FOLDER: the same on 25 and on 400 stories, with the first seed
@@ -47,7 +47,7 @@ further_pretrain() {
         --max_seq_length=64 --max_predictions_per_seq=10 --masked_lm_prob=0.15 --random_seed=12345 --dupe_factor=10 &&
     step run_pretraining run_pretraining.py --input_file="$OUT/tf_AGnews.tfrecord" --output_dir="$FURTHER" \
         --do_train=True --do_eval=True --bert_config_file="$BERT/bert_config.json" --init_checkpoint="$BERT" \
-        --train_batch_size=32 --max_seq_length=64 --max_predictions_per_seq=10 --num_train_steps=1600 \
+        --train_batch_size=16 --max_seq_length=64 --max_predictions_per_seq=10 --num_train_steps=1600 \
         --num_warmup_steps=300 --save_checkpoints_steps=800 --log_steps=20 --learning_rate=2.5e-3 &&
     step convert convert_tf_checkpoint_to_pytorch.py --tf_checkpoint_path "$FURTHER/model.ckpt-1600" \
         --bert_config_file "$FURTHER/bert_config.json" --pytorch_dump_path "$FURTHER/pytorch_model.bin"
