@@ -275,7 +275,7 @@ def faults(args, given):
         (args.patience and not develops, "--patience needs data to watch: add for example --dev_fraction 0.1"),
         ("eval_epochs" in given and not (trains and evaluates),
          "--eval_epochs needs --do_train and data to evaluate: --do_eval or --dev_fraction"),
-        (args.patience and args.eval_epochs, "--patience looks at each epoch: leave --eval_epochs out"),
+        (args.patience and (args.eval_epochs or 1) > 1, "--patience looks at each epoch: leave --eval_epochs out"),
         (args.max_fractions and not args.hierarchical, "--max_fractions belongs to --hierarchical, which is not given"),
         (args.hierarchical and "trunc_medium" in given and not args.max_fractions,
          "--trunc_medium has nothing to cut with --hierarchical: add --max_fractions or leave it out"),
