@@ -4,6 +4,7 @@ import shutil
 import sys
 
 import pytest
+import torch
 
 from common.command_line import UserError
 from conftest import ROOT
@@ -45,6 +46,28 @@ def test_compare_corpus_prints_the_agreement(script, refused, tmp_path):
     theirs.write_bytes(b"T\n\xff\n")
     refused("benchmarks/compare_corpus.py", ours, theirs, words="theirs:2: byte 1 is not UTF-8")
     refused("benchmarks/compare_corpus.py", ours, tmp_path / "absent", words="there is no file")
+
+
+def test_neighbours_are_the_nearest_and_their_shares_are_counted(script, refused, tmp_path):
+    from benchmarks.neighbours import NEAREST, nearest, nouns_of_beats, shares
+    around = torch.linspace(0, 0.1, NEAREST + 1)  # two bundles of directions, each as many rows as have the other as nearest
+    bundles = torch.stack([torch.cos(around), torch.sin(around)], dim=1)
+    near = nearest(torch.cat([bundles, -bundles]))
+    first, second = set(range(NEAREST + 1)), set(range(NEAREST + 1, 2 * NEAREST + 2))
+    assert [set(row) | {index} for index, row in enumerate(near.tolist())] == [first] * len(first) + [second] * len(second)
+    half = NEAREST / (2 * NEAREST + 1)
+    assert shares(["a"] * len(first) + ["b"] * len(second), near) == pytest.approx((1, half))
+    assert shares(["a"] * 2 * len(first), near) == (1, 1)
+    assert shares(list(map(str, range(2 * len(first)))), near) == (0, 0)
+    places = nouns_of_beats()
+    assert places["telescope"] == ("science", "space") and "company" not in places  # common to its topic's beats
+    done = script("benchmarks/neighbours.py", "--init_checkpoint", "data/tiny_bert", "--words", "telescope")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and [line.split(":")[0].strip() for line in lines] == [
+        "data/tiny_bert", "same topic", "same beat", "telescope"]
+    assert set(lines[-1].split(": ")[1].split(", ")) <= places.keys() - {"telescope"}
+    refused("benchmarks/neighbours.py", "--init_checkpoint", "data/tiny_bert", "--words", "the", words="the is no noun")
+    refused("benchmarks/neighbours.py", "--init_checkpoint", tmp_path, words="no folder with a configuration")
 
 
 TWO_PROCESSES = """
