@@ -236,11 +236,13 @@ def test_figure_2_of_the_pocket_bert_is_that_of_its_document():
         assert errors == [*(points[f"rate {rate}", epoch] for epoch in "123"), points[f"rate {rate}, training error", "3"]]
 
 
-def test_the_curve_of_the_pocket_bert_is_that_of_its_document():
-    lines = csv.DictReader((ROOT / "benchmarks/results/pocket/curve.csv").read_text().splitlines())
+@pytest.mark.parametrize("curve, first_cell", [("curve.csv", "update"), ("updates_20000/curve.csv", "update, of 20,000")])
+def test_the_curves_of_the_pocket_berts_are_those_of_their_document(curve, first_cell):
+    lines = csv.DictReader((ROOT / "benchmarks/results/pocket" / curve).read_text().splitlines())
     points = {f"{int(line['step']):,}": line for line in lines}
     rows = table_rows(DOCUMENTS["docs/pocket.md"])
-    (updates, losses, accuracies), = ([rows[at], *rows[at + 2:at + 4]] for at, row in enumerate(rows) if row[0] == "update")
+    (updates, losses, accuracies), = ([rows[at], *rows[at + 2:at + 4]] for at, row in enumerate(rows) if row[0] == first_cell)
+    assert updates[-1].split()[0] == list(points)[-1]
     for update, loss, accuracy in zip(updates[1:], losses[1:], accuracies[1:]):
         point = points[update.split()[0]]
         assert (loss, accuracy) == (f"{float(point['masked_lm_loss']):.2f}", f"{100 * float(point['masked_lm_accuracy']):.1f}")
