@@ -23,9 +23,9 @@ NEAREST = 5
 
 def nouns_of_beats():
     """{noun: (topic, beat)} of the nouns that one beat of one topic has."""
-    places = {}
+    places, lists = {}, read_words()
     for topic in TOPICS:
-        for beat, slots in read_words()[topic].items():
+        for beat, slots in lists[topic].items():
             for word in (word for slot in NOUNS for word in slots[slot]):
                 places.setdefault(word, set()).add((topic, beat))
     return {word: min(found) for word, found in places.items() if len(found) == 1 and min(found)[1] != "common"}
@@ -48,8 +48,7 @@ def nearest(embeddings):
 
 def shares(names, near):
     """(share of the nearest with their word's name, that of all other words) of `names`, one a word."""
-    numbers = torch.tensor([sorted(set(names)).index(name) for name in names])
-    same = numbers[:, None] == numbers
+    same = torch.tensor([[name == other for other in names] for name in names])
     return same.gather(1, near).float().mean().item(), (same.sum().item() / len(names) - 1) / (len(names) - 1)
 
 
