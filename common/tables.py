@@ -7,6 +7,7 @@ not closed.
 """
 import argparse
 import codecs
+import contextlib
 import csv
 import gzip
 import io
@@ -54,18 +55,25 @@ def encoding_of(path, encoding=None):
     with opener_of(path)(path, "rb") as file:
         start = file.read(4)
         marked = next((name for mark, name in MARKS.items() if start.startswith(mark)), None)
-        if marked or not encoding or encoding.startswith("utf"):
-            return marked or encoding or "utf-8"
+        if marked or encoding in (None, "utf-8"):
+            return marked or "utf-8"
         decoder, is_ascii, chunk = codecs.getincrementaldecoder("utf-8")(), True, start
         try:
             while chunk:
+                if b"\0" in chunk:  # of UTF-16 or UTF-32, in which English text is whole UTF-8, too
+                    return encoding
                 is_ascii = is_ascii and chunk.isascii()
                 decoder.decode(chunk)
                 chunk = file.read(SAMPLE)
             decoder.decode(b"", final=True)
         except UnicodeDecodeError:
             return encoding
-    return encoding if is_ascii else "utf-8"
+    return encoding if is_ascii and not is_wide(encoding) else "utf-8"
+
+
+def is_wide(encoding):
+    """Whether a character takes at least two bytes, so that no line ends in the byte \\n."""
+    return encoding.replace("_", "-").startswith(("utf-16", "utf-32"))
 
 
 def described(path, encoding=None):
@@ -86,10 +94,9 @@ def read_lines(path, encoding=None, keep_ends=False):
         with opener_of(path)(path, "rb") as file:
             sample = file.read(SAMPLE)
             found = encoding_of(path, encoding)
-            by_bytes = not found.replace("_", "-").startswith(("utf-16", "utf-32"))  # in which a line's end is the byte \n
             outside = re.sub(rb'"[^"]*"', b"", sample.replace(b"\0", b""))  # zero bytes: half of UTF-16
             by_return = b"\r" in outside and b"\n" not in outside
-            content = None if by_bytes and not by_return else sample + file.read()
+            content = sample + file.read() if is_wide(found) or by_return else None
         if content is None:
             yield from without_mark(decode_lines(path, found, keep_ends, opener_of(path)))
             return
@@ -131,7 +138,8 @@ def read_separated(path, sep, encoding, quoting):
     """Rows of csv, or without quoting, one a line; lines with nothing in them are skipped."""
     if quoting is None:
         sep = sep or sniffed_separator(path, encoding)
-        keep_ends, is_of_anybody = sep != "\t", encoding or opener_of(path) is not open  # the latter: a table to predict
+        # the last two: a table to predict
+        keep_ends, is_of_anybody = sep != "\t", encoding or opener_of(path) is not open or encoding_of(path) != "utf-8"
         lines = (read_lines(path, encoding, keep_ends) if is_of_anybody else
                  without_mark(decode_lines(path, keep_ends=keep_ends)))
         return split_rows(path, lines, sep, None if sep == "\t" else (False, False))
@@ -141,7 +149,7 @@ def read_separated(path, sep, encoding, quoting):
 
 def split_rows(path, lines, sep, style):
     """The rows of numbered lines. style: None, a line is a row and quotes are text; else (escaped, spaced): csv in which a
-    quote is written \\" instead of "", in which spaces may precede the quote that begins a field."""
+    quote is written \\" instead of "", in which spaces may precede the quote that begins a field, and none begins a field."""
     if style is None:
         yield from ((number, line.split(sep)) for number, line in lines if line)
         return
@@ -156,21 +164,24 @@ def split_rows(path, lines, sep, style):
         except StopIteration:
             return
         except csv.Error as error:
-            raise UserError(f"{path}:{line_number}: {error}; in the row that begins in this line a quote is not closed "
-                            "or not doubled, or the file is cut off") from None
+            fault = f"{error}; in the row that begins in this line a quote is not closed or not doubled, or the file is cut off"
+            if "new-line" in str(error):
+                fault = "a carriage return stands outside quotes; quote its field, or take it out"
+            raise UserError(f"{path}:{line_number}: {fault}") from None
         if row:
             yield line_number, row
 
 
 def sniffed_separator(path, encoding):
     """Tab where the first line has one, else comma."""
-    _, line = next(read_lines(path, encoding))
+    _, line = next(read_lines(path, encoding), (1, ""))
     return "\t" if "\t" in line else ","
 
 
 def style_of(path, sep, encoding, quoting):
     """The style (see `split_rows`) in which a table of anybody's is written: the first in which every row is whole and as
-    wide as the others. With quoting "auto", a tab-separated table has none unless its quotes show it."""
+    wide as the others; where none is so, the one that gets furthest. With quoting "auto", a tab-separated table has none
+    unless its quotes show it."""
     has_quotes = is_escaped = is_spaced = False
     before_a_quote = re.compile(f'{re.escape(sep)} +"')
     for _, line in read_lines(path, encoding) if quoting != "none" else ():
@@ -187,24 +198,27 @@ def style_of(path, sep, encoding, quoting):
 
     def rows(style):
         return split_rows(path, read_lines(path, encoding, style is not None), sep, style)
-    regular = next((style for doubt in (True, False) for style in styles if is_regular(rows(style), doubt and is_spaced)), None)
-    if is_optional:
-        return regular if regular and quotes_are_format(rows(None), rows(regular)) else None
-    return regular or styles[0]
+    faults = {}  # of those that are not regular
+    for doubt, style in itertools.product((True, False), styles):
+        faults[style] = first_fault(rows(style), doubt and is_spaced)
+        if faults[style] is None:
+            return style if not is_optional or quotes_are_format(rows(None), rows(style)) else None
+    return None if is_optional else max(styles, key=faults.get)
 
 
-def is_regular(rows, spaced):
-    """Whether every row is whole, and all are equally wide (or one more than the header: R's row names). spaced: whether a
-    field that begins with a quote after spaces is taken for damage, too."""
+def first_fault(rows, spaced):
+    """The index of the first row that is damaged, or not as wide as the others (one more than the header is right, too: R's
+    row names); None if there is none. spaced: whether a field that begins with a quote after spaces is taken for damage."""
     widths = []
     try:
         for _, row in rows:
             widths.append(len(row))
-            if spaced and any(field[:1] == " " and field.lstrip(" ")[:1] == '"' for field in row):
-                return False
+            if widths[-1] != widths[:2][-1] or widths[-1] - widths[0] not in (0, 1) or (
+                    spaced and any(field[:1] == " " and field.lstrip(" ")[:1] == '"' for field in row)):
+                return len(widths) - 1
     except UserError:
-        return False
-    return len(set(widths[1:])) <= 1 and set(widths[1:]) <= {widths[0], widths[0] + 1}
+        return len(widths)
+    return None
 
 
 def quotes_are_format(plain, quoted):
@@ -296,9 +310,17 @@ def rows_of(path, read):
     yield 1, [str(name) for name in frame.columns]
     missing = frame.isna().to_numpy()
     for number, (row, is_missing) in enumerate(zip(frame.itertuples(index=False, name=None), missing), 2):
-        fields = ["" if absent else str(field) for field, absent in zip(row, is_missing)]
-        if any(fields):
+        fields = ["" if absent else text_of(field) for field, absent in zip(row, is_missing)]
+        if not all(isinstance(field, str) and not field for field in fields):
             yield number, fields
+
+
+def text_of(value):
+    """The text of a number, a date or bytes in UTF-8; what is none of these, such as a list, as it is."""
+    if isinstance(value, bytes):  # as Impala and older Spark write text
+        with contextlib.suppress(UnicodeDecodeError):
+            return value.decode()
+    return value if hasattr(value, "__len__") else str(value)
 
 
 TEXTS = {".csv": read_separated, ".tsv": read_separated, ".jsonl": read_jsonl, ".json": read_json}
@@ -361,7 +383,7 @@ def read_columns(task, path, flag, columns):
             if not isinstance(field, str):
                 raise UserError(f"{path}:{line_number}: " + (
                     f"the row has no {quoted(header[column])}" if field is None else
-                    f"column {quoted(header[column])} holds no text but {shortened(json.dumps(field), 40)}"))
+                    f"column {quoted(header[column])} holds no text but {shortened(json.dumps(field, default=str), 40)}"))
         yield line_number, fields
     if line_number is None:
         raise UserError(f"{flag}: {path} holds a header and no row")

@@ -126,9 +126,10 @@ def test_utf_8_is_read_as_what_it_is_whatever_the_other_tables_are(tmp_path, enc
     content = "label,text\né,\u201cx\u201d\nb,y\n"
     assert read(tmp_path, "label,text\né,x\nb,y\n".encode(encoding), encoding=encoding)[0] == ("é", "x")
     assert described(tmp_path / "train.csv", encoding) == f"{tmp_path}/train.csv ({encoding.upper()})"
-    if encoding != "utf-16-le":  # which may be told from UTF-8 by nobody
-        assert read(tmp_path, content, encoding=encoding)[0] == ("é", "\u201cx\u201d")
-        assert described(tmp_path / "train.csv", encoding) == f"{tmp_path}/train.csv"
+    assert read(tmp_path, content, encoding=encoding)[0] == ("é", "\u201cx\u201d")
+    assert described(tmp_path / "train.csv", encoding) == f"{tmp_path}/train.csv"
+    (tmp_path / "new.txt").write_text("to b\nor n\n")
+    assert tasks.read_texts(tasks.TASKS["ag"], tmp_path / "new.txt", encoding) == ["to b", "or n"]
 
 
 def test_a_lonely_return_stays_where_lines_end_otherwise(tmp_path):
@@ -160,6 +161,22 @@ def test_tables_with_names_are_predicted_by_models_of_columns_with_numbers(tmp_p
     assert tasks.read_texts(tasks.TASKS["ag"], tmp_path / name) == ["x", "y"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_a_table_to_predict_may_have_a_mark(tmp_path, encoding):
+    (tmp_path / "new.csv").write_bytes('"1","a","é"\n"2","b","x"\n'.encode(encoding))
+    assert tasks.read_texts(tasks.TASKS["ag"], tmp_path / "new.csv") == ["a - é", "b - x"]
+
+
+def test_bytes_are_text_and_what_is_no_text_is_refused_where_it_is_asked_for(tmp_path):
+    frame = pandas.DataFrame({"label": ["a", "b"], "text": ["é".encode(), b"x"], "more": [["y"], []], "image": [b"\xff", None]})
+    frame.to_parquet(tmp_path / "train.parquet")
+    content = (tmp_path / "train.parquet").read_bytes()
+    assert read(tmp_path, content, "train.parquet") == [("a", "é"), ("b", "x")]
+    for column in ("more", "image"):
+        with pytest.raises(UserError, match=f"train.parquet:2: column '{column}' holds no text but "):
+            read(tmp_path, content, "train.parquet", text=column)
+
+
 # What is refused
 
 @pytest.mark.parametrize("name, content, words", [
@@ -185,6 +202,9 @@ def test_tables_with_names_are_predicted_by_models_of_columns_with_numbers(tmp_p
     ("train.json", "[1, 2]", "train.json:1: a row is an object"), ("train.json", "[" * 60 + "]" * 60, "nested too deep"),
     ("train.csv", 'label,text\na,"x\nb,y\n', "train.csv:2: unexpected end of data"),
     ("train.csv", "label,text\n1,a, b\n1,c, d\n", "train.csv:3: 3 columns, the header has 2"),
+    ("train.csv", 'label,text\na,"so \\"x\\""\nb,y\na,z,more\nb,w\n', "train.csv:4: 3 columns"),
+    ("train.csv", 'label, text\na, "x, y"\nb, "z"\nc, zz, q\n', "train.csv:4: 3 columns"),
+    ("train.csv", 'label,text\na,"x"\nb,y\rz\n', "train.csv:3: a carriage return stands outside quotes"),
 ])
 def test_wrong_tables_are_refused_with_their_line(tmp_path, name, content, words):
     message = refusal(tmp_path, content, name)
