@@ -65,6 +65,7 @@ def parse_arguments():
     args = parser.parse_args()
     args.output_file = args.output_file or "_".join(args.task_name) + "_corpus.txt"
     args.num_processes = args.num_processes or sentences.cores()
+    args.splits = list(dict.fromkeys(args.splits))
     return args
 
 
@@ -86,23 +87,23 @@ def select_tasks(args):
     if len({task.language for task in selected}) > 1:
         raise UserError(f"--task_name {' '.join(args.task_name)}: sogou is Chinese, the others are English; make a "
                         "corpus of each")
-    if selected[0].language == "zh" and args.spacy_model:
-        raise UserError("--spacy_model splits English; Chinese sentences end at 。 ？ ！")
+    for name in args.leave_out_test_of:
+        if name in [task.name for task in selected]:
+            raise UserError(f"--leave_out_test_of {name}: it is in the corpus, whose training texts are left whole by its own "
+                            "test texts; name others")
     return selected
 
 
 def main():
     args = parse_arguments()
     selected = select_tasks(args)
+    if selected[0].language == "zh" and args.spacy_model:
+        raise UserError("--spacy_model splits English; Chinese sentences end at 。 ？ ！")
     check_output_file(args.output_file, "--output_file")
     if args.unlabelled_file and os.path.realpath(args.unlabelled_file) == os.path.realpath(args.output_file):
         raise UserError(f"--output_file: {args.output_file} is also the input, --unlabelled_file")
-    known = [task.name for task in selected]
-    tested = selected + [tasks.TASKS[name] for name in args.leave_out_test_of if name not in known]
+    tested = selected + [tasks.TASKS[name] for name in dict.fromkeys(args.leave_out_test_of)]
     folders = tasks.data_folders([task.name for task in tested], args.data_dir)
-    if args.task_name == ["csv"]:
-        for split in args.splits:
-            print(f"{split} texts: {described(tasks.find_source(selected[0], folders[0], split)[0], args.encoding)}")
     left_out = collections.Counter()
     with atomic_write(args.output_file) as file:
         reserved = sentences.test_texts_of(tested, folders)
@@ -116,6 +117,9 @@ def main():
         num_documents, num_lines = (sum(getattr(tally, name) for tally in tallies.values()) for name in ("documents", "lines"))
         if not num_documents:
             raise UserError(f"--data_dir: none of the texts in {' '.join(folders[:len(selected)])} has a sentence")
+    if args.task_name == ["csv"]:
+        for split in args.splits:
+            print(f"{split} texts: {described(tasks.find_source(selected[0], folders[0], split)[0], args.encoding)}")
     for task in selected:
         own = [tallies[task.name, split] for split in (*args.splits, "unlabelled")]
         print(f"{task.name}: {sum(tally.documents for tally in own)} documents, {sum(tally.lines for tally in own)} "

@@ -128,9 +128,10 @@ def named_tasks(names, keep_html=False, text_pair=False):
 
 def data_folders(names, folders):
     """The data directory of each task of `names`, from the values of --data_dir: one for each, in their order, or one
-    that holds a folder by the name of each. Raises UserError where there are fewer or more.
+    that holds a folder by the name of each, if it does. That of your own (csv) is where its files are. Raises UserError where
+    there are fewer or more.
     """
-    if len(folders) == len(names) > 1:
+    if len(folders) == len(names) > 1 or len(folders) == 1 and names == ["csv"]:
         return folders
     if len(folders) > 1:
         raise UserError(f"--data_dir: {len(folders)} folders for {len(names)} tasks ({' '.join(names)}); give one for each "

@@ -26,6 +26,7 @@ sys.path.insert(0, os.path.dirname(FOLDER))  # the scripts of the pipeline are n
 from common.command_line import ArgumentParser, UserError, add_boolean, command, number, path, run  # noqa: E402
 from common.files import (atomic_write, check_output_folder, decode_lines, locked, naming, remove, require_file,  # noqa: E402
                           sha256_of)
+from common.tables import without_mark  # noqa: E402
 
 SUMS = "SHA256SUMS"
 CHUNK = 1 << 16  # bytes written at a time; where a connection breaks, at most this many are asked for twice
@@ -57,7 +58,7 @@ COLUMNS = {  # of sources.csv: the test that a value must pass, and what it must
 
 def read_sources(path):
     """{name: its Sources}. Rows of one name and url are one archive, a row for each of its files with a checksum."""
-    rows = csv.DictReader(line for _, line in decode_lines(require_file(path, "--sources")))
+    rows = csv.DictReader(line for _, line in without_mark(decode_lines(require_file(path, "--sources"))))
     sources = {}
     try:
         if rows.fieldnames != list(COLUMNS):

@@ -13,7 +13,7 @@ sys.path.insert(0, os.path.dirname(FOLDER))  # the scripts of the pipeline are n
 from common.command_line import ArgumentParser, command, number, path, run, tensorflow_start_up  # noqa: E402
 from common.configuration import BertConfig  # noqa: E402
 from common.files import check_output_folder, copy_file  # noqa: E402
-from common.vocabulary import read_fitting_vocab  # noqa: E402
+from common.vocabulary import copy_vocab, read_fitting_vocab  # noqa: E402
 
 
 def main():
@@ -22,7 +22,7 @@ def main():
     model.add_argument("--bert_config_file", type=path, default=os.path.join(FOLDER, "tiny_bert", "bert_config.json"),
                        help="Shape of the model. Default: tiny_bert/bert_config.json beside this script.")
     model.add_argument("--vocab_file", type=path, default=os.path.join(FOLDER, "tiny_bert", "vocab.txt"),
-                       help="Its vocabulary. Default: tiny_bert/vocab.txt beside this script.")
+                       help="Its vocabulary, a vocab.txt or tokenizer.json. Default: tiny_bert/vocab.txt beside this script.")
     model.add_argument("--seed", type=number(int, minimum=0, maximum=2 ** 31 - 1), default=0,
                        help="Seed of the weights. Default: 0.")
     output = parser.add_argument_group("output")
@@ -39,8 +39,8 @@ def main():
     values = initial_values(config, args.seed)
     prefix = os.path.join(args.output_dir, "bert_model.ckpt")
     write_checkpoint(prefix, values)
-    for source, name in ((args.bert_config_file, "bert_config.json"), (args.vocab_file, "vocab.txt")):
-        copy_file(source, os.path.join(args.output_dir, name))
+    copy_file(args.bert_config_file, os.path.join(args.output_dir, "bert_config.json"))
+    copy_vocab(args.vocab_file, args.output_dir)
     num_parameters = sum(int(value.shape.num_elements()) for value in values.values())
     print(f"wrote {prefix}: {len(values)} variables, {num_parameters:,} parameters")
     print(f"wrote bert_config.json and vocab.txt in {args.output_dir}")

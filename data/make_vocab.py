@@ -40,6 +40,8 @@ def main():
     args = parse_arguments()
     files = expand_files(args.input_file, "--input_file")
     check_output_file(args.output_file, "--output_file")
+    if os.path.realpath(args.output_file) in map(os.path.realpath, files):
+        raise UserError(f"--output_file: {args.output_file} is also one of --input_file")
     from tokenization import normalize, train_vocab
 
     def read():

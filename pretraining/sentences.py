@@ -54,8 +54,16 @@ def load_splitter(spacy_model):
 def split_english(texts, spacy_model):
     """The sentences of each text: lists of str."""
     nlp = load_splitter(spacy_model)
+
+    def of_right_length():
+        for text in texts:
+            if len(text) > nlp.max_length:
+                raise UserError(f"the text '{text[:60]}...' has {len(text):,} characters, and spaCy splits {nlp.max_length:,} "
+                                "at most; make several texts of it")
+            yield text
+
     with nlp.memory_zone():  # spaCy keeps each new word until the zone ends: without one, memory would grow with the corpus
-        return [[sentence.text for sentence in document.sents] for document in nlp.pipe(texts)]
+        return [[sentence.text for sentence in document.sents] for document in nlp.pipe(of_right_length())]
 
 
 def split_chinese(texts, spacy_model):

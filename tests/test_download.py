@@ -393,6 +393,11 @@ def test_a_wrong_table_of_sources_is_refused(text, words, tmp_path):
         download.read_sources(str(tmp_path / "sources.csv"))
 
 
+def test_a_byte_order_mark_before_the_table_of_sources_is_skipped(tmp_path):
+    (tmp_path / "sources.csv").write_bytes((HEADER + row()).encode("utf-8-sig"))
+    assert list(download.read_sources(str(tmp_path / "sources.csv"))) == ["x"]
+
+
 def test_the_table_that_ships_is_complete(capsys):
     sources = download.read_sources(str(SCRIPT.parent / "sources.csv"))
     assert list(sources) == ["ag", "yelp_p", "yelp_f", "yahoo", "dbpedia", "imdb", "trec", "sogou",

@@ -235,7 +235,7 @@ def test_bad_files_are_refused_and_nothing_is_written(ag, tmp_path, monkeypatch,
 
 class FakeSplitter:
     """Stands for spaCy where reading fails before or after a split: no sentences."""
-    memory_zone = contextlib.nullcontext
+    memory_zone, max_length = contextlib.nullcontext, sentences.MAX_CHARACTERS
 
     def pipe(self, texts):
         for _ in texts:
@@ -369,6 +369,25 @@ def test_a_corpus_is_not_written_over_the_unlabelled_texts(tmp_path, monkeypatch
     assert (tmp_path / "more.txt").read_text() == "Three. Four.\n" and (tmp_path / "link.txt").is_symlink()
 
 
+def test_a_file_of_ones_own_is_that_of_the_folder_and_each_split_stands_there_once(tmp_path, monkeypatch):
+    (tmp_path / "csv").mkdir()
+    for folder, text in ((tmp_path, "New."), (tmp_path / "csv", "Old.")):
+        (folder / "train.csv").write_text(f"text\n{text}\n")
+    corpus, printed = corpus_of(monkeypatch, tmp_path, "--task_name", "csv", "--data_dir", tmp_path, "--splits", "train",
+                                "train")
+    assert corpus == "New.\n\n" and "csv: 1 documents, 1 sentences" in printed
+
+
+@pytest.mark.parametrize("name, content, words", [
+    ("train.csv.gz", b"text\nOne.\n", "train.csv.gz is no whole gzip file"),
+    ("train.jsonl", b'{"text": "' + b"x" * (sentences.MAX_CHARACTERS + 1) + b'"}\n',
+     "the text 'xxx.* has 16,777,217 characters, and spaCy splits 16,777,216 at most")])
+def test_a_damaged_file_and_an_endless_text_are_one_line(tmp_path, monkeypatch, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        corpus_of(monkeypatch, tmp_path, "--task_name", "csv", "--data_dir", tmp_path, "--encoding", "latin-1")
+
+
 def test_a_file_of_ones_own_may_be_chinese(tmp_path, monkeypatch):
     (tmp_path / "train.csv").write_text("text\n好。不好。\n", encoding="utf-8")
     assert corpus_of(monkeypatch, tmp_path, "--task_name", "csv", "--language", "zh", "--data_dir",
@@ -402,6 +421,8 @@ def test_spacy_forgets_the_words_of_a_batch():
 @pytest.mark.parametrize("arguments, words", (
     (["--task_name", "ag", "sogou"], "sogou is Chinese"),
     (["--task_name", "sogou", "--spacy_model", "en"], "--spacy_model splits English"),
+    (["--task_name", "csv", "--language", "zh", "--spacy_model", "en"], "--spacy_model splits English"),
+    (["--task_name", "yelp_p", "--leave_out_test_of", "ag", "yelp_p"], "--leave_out_test_of yelp_p: it is in the corpus"),
     (["--task_name", "ag", "csv"], "csv stands alone"),
     (["--task_name", "ag", "--sep", ";"], "--sep belongs to --task_name csv"),
     (["--task_name", "ag", "--encoding", "latin-1"], "--encoding belongs to --task_name csv"),

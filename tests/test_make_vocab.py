@@ -48,3 +48,9 @@ def test_a_wrong_setting_is_refused_in_a_line_and_writes_nothing(corpus, refused
     output = corpus.with_name("vocab.txt")
     refused("data/make_vocab.py", "--input_file", corpus, "--output_file", output, *flags, words=words)
     assert not output.exists()
+
+
+def test_texts_are_not_written_over(corpus, refused):
+    refused("data/make_vocab.py", "--input_file", corpus.with_name("*.txt"), "--vocab_size", 180, "--min_frequency", 1,
+            "--output_file", corpus, words="corpus.txt is also one of --input_file")
+    assert corpus.read_text(encoding="utf-8") == CORPUS

@@ -247,6 +247,14 @@ def test_make_tiny_bert_writes_googles_folder_the_same_each_time(tmp_path, monke
     assert smaller[kernel].shape == (32, 32) and "bert/encoder/layer_1/output/dense/kernel" not in smaller
 
 
+def test_make_tiny_bert_writes_the_tokens_of_a_tokenizer_json(tmp_path, monkeypatch):
+    tokens = (DATA / "tiny_bert/vocab.txt").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordPiece", "vocab": {
+        token: index for index, token in enumerate(tokens)}}}))
+    call(monkeypatch, DATA / "make_tiny_bert.py", "--output_dir", tmp_path / "out", "--vocab_file", tmp_path / "tokenizer.json")
+    assert (tmp_path / "out/vocab.txt").read_text(encoding="utf-8").splitlines() == tokens
+
+
 def test_make_tiny_bert_refuses_a_vocabulary_of_another_size(tmp_path, monkeypatch):
     (tmp_path / "vocab.txt").write_text("".join(f"{index}\n" for index in range(3001)))
     with pytest.raises(UserError, match="has 3001 tokens, the model's vocab_size is 3000"):
