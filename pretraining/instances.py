@@ -208,13 +208,14 @@ def next_pair(corpus, rules, order, document_index, sentence, target_length, sta
 
 
 @compiled
-def next_text(corpus, document, start, target_length):
-    """The same for the masked LM alone: A is as many whole sentences as fit, from token `start` on; one that does not fit alone
-    is cut and goes on in the next instance, so that each token of the document stands in one instance. Returns A's end."""
-    offsets, sentence, last = corpus.sentence_offsets, corpus.document_offsets[document], corpus.document_offsets[document + 1]
+def next_text(corpus, last, sentence, start, target_length):
+    """The same for the masked LM alone: A is as many whole sentences as fit, from token `start` of a sentence on and before
+    sentence `last`; one that does not fit alone is cut and goes on in the next instance, so that each token of the document
+    stands in one instance. Returns (A's end, the sentence that begins there or is cut there)."""
+    offsets = corpus.sentence_offsets
     while sentence < last and offsets[sentence + 1] - start <= target_length:
         sentence += 1
-    return np.int64(offsets[sentence]) if offsets[sentence] > start else start + target_length
+    return (np.int64(offsets[sentence]) if offsets[sentence] > start else start + target_length), sentence
 
 
 @compiled
@@ -335,7 +336,7 @@ def make_instances(corpus, rules, order, places, part, store, slots, made, scrat
                 a, a_end, b, b_end, is_random_next, sentence = next_pair(
                     corpus, rules, order, document_index, sentence, target_length, state)
             else:
-                end = next_text(corpus, document, start, target_length)
+                end, sentence = next_text(corpus, last, sentence, start, target_length)
                 a, a_end, b, b_end, start = start, end, end, end, end
             number, slot = made.instances[0], made.stored[0]
             place = places[number] if len(places) else number
