@@ -35,6 +35,10 @@ from tokenization import FullTokenizer
 
 def to_pytorch(args, config, folder, vocab_file):
     """TensorFlow -> PyTorch. Returns the command that comes next."""
+    safetensors = os.path.join(folder, WEIGHT_FILES[0])
+    if os.path.basename(args.pytorch_dump_path) == WEIGHT_FILES[1] and not args.safetensors and os.path.exists(safetensors):
+        raise UserError(f"{safetensors} is there from before, and whoever reads {folder or '.'} would take that one: add "
+                        "--safetensors, which writes it anew, or remove it")
     variables = read_tf_checkpoint(args.tf_checkpoint_path)
     state, report = tf_to_pytorch(variables, config, args.leave_out, f"--tf_checkpoint_path: {args.tf_checkpoint_path}")
     classes = len(state.get("classifier.bias", ()))
@@ -53,9 +57,8 @@ def to_pytorch(args, config, folder, vocab_file):
     write(state, args.pytorch_dump_path)
     print(f"wrote {args.pytorch_dump_path}")
     if args.safetensors:
-        other = os.path.join(folder, WEIGHT_FILES[0])
-        write_safetensors(state, other)
-        print(f"wrote {other}")
+        write_safetensors(state, safetensors)
+        print(f"wrote {safetensors}")
     elif os.path.basename(args.pytorch_dump_path) not in WEIGHT_FILES:
         print(f"note: transformers finds weights in a folder under the name {' or '.join(WEIGHT_FILES)} only")
     if classes:

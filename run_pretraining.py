@@ -147,7 +147,8 @@ def check_flags(args):
     check_reporters(args.report_to)
     for flag in ("bert_config_file", "init_checkpoint", *["vocab_file"] * args.overwrite_output_dir):
         source = getattr(args, flag)
-        folders = map(os.path.realpath, (source, os.path.dirname(source)) if source else ())
+        is_here = source and (os.path.exists(source) or os.path.exists(f"{source}.index"))  # else it is of the Hub, or missing
+        folders = map(os.path.realpath, (source, os.path.dirname(source)) if is_here else ())
         if args.do_train and os.path.realpath(args.output_dir) in folders:
             raise UserError(f"--output_dir is the folder of --{flag}, whose files would be mixed with the run's; choose "
                             "another")

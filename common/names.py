@@ -31,7 +31,8 @@ def without_pooler(names):
 
 
 def with_our_names(state):
-    """Renames: DataParallel's `module.`, TensorFlow's gamma and beta, an encoder without `bert.` before it."""
+    """Renames: DataParallel's `module.`, TensorFlow's gamma and beta, an encoder without `bert.` before it. A masked LM's bias
+    that is there as its decoder's alone gets its own name, too."""
     renamed = {}
     for name, value in state.items():
         name = str(name).removeprefix("module.")
@@ -39,6 +40,8 @@ def with_our_names(state):
         if name.startswith(("embeddings.", "encoder.", "pooler.")):
             name = "bert." + name
         renamed[name] = value
+    if "cls.predictions.decoder.bias" in renamed:
+        renamed.setdefault("cls.predictions.bias", renamed["cls.predictions.decoder.bias"])
     return renamed
 
 

@@ -318,8 +318,6 @@ def tf_to_pytorch(variables, config, leave_out=(), where="the TensorFlow checkpo
 def pytorch_to_tf(state, config, leave_out=(), where="the PyTorch file"):
     """The reverse: a state dict as ({name: float32 array}, Report). A decoder that is not tied to the word embeddings has no
     place in TensorFlow's checkpoint: UserError."""
-    if "cls.predictions.bias" not in state and "cls.predictions.decoder.bias" in state:
-        state = state | {"cls.predictions.bias": state["cls.predictions.decoder.bias"]}
     for copy, original in TIED.items():
         if copy in state and original in state and not torch.equal(state[copy], state[original]):
             raise UserError(f"{where}: {copy} is not the same as {original}; BERT in TensorFlow has one tensor for both")

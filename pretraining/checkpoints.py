@@ -78,8 +78,6 @@ def read_start(path, config, flag="--init_checkpoint"):
         state = with_our_names(safetensors.numpy.load_file(file))
     except safetensors.SafetensorError as error:
         raise UserError(f"{where} is no whole safetensors file ({error})") from None
-    if "cls.predictions.decoder.bias" in state:
-        state.setdefault("cls.predictions.bias", state["cls.predictions.decoder.bias"])
     check_names_of_weights(state, where)
     names = {pytorch_name(name)[0]: (name, pytorch_name(name)[1]) for name in variable_shapes(config)}
     for copy, original in TIED.items():

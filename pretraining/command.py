@@ -50,10 +50,15 @@ def find_inputs(args):
     """The Inputs that the flags name. Raises UserError where one is missing or does not fit the others."""
     args.init_checkpoint, hub = find_on_hub(args.init_checkpoint, "--init_checkpoint", WEIGHT_FILES[:1])
     start = args.init_checkpoint or ""
-    folders = [start if os.path.isdir(start) else os.path.dirname(start)] if start else []
+    if start:
+        folders = [start if os.path.isdir(start) else os.path.dirname(start)]
+    else:
+        folders = [] if args.do_train else [args.output_dir]  # of the run that is evaluated
     args.bert_config_file = args.bert_config_file or find_config(folders)
     if args.bert_config_file is None:
-        raise UserError(f"--bert_config_file is needed: beside --init_checkpoint is no {' or '.join(CONFIG_NAMES)}")
+        raise UserError("--bert_config_file is needed: " + (
+            f"there is no {' or '.join(CONFIG_NAMES)} in {folders[0] or '.'}" if folders else
+            "there is no --init_checkpoint beside which it could lie"))
     config = BertConfig.from_json_file(args.bert_config_file)
     config.hidden_act = GELUS.get(args.gelu, config.hidden_act)
     config.check_max_seq_length(args.max_seq_length)

@@ -197,6 +197,29 @@ def test_reverse_verifies_and_reads_half_precision_and_old_names(tmp_path, monke
     assert np.array_equal(back["bert/embeddings/LayerNorm/gamma"], expected)
 
 
+def test_reverse_verifies_a_bias_that_is_there_as_the_decoder_s_alone(tmp_path, monkeypatch, capsys):
+    state, _ = weights.tf_to_pytorch(random_variables(), CONFIG)
+    del state["cls.predictions.bias"]
+    torch.save(state, tmp_path / "x.bin")
+    CONFIG.write(str(tmp_path / "config.json"))
+    call(monkeypatch, *flags(tmp_path / "tf" / "x.ckpt", tmp_path / "x.bin", tmp_path / "config.json"), "--reverse", "--verify")
+    assert "verify: masked LM" in capsys.readouterr().out
+    back = weights.read_tf_checkpoint(str(tmp_path / "tf" / "x.ckpt"))
+    assert np.array_equal(back["cls/predictions/output_bias"], random_variables()["cls/predictions/output_bias"])
+
+
+def test_older_safetensors_do_not_stay_beside_new_weights(converted, trained, monkeypatch):
+    """They would be the ones that are read."""
+    target, before = converted / "pytorch_model.bin", (converted / "model.safetensors").read_bytes()
+    (converted / "model.safetensors").write_bytes(b"old")
+    target.unlink()
+    with pytest.raises(UserError, match="model.safetensors is there from before, .*: add --safetensors"):
+        call(monkeypatch, *flags(trained, target))
+    assert not target.exists()
+    call(monkeypatch, *flags(trained, target), "--safetensors")
+    assert (converted / "model.safetensors").read_bytes() == before and target.exists()
+
+
 @pytest.mark.parametrize("absent, architecture", [
     ("cls/predictions", "BertForNextSentencePrediction"), ("cls/seq_relationship", "BertForMaskedLM"),
     ("cls/", "BertModel")])

@@ -221,6 +221,7 @@ def test_a_finished_command_typed_again_changes_nothing_and_prints_its_results(d
     pretrain(*flags_of(data, out, "--do_eval"))
     assert (out / "eval_results.txt").read_text() in capsys.readouterr().out
     pretrain(*flags_of(data, out, "--do_eval", "--do_train=False"))
+    pretrain(*flags_of(data, out, "--do_eval", "--do_train=False", "--bert_config_file", ""))  # is found in the run's folder
     assert contents(out) == before
 
 
@@ -910,6 +911,7 @@ WRONG_FLAGS = {
     "an uneven split": (["--gradient_accumulation_steps", 3], "is no multiple of --gradient_accumulation_steps 3"),
     "no such checkpoint": (["--init_checkpoint", "absent.ckpt"], "there is no checkpoint absent.ckpt"),
     "no such config": (["--bert_config_file", "absent.json"], "there is no file absent.json"),
+    "no config to find": (["--bert_config_file", ""], "there is no --init_checkpoint beside which it could lie"),
     "no such vocabulary": (["--vocab_file", "absent.txt"], "there is no file absent.txt"),
     "a TPU that is not there": (["--use_tpu"], "--use_tpu: no TPU can be reached"),
     "a TPU that does not answer": (["--use_tpu", "--master", "grpc://127.0.0.1:1"],
@@ -940,6 +942,15 @@ def test_a_config_that_does_not_fit_the_checkpoint_is_refused(data, tmp_path, pr
 def test_an_output_folder_with_the_source_s_files_is_refused(data, pretrain):
     with pytest.raises(UserError, match="--output_dir is the folder of --bert_config_file"):
         pretrain(*flags_of(data, data / "bert"))
+
+
+def test_a_name_on_the_hub_is_no_file_of_the_current_folder(data, tmp_path, pretrain, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_pretraining, "pretrain", lambda args: False)
+    pretrain(*flags_of(data, tmp_path, "--init_checkpoint", "bert-base-uncased"))
+    (tmp_path / "x.ckpt.index").touch()
+    with pytest.raises(UserError, match="--output_dir is the folder of --init_checkpoint"):
+        pretrain(*flags_of(data, tmp_path, "--init_checkpoint", "x.ckpt"))
 
 
 def test_overwriting_does_not_remove_the_vocabulary_that_is_named(data, tmp_path, pretrain):
