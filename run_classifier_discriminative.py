@@ -27,8 +27,8 @@ def add_flags(group, discr):
     group.add_argument("--layer_learning_rate", type=rate, nargs="+", default=[2e-5],
                        help="The top layer's rate, or one rate per layer, the lowest layer first (default: 2e-5).")
     group.add_argument("--layer_learning_rate_decay", type=number(float, above=0, maximum=1), default=0.95,
-                       help="Factor from a layer's rate to that of the layer below; not used if a rate per layer is given "
-                       "(default: 0.95; 1: the same rate for all).")
+                       help="Factor from a layer's rate to that of the layer below; if a rate per layer is given, only from "
+                       "layer 0's to a `decayed` one of the embeddings (default: 0.95; 1: the same rate for all).")
     group.add_argument("--embeddings_learning_rate", type=embeddings_rate, default="full",
                        help="The embeddings' rate: full is --learning_rate, as in the authors' code; decayed is one step below "
                        "layer 0; or a number (default: full).")

@@ -258,7 +258,7 @@ REPORTERS = {"tensorboard": TensorBoard, "wandb": Wandb}
 def add_report_to(group, default):
     """Adds --report_to to an argparse group. default: the words for it."""
     group.add_argument("--report_to", nargs="+", choices=[*REPORTERS, "none"], default=["tensorboard"], help="What shows the "
-                       f"metrics beside metrics.jsonl: tensorboard, wandb (Weights & Biases), both or none {default}")
+                       f"metrics beside metrics.jsonl: tensorboard, wandb (Weights & Biases), both or none{default}")
 
 
 def check_reporters(names):

@@ -67,7 +67,7 @@ def run(parser, rates_of=lambda config, args: (None, None)):
         to_predict = world.together(read_to_predict, args, inputs.tasks[0]) if args.do_predict else None
         model_folder = args.init_checkpoint
         if args.do_train:
-            model_folder = fine_tune(args, inputs, rates_of(inputs.config, args), world)
+            model_folder = fine_tune(args, inputs, world.together(rates_of, inputs.config, args), world)
         elif args.do_eval:
             evaluate_saved(args, inputs, world)
         if args.do_predict:
@@ -201,7 +201,7 @@ def fine_tune(args, inputs, rates, world):
         found = world.on_main(look_at_folders, args, inputs, folders, recipe)
         results = []
         for seed, folder in folders.items():
-            finished = found[seed] and finished_result(folder, world)
+            finished = found[seed] and world.together(finished_result, folder, world)
             results.append(finished or run_seed(args, inputs, rates, recipe | {"seed": seed}, folder, found[seed],
                                                 list(zip(train_sets, dev_sets, test_sets)), world))
     if len(args.seed) > 1 and world.main:
@@ -219,6 +219,9 @@ def fine_tune(args, inputs, rates, world):
         following = "; next, predict with it:\n  " + command(
             script, do_predict=True, predict_file="FILE", init_checkpoint=model_folder, output_dir=args.output_dir)
     world.print(f"wrote {args.output_dir}{following}")
+    if args.do_predict and not world.on_main(os.path.isdir, model_folder):
+        world.fail(f"--do_predict: {model_folder} is not there, as the run diverged, or had another --save_models; give that "
+                   "again, or name a model by --init_checkpoint, without --do_train")
     return model_folder
 
 
@@ -231,8 +234,8 @@ def run_seed(args, inputs, rates, recipe, folder, found, datasets, world):
     args = with_precision(args, inputs, world, found)
     torch.manual_seed(recipe["seed"])
     # Before the folder changes, so that wrong weights, or too few examples, leave it as it is.
-    model, lines = make_model(args, inputs, world.device)
-    runs = [task_run(args, inputs, index, *sets, recipe["seed"], folder.path)
+    model, lines = world.together(make_model, args, inputs, world.device)
+    runs = [world.together(task_run, args, inputs, index, *sets, recipe["seed"], folder.path)
             for index, sets in enumerate(datasets)]
     flags = vars(args) | {"num_processes": world.size}
     state = world.together(read_checkpoint, checkpoint) if found else None
@@ -395,8 +398,9 @@ def evaluate_saved(args, inputs, world):
     split = "dev" if has_own(inputs, 0, "dev") and not has_own(inputs, 0, "test") else "test"
     if split == "dev":
         world.print(f"{args.data_dir} has no test table: the development set is evaluated")
-    test_set = read_dataset(args, inputs, 0, split, world, args.num_test_datas)
-    classifier, args = make_model(args, inputs, world.device)[0].classifiers[0], with_precision(args, inputs, world)
+    test_set = world.together(read_dataset, args, inputs, 0, split, world, args.num_test_datas)
+    model, args = world.together(make_model, args, inputs, world.device)[0], with_precision(args, inputs, world)
+    classifier = model.classifiers[0]
     logits = predict(classifier, test_set, args.eval_batch_size, world, args.precision == "bf16")
     measured = measure(test_set.labels, logits)
     of_a_run = any(os.path.exists(os.path.join(args.output_dir, name)) for name in ("run.json", "last", "best"))
@@ -421,7 +425,7 @@ def write_predictions(args, inputs, texts, ids, model_folder, world):
     task = inputs.tasks[0]
     args = with_precision(args, inputs, world)
     args = type(args)(**vars(args) | {"do_train": False, "init_checkpoint": model_folder})
-    classifier = make_model(args, inputs, world.device)[0].classifiers[0]
+    classifier = world.together(make_model, args, inputs, world.device)[0].classifiers[0]
     name = described(args.predict_file, args.encoding or task.encoding)
     dataset = tokenize(args, inputs, texts, np.zeros(len(texts)), name, world)
     logits = predict(classifier, dataset, args.eval_batch_size, world, args.precision == "bf16")

@@ -57,11 +57,11 @@ def make_parser(description, several_tasks=False):
     add("--eval_every", type=number(float, above=0, maximum=1), metavar="EPOCHS", help="Also evaluate each time this part of "
         "an epoch is done (0.1): a learning curve of training and test figures in results.json (default: off).")
     add("--eval_sample", type=count_or_fraction, metavar="EXAMPLES", help="With --eval_every, evaluate on this many examples "
-        "or this fraction, stratified and the same for every seed (default: all).")
+        "or this fraction, stratified; of the test data the same for every seed (default: all).")
     add_boolean(parser.output, "--allow_divergence", False, "End a run whose loss is no longer a number as a finished one: its "
                 "last model is evaluated, outputs that are no numbers counted as 0 (default: off, it is an error).")
     add("--log_steps", type=count, default=10, help="Updates that a line of metrics.jsonl is a mean over (default: 10).")
-    add_report_to(parser.output, "(default: tensorboard).")
+    add_report_to(parser.output, " (default: tensorboard).")
     return parser
 
 
@@ -152,8 +152,8 @@ def add_recipe_flags(group, several_tasks):
         add_boolean(group, "--do_eval", False, "Evaluate on each task's test set after each epoch (default: off).")
         add("--task_sampling", choices=SAMPLINGS, default="by_size", help="How an epoch is planned: each update draws its task "
             "by size; or fixed, the authors' way: each task's whole batches in a shuffled order (default: by_size).")
-        add("--task_sampling_alpha", type=number(float, minimum=0), default=1.0, help="The probability of a task is its number "
-            "of training examples to this power: 1 in proportion, 0 all the same (default: 1.0).")
+        add("--task_sampling_alpha", type=number(float, minimum=0, maximum=10), default=1.0, help="The probability of a task "
+            "is its number of training examples to this power: 1 in proportion, 0 all the same (default: 1.0).")
     else:
         add_boolean(group, "--do_eval", False,
                     "Evaluate on the test set: after each epoch of --do_train, or a saved model (default: off).")
@@ -292,5 +292,8 @@ def faults(args, given):
         (args.save_models == "best" and not evaluates,
          "--save_models best: what is best is found by --do_eval or --dev_fraction, add one of them"),
         (args.frozen_bert and args.frozen_layers, "--frozen_bert keeps every layer fixed: leave --frozen_layers out"),
+        (args.frozen_bert and of_rates, f"--{of_rates} has no layer to act on with --frozen_bert: leave one of them out"),
+        (args.frozen_layers and "embeddings_learning_rate" in given,
+         "--embeddings_learning_rate has nothing to act on: --frozen_layers keeps the embeddings fixed"),
         (not getattr(args, "discr", True) and of_rates, f"--{of_rates} needs --discr, which is off"),
         (trains and not bilstm and of_bilstm, f"--{of_bilstm} belongs to --classifier bilstm_attention, which is not given"))

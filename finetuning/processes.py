@@ -71,11 +71,18 @@ class World:
             sys.exit(1)
         return value
 
+    def fail(self, message):
+        """Ends all processes, which have all got here, with an error."""
+        def refuse():
+            raise UserError(message)
+        self.together(refuse)
+
     def on_main(self, function, *arguments):
         """What function(*arguments) gives in the main process alone, in all of them; see `together`."""
         return self.gather(self.together(lambda: function(*arguments) if self.main else None))[0]
 
 
+SAVING_SECONDS = 600  # given to processes that are stopped, which end their update and save; then they are killed
 LAUNCHER = "FINE_TUNING_LAUNCHER_PID"  # set by `launch` for the processes that it starts
 
 
@@ -125,7 +132,8 @@ def keep_freed_memory():
     """Has glibc keep the memory that is freed. It would give large pieces back to the system, and an update spends 5% of its
     time and more on getting them again, page by page."""
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):  # glibc's alone
-        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: pieces up to 1 GiB come from the heap
+        libc.mallopt(-3, 2**30) or libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: pieces up to 1 GiB come from the heap; up to
+        # 32 MiB before glibc 2.35, which takes no more, and which M_TRIM_THRESHOLD alone would keep at 128 KiB
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: which never shrinks
 
 
@@ -168,7 +176,7 @@ def launch(num_processes, use_gpu):
     os.environ[LAUNCHER] = str(os.getpid())
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it repeats in pages what a process says
     config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=str(os.getpid()),
-                          rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
+                          rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, shutdown_timeout=SAVING_SECONDS)
     try:
         elastic_launch(config, sys.executable)("-u", *sys.argv)
     except ChildFailedError as error:

@@ -132,9 +132,9 @@ CHECKPOINT_SCHEMA = {
 def train(model, runs, recipe, execution, world, folder, state=None, resumed=None):
     """Fine-tunes a MultiTaskModel into `folder`, or goes on with a stopped run.
 
-    runs: a TaskRun for each of the model's classifiers. state: what `read_checkpoint` gives of a stopped run; resumed() is
-    called once it is taken over. Returns the figures of results.json. Raises UserError where the loss or the model is no
-    longer finite, unless the run may diverge; ends the process, after saving, on SIGTERM or Ctrl-C.
+    runs: a TaskRun for each of the model's classifiers. state: what `read_checkpoint` gives of a stopped run; once it is taken
+    over, resumed() is called and it is emptied. Returns the figures of results.json. Raises UserError where the loss or the
+    model is no longer finite, unless the run may diverge; ends the process, after saving, on SIGTERM or Ctrl-C.
     """
     checkpoint = os.path.join(folder, "checkpoint.pt")
     sizes = [len(run.train) for run in runs]
@@ -155,6 +155,7 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
     if state:
         progress = resume(state, model, optimizer, scheduler, recipe.seed, world, checkpoint)
         resumed()
+        state.clear()  # its tensors, which model and optimizer have now, would take memory to the end
     else:
         progress = Progress()
         world.print(describe_groups(optimizer.param_groups))
@@ -235,7 +236,7 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
                         if saving and not fault:
                             fault = fault_of_output(model, task, runs[task].train, indices, progress, execution, world)
                         if fault and not execution.allow_divergence:
-                            raise UserError(f"{fault}; {DIVERGED}")
+                            world.fail(f"{fault}; {DIVERGED}")
                         if fault:
                             world.print(f"\n{fault}; the run ends here")
                             break
@@ -328,9 +329,11 @@ DIVERGED = ("what was saved before is kept; start again with a lower --learning_
 def fault_of_output(model, task, dataset, indices, progress, execution, world):
     """The words for a model whose logits for examples of the last update are not finite, or None. That update's loss told only
     of the model before it."""
+    sequences = np.cumsum(np.diff(dataset.document_offsets)[indices])  # of a text several, if it is cut into fractions
+    indices = indices[:max(1, np.searchsorted(sequences, execution.eval_batch_size, side="right"))]
     model.eval()
     with torch.no_grad(), torch.autocast(world.device.type, torch.bfloat16, enabled=execution.bf16):
-        logits = model(dataset.batch(indices[:execution.eval_batch_size]).to(world.device), task)
+        logits = model(dataset.batch(indices).to(world.device), task)
     model.train()
     if not logits.isfinite().all():
         progress.diverged = progress.global_step + 1

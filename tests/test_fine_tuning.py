@@ -439,6 +439,12 @@ def test_prediction_after_training_takes_the_model_that_is_kept(tiny, finished, 
     assert [header[1:].index(row[0]) for row in rows] == predictions_of(finished / f"results_ep{epoch}.txt")
 
 
+def test_prediction_by_a_model_that_was_not_kept_is_refused(tiny, tmp_path, refused_here):
+    call(SINGLE, *train_flags(tiny, tmp_path), "--num_train_epochs", 0.125, "--save_models", "last")
+    refused_here(SINGLE, *train_flags(tiny, tmp_path), "--num_train_epochs", 0.125, "--do_predict", "--predict_file",
+                 tiny / "test.csv", words=f"--do_predict: {tmp_path}/best is not there, as the run diverged, or had another")
+
+
 # Pairs of texts, and IMDb's HTML
 
 @pytest.fixture(scope="module")
@@ -860,6 +866,8 @@ def test_wrong_flags_are_refused_before_anything_is_written(tiny, tmp_path, refu
     (["--layer_learning_rate_decay", 1.1], "1.1 is not at most 1"),
     (["--embeddings_learning_rate", "half"], "'half' is not a number; give full, decayed or a rate"),
     (["--discr", False, "--layer_learning_rate", 1e-5], "--layer_learning_rate needs --discr, which is off"),
+    (["--frozen_bert", "--layer_learning_rate", 1e-5], "--layer_learning_rate has no layer to act on with --frozen_bert"),
+    (["--frozen_layers", 1, "--embeddings_learning_rate", 1e-5], "--embeddings_learning_rate has nothing to act on"),
 ])
 def test_wrong_layer_wise_rates_are_refused(tiny, tmp_path, refused_here, flags, words):
     refused_here(DISCRIMINATIVE, *train_flags(tiny, tmp_path / "run"), *flags, words=words)
@@ -1145,6 +1153,5 @@ def test_a_wrong_value_in_a_saved_model_s_record_names_the_file(tiny, finished, 
 def test_an_error_in_several_processes_ends_them_all(tiny, tmp_path, start):
     flags = [*train_flags(tiny, tmp_path / "run"), "--learning_rate", 1e30, "--warmup_proportion", 0]
     assert wait(*start_together(start, 2, SINGLE, flags, tmp_path / "log")) == [1, 1]
-    for rank in (0, 1):
-        log = (tmp_path / f"log.{rank}").read_text()
-        assert "Traceback" not in log and "update 2" in log.splitlines()[-1]
+    logs = [(tmp_path / f"log.{rank}").read_text() for rank in (0, 1)]
+    assert "Traceback" not in logs[0] + logs[1] and "error: update 2" in logs[0].splitlines()[-1] and "error" not in logs[1]

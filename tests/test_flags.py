@@ -514,6 +514,16 @@ def test_so_many_sequences_are_evaluated_at_a_time(train, documents, size, parts
     assert evaluated[1:] == parts  # the first one looks at the model that is saved
 
 
+def test_a_look_at_a_model_takes_no_more_sequences_than_an_evaluation(train, spy):
+    looks = spy(modeling.BertForSequenceClassification, "forward",
+                lambda logits, model, batch: (model.training, batch.fractions))
+    train("--num_train_epochs", 0.125, "--eval_batch_size", 20, "--hierarchical", "mean", "--max_seq_length", 8)
+    fractions = next(fractions for training_, fractions in looks if training_)
+    looked_at = next(fractions for training_, fractions in looks if not training_)
+    assert max(fractions) > 1 and looked_at == fractions[:len(looked_at)]
+    assert sum(looked_at) <= 20 < sum(fractions[:len(looked_at) + 1])
+
+
 def test_precision_bf16_computes_in_bfloat16(train, spy):
     seen = spy(modeling.BertDense, "forward", lambda result, *_: result.dtype)
     plain = losses_of(train(name="plain"))
