@@ -55,7 +55,8 @@ case ${MODEL:-} in
             echo "$0: there is no BERT in $BERT; make it with scripts/pocket.sh" >&2; exit 2; }
         LENGTH=${LENGTH:-256} EPOCHS=${EPOCHS:-3} RATE=${RATE:-5e-4} ENDS=${ENDS:-2} JOBS=${JOBS:-2} usual_layers=4
         HEAD=${HEAD:-$((LENGTH / 4))}
-        POOLING=${POOLING-mean}  # learns from fewer texts than the [CLS] state where the BERT is not finished
+        # learns from fewer texts than the [CLS] state where the BERT is not finished
+        [ -n "${LAST_LAYER:-}" ] || POOLING=${POOLING-mean}
         # as the BERT was pre-trained by scripts/pocket.sh, at half its peak rate: the paper's 5e-5 is half of BERT's
         STEPS=${STEPS:-10000} PRETRAINING_RATE=${PRETRAINING_RATE:-5e-4}
         [ "$STEPS" != 10000 ] || STEP_LIST=${STEP_LIST:-1000 2000 5000}
@@ -70,6 +71,8 @@ case ${MODEL:-} in
         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TF_NUM_INTRAOP_THREADS=${TF_NUM_INTRAOP_THREADS:-1} ;;
     *) echo "$0: MODEL=$MODEL is unknown; there is pocket" >&2; exit 2 ;;
 esac
+[ -z "${LAST_LAYER:-}" ] || [ -z "${POOLING:-}" ] || {
+    echo "$0: LAST_LAYER=1 classifies by the [CLS] state, POOLING=$POOLING by all tokens; leave one of them out" >&2; exit 2; }
 OUT=${OUT:-experiments$suffix}
 DATA=${DATA:-downloads} BERT=${BERT:-downloads/uncased_L-12_H-768_A-12} SEEDS=${SEEDS:-42 43 44} JOBS=${JOBS:-1}
 BERT_LARGE=${BERT_LARGE:-downloads/uncased_L-24_H-1024_A-16} BERT_CHINESE=${BERT_CHINESE:-downloads/chinese_L-12_H-768_A-12}
@@ -209,15 +212,16 @@ predictions() {  # predictions LENGTH: masked tokens of a text at most, the pape
 }
 
 records() {  # records NAME MODEL TASKS [flags]: the texts of TASKS as corpus and as TFRecords, in MODEL's vocabulary
-    local folder=$OUT/pretrained/$1 corpus_flags=${SPACY_MODEL:+--spacy_model $SPACY_MODEL}
+    local folder=$OUT/pretrained/$1 model=$SPACY_MODEL left_out=
     case $3 in
-        sogou) corpus_flags= ;;
+        sogou) model= ;;
         # the two overlap, and Table 5 tests each after further pre-training on the other
-        yelp_p) corpus_flags+=" --leave_out_test_of yelp_f" ;;
-        yelp_f) corpus_flags+=" --leave_out_test_of yelp_p" ;;
+        yelp_p) left_out=yelp_f ;;
+        yelp_f) left_out=yelp_p ;;
     esac
     job "pretrained/$1/corpus" cpu "$data_job" - python generate_corpus.py --task_name $3 --data_dir "$DATA" \
-        --output_file "$folder/corpus.txt" $corpus_flags "${@:4}"
+        --output_file "$folder/corpus.txt" ${model:+--spacy_model "$model"} ${left_out:+--leave_out_test_of "$left_out"} \
+        "${@:4}"
     job "pretrained/$1/tfrecord" cpu "pretrained/$1/corpus models/$2" "$folder/corpus.tfrecord" \
         python create_pretraining_data.py --input_file="$folder/corpus.txt" --output_file="$folder/corpus.tfrecord" \
         --vocab_file="$OUT/models/$2/vocab.txt" $lower_case \

@@ -29,12 +29,11 @@ PRETRAINING_RATE=${PRETRAINING_RATE:-1e-3} MASKED_LM_PROB=${MASKED_LM_PROB:-0.3}
 source "$(dirname "$0")/experiment.sh"
 TASKS=${TASKS:-ag dbpedia yelp_f yelp_p} BATCH=${BATCH:-32}
 folder=$OUT/$POCKET last=$((STEPS / 10))
-corpus_flags=${SPACY_MODEL:+--spacy_model $SPACY_MODEL}
 
 texts() {  # texts NAME SPLIT DUPE_FACTOR MASKED_LM_PROB: the texts of a split as corpus, and as records of 128 and 256 tokens
     local length
     job "$1/corpus" cpu "$data_job" - python generate_corpus.py --task_name $TASKS --data_dir "$DATA" --splits "$2" \
-        --output_file "$OUT/$1/corpus.txt" $corpus_flags
+        --output_file "$OUT/$1/corpus.txt" ${SPACY_MODEL:+--spacy_model "$SPACY_MODEL"}
     [ "$1" = held_out ] || job vocab cpu "$1/corpus" - python data/make_vocab.py --input_file "$OUT/$1/corpus.txt" \
         --vocab_size "$VOCAB_SIZE" --min_frequency 5 $lower_case --output_file "$OUT/vocab.txt"
     for length in 128 256; do
@@ -57,8 +56,8 @@ train() {  # train LENGTH STEPS BATCH RATE NEEDS [flags]: a part of the pre-trai
 
 texts train train 5 "$MASKED_LM_PROB"
 texts held_out test 1 0.15
-# initializer_range: Google's 0.02 is of layers three times as wide. Without dropout, which slows a BERT that meets each text a
-# few times; fine-tuning has Google's.
+# initializer_range: Google's 0.02 is of layers six times as wide as the default's. Without dropout, which slows a BERT that
+# meets each text a few times; fine-tuning has Google's.
 config='"hidden_act": "gelu", "initializer_range": 0.04'
 config+=", \"hidden_size\": $hidden, \"num_hidden_layers\": $layers, \"num_attention_heads\": $((hidden / 64))"
 config+=", \"intermediate_size\": $((4 * hidden)), \"max_position_embeddings\": 512, \"type_vocab_size\": 2"

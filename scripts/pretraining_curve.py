@@ -3,7 +3,8 @@
     python scripts/pretraining_curve.py --runs pocket/L4_H128/128 pocket/L4_H128/256 --output_dir pocket/L4_H128
 
 A row of curve.csv is an evaluation of run_pretraining.py (--eval_checkpoints: one at each checkpoint): the step, counted over
-the runs, the length of the texts, the metrics, and the mean of the training loss of the masked LM since the row before.
+the runs, the length of the texts, the metrics, and the mean of the training loss of the masked LM in the log's lines since the
+row before, empty where there is none.
 """
 import os
 import sys

@@ -8,7 +8,8 @@ the GPUs (or --per_run of them), which its CUDA_VISIBLE_DEVICES names; `cpu` run
 which takes in a BERT from elsewhere, and never another one in its place; `last` comes after all others, every time.
 
 OUT/NAME.log is a job's output and, while the job runs, its lock: two queues that share OUT do no job at once. OUT/NAME.done
-says that it is done, by which command, after what and in how many seconds; OUT/NAME.failed that it failed. What most others
+says that it is done, by which command, after what and in how many seconds (of the longest try that ended; what a stopped one
+took is not known); OUT/NAME.failed that it failed. What most others
 wait for comes first. A failed job stops those that need it and no others. Ctrl-C and SIGTERM are passed on, so that trainings
 save; run the same again to go on.
 """
@@ -53,11 +54,18 @@ class Job:
         self.script = self.command[1 if self.command[0] == "python" else 0]
         self.task = re.findall(r" --task_name ([\w ]+)", shlex.join(self.command))[:1]
 
-    def record(self):
-        """What NAME.done says; None where the job is not done, or not by this command after these others."""
+    def record_of_any_command(self):
+        """What NAME.done says, None where it is not there."""
         try:
-            record = read_json(f"{self.path}.done", RECORD)
+            return read_json(f"{self.path}.done", RECORD)
         except (FileNotFoundError, UserError):  # UserError: an earlier version's, whose folder is looked at again
+            return None
+
+    def record(self):
+        """The same; None, too, where it was not this command after these others. Raises UserError where a BERT is taken in that
+        is another one now."""
+        record = self.record_of_any_command()
+        if record is None:
             return None
         if record["identity"] != self.identity and self.kind == "source" and record["command"] != shlex.join(self.command):
             raise UserError(f"{self.path} is of another BERT, made by `{record['command']}`; name another OUT")
@@ -311,8 +319,10 @@ class Queue:
             job.state = "done" if process.returncode == 0 else "waiting" if stopped else "failed"
             if job.kind != "last":
                 if job.state == "done":
+                    # with another --seed or speed flag, a run that is there is only looked at, in seconds
+                    before = (job.record_of_any_command() or {"seconds": 0.0})["seconds"]
                     write_json(f"{job.path}.done", {"command": shlex.join(job.command), "identity": job.identity,
-                                                    "seconds": round(time.monotonic() - start, 1)})
+                                                    "seconds": max(before, round(time.monotonic() - start, 1))})
                     remove(f"{job.path}.failed")
                 elif job.state == "failed":
                     with atomic_write(f"{job.path}.failed") as file:

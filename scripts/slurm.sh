@@ -26,8 +26,9 @@ done > "$folder/plan"
 
 queue=("$PYTHON" scripts/run_queue.py --out "$OUT" --python "$PYTHON" ${KEEP_RECORDS:+--keep_products})
 level= before= now=
-files=$("${queue[@]}" --levels "$folder" < "$folder/plan")
-for file in $files; do
+files=$("${queue[@]}" --levels "$folder" < "$folder/plan")  # a line each
+while IFS= read -r file; do
+    [ -n "$file" ] || continue  # nothing is left to do
     this=${file##*/}
     if [ "${this%_*}" != "$level" ]; then
         level=${this%_*} before=$now now=
@@ -42,4 +43,4 @@ for file in $files; do
             < $(printf %q "$folder/plan")")
     now+=:${id%%;*}  # ID;CLUSTER where there are several clusters
     echo "submitted $file as job ${id%%;*}"
-done
+done <<< "$files"

@@ -11,7 +11,8 @@
 # Settings, beside those of scripts/experiment.sh (GPUS, FLAGS, STEPS, LENGTH, EPOCHS, LOWER_CASE, ...):
 #
 #     OUT           folder of all runs; the report is OUT/report/report.md (default: your_data)
-#     LABEL, TEXTS  columns of the label and of the texts (default: label, text)
+#     LABEL, TEXTS  columns of the label and of the texts (default: label, text); several texts are separated by spaces, or by
+#                   commas where there is one: TEXTS="title body", TEXTS="Review Text," for a name with a space in it
 #     TABLE_FLAGS   more flags for reading the tables, for example --sep tab (default: none)
 #     DEV_FRACTION  held-out part of the training data that chooses the best epoch, where there is no dev table (default: 0.1)
 #     SEEDS         seeds of the fine-tunings (default: 42)
@@ -38,7 +39,10 @@ DATA=$(cd "$DATA" && pwd -P) OUT=${OUT:-your_data} SEEDS=${SEEDS:-42}
 source "$(dirname "$0")/experiment.sh"
 test_table=$(find "$DATA" -maxdepth 1 -name 'test.*' | sort | head -n 1)
 [ -n "$test_table" ] || refuse "there is no table test in $DATA"
-read_as="--text_columns ${TEXTS:-text} ${TABLE_FLAGS:-}"
+between=' '
+[[ "${TEXTS:-text}" != *,* ]] || between=,
+IFS=$between read -ra texts <<< "${TEXTS:-text}"
+read_as=(--text_columns "${texts[@]# }" ${TABLE_FLAGS:-})
 develop="--dev_fraction ${DEV_FRACTION:-0.1}"
 [ -z "$(find "$DATA" -maxdepth 1 -name 'dev.*')" ] || develop=
 unlabelled=$DATA/unlabelled.txt
@@ -48,9 +52,9 @@ job tables cpu "" - true "$(cat "$DATA"/{train,dev,test}.* "$unlabelled" "${NEVE
 
 names=
 for model in base own; do  # base first: a wrong setting shows before the long further pre-training
-    [ "$model" = base ] || pretrain own base csv --language "$TEXT_LANGUAGE" $read_as \
+    [ "$model" = base ] || pretrain own base csv --language "$TEXT_LANGUAGE" "${read_as[@]}" \
         ${unlabelled:+--unlabelled_file "$unlabelled"}
-    fit "fine_tuned/$model" csv "$model" --data_dir "$DATA" --label_column "${LABEL:-label}" $read_as $develop \
+    fit "fine_tuned/$model" csv "$model" --data_dir "$DATA" --label_column "${LABEL:-label}" "${read_as[@]}" $develop \
         ${NEVER_SPLIT:+--never_split "$NEVER_SPLIT"} --save_models best ${FLAGS:-}  # last, so that yours count
     job "predictions/$model" gpu "fine_tuned/$model" - python run_classifier_discriminative.py --do_predict \
         --predict_file "$test_table" --init_checkpoint "$OUT/fine_tuned/$model/seed_${SEEDS%% *}/best" \

@@ -60,16 +60,17 @@ def draw_curves(runs, results, metric, target):
 
 def mistakes(task, data_dir, predictions):
     """The wrong predictions on the test data as a frame of true, predicted, probability, text, the surest first."""
-    texts, labels = tasks.read_examples(task, data_dir, "test")
+    path, reader = tasks.find_source(task, data_dir, "test")
+    labels, texts = zip(*((label, task.text(task.clean(fields))) for _, label, fields in reader(task, path)))
     found = pd.read_csv(predictions, sep="\t", dtype=str, keep_default_na=False)
     if len(found) != len(texts):
-        raise UserError(f"{predictions} has {len(found)} rows, the test table in {data_dir} {len(texts)}; it was changed since "
+        raise UserError(f"{predictions} has {len(found)} rows, {path} has {len(texts)}; it was changed since "
                         "the prediction: remove the .done files in the folder predictions, and run your_data.sh again")
-    predicted = found["label"].to_numpy()
-    frame = pd.DataFrame({"true": np.array(task.labels)[labels], "predicted": predicted,
+    frame = pd.DataFrame({"true": labels, "predicted": found["label"],
                           "probability": found[list(task.labels)].astype(float).max(axis=1),
                           "text": [" ".join(" | ".join([text] if isinstance(text, str) else text).split()) for text in texts]})
-    return frame[frame["true"] != frame["predicted"]].sort_values("probability", ascending=False, kind="stable")
+    tested = frame["true"].isin(task.labels)  # others are left out of the evaluation, too: --unseen_labels ignore
+    return frame[tested & (frame["true"] != frame["predicted"])].sort_values("probability", ascending=False, kind="stable")
 
 
 def notes(runs):

@@ -167,6 +167,12 @@ def test_last_layer_has_runs_classify_by_its_state(commands):
     assert all(folder.startswith(("layers/", "feat/")) for folder, words in usual.items() if "--layers" in words)
 
 
+def test_last_layer_of_a_pocket_bert_is_its_cls_state(commands):
+    for variables, expected in (({}, "mean"), ({"LAST_LAYER": "1"}, None), ({"POOLING": "max"}, "max")):
+        words = runs_of(commands("exp4_few_shot", MODEL="pocket", LAYERS="", **variables))["few_shot/none/1/imdb"]
+        assert (value(words, "--layers"), value(words, "--pooling_type")) == ("3", expected)
+
+
 def test_bert_feat_takes_the_states_of_all_tokens_whatever_the_others_classify_by(commands):
     found = runs_of(commands("exp2_comparison", POOLING="mean"))
     assert {folder.startswith("feat/"): value(words, "--pooling_type") for folder, words in found.items()} == {
@@ -408,6 +414,7 @@ def test_another_pocket_bert_is_taken_by_its_shape_and_other_steps_have_all_thei
     ({"TRAIN_PARTS": "0.1"}, "0.1 of TRAIN_PARTS or TEST_PARTS is no TASK=NUMBER"),
     ({"TEST_PARTS": "ag=5 imbd=0.1"}, "imbd=0.1 of TRAIN_PARTS or TEST_PARTS is no TASK=NUMBER"),
     ({"STEPS": "2000", "STEP_LIST": "1000 5000"}, "STEP_LIST: no checkpoint after 5000 of 2000 updates, they are 200 apart"),
+    ({"LAST_LAYER": "1", "POOLING": "mean"}, "LAST_LAYER=1 classifies by the [CLS] state, POOLING=mean by all tokens"),
     ({"STEPS": "8"}, "STEPS=8 updates with POINTS=10 checkpoints"), ({"POINTS": "0"}, "with POINTS=0 checkpoints"),
     ({"STEPS": "many"}, "STEPS=many updates"),
     ({"STEPS": "2000", "STEP_LIST": "300"}, "STEP_LIST: no checkpoint after 300"),

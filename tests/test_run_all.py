@@ -132,6 +132,13 @@ def test_an_experiment_that_there_is_not_is_refused_before_anything_is_submitted
     assert calls == [] and not (tmp_path / "out").exists()
 
 
+def test_folders_of_a_cluster_may_have_spaces_in_their_names(cluster, tmp_path):
+    (tmp_path / "bin/sbatch").write_text('#!/bin/sh\necho "$@" >> "$CALLS"\necho 1\n')
+    done, calls = cluster("exp1_layers", OUT=str(tmp_path / "my runs"))
+    assert done.returncode == 0 and len(calls) >= 4, done.stderr
+    assert [call.split("--array ")[1].split()[0] for call in calls][0] == "1-2"
+
+
 def test_runs_on_a_cluster_go_on_with_the_model_that_split_their_sentences(cluster, tmp_path):
     (tmp_path / "bin/sbatch").write_text("#!/bin/sh\necho 1\n")
     done, _ = cluster("exp2_steps", SPACY_MODEL="xx_sm")

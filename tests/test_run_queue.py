@@ -244,6 +244,16 @@ def test_a_product_that_goes_while_others_run_is_made_again(finished, tmp_path):
     assert finished(plan, "--jobs", 3)[0] == 0 and begun(tmp_path) == ["three"] and made(tmp_path) == 2
 
 
+def test_a_run_that_is_only_looked_at_keeps_the_seconds_that_it_took(finished, tmp_path):
+    """As with one --seed more: it is there, and its command ends at once."""
+    assert finished([job("a")])[0] == 0
+    path = tmp_path / "out/a.done"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 3600.0}))
+    assert finished([job("a", command="echo other")])[0] == 0
+    record = json.loads(path.read_text())
+    assert record["seconds"] == 3600.0 and "other" in record["command"]
+
+
 # How far it is
 
 def test_status_counts_and_says_how_long_the_rest_takes(queue, finished, tmp_path):

@@ -7,13 +7,19 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pandas
 import pytest
 
 import runs
+import tasks
+from common.command_line import UserError
 from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import your_data_report  # noqa: E402
 
 CLASSES = {"sport": "match team goal".split(), "politics": "election vote law".split(), "a | b": "space device science".split()}
 SMALL = {"STEPS": "4", "POINTS": "2", "LENGTH": "32", "HEAD": "8", "EPOCHS": "2", "PRETRAINING_LENGTH": "32", "SEEDS": "3 4",
@@ -127,6 +133,31 @@ def test_its_settings_reach_the_commands(your_data, folders, tmp_path):
     assert "--dev_fraction" not in words and words[-2:] == ["--learning_rate", "3e-5"]
     assert "--do_lower_case=False" in words
     assert words[words.index("--sep") + 1] == "tab" and str(tmp_path / "cased data") in words
+
+
+@pytest.mark.parametrize("texts, columns", [("a  b", ["a", "b"]), ("Review Text,", ["Review Text"]),
+                                            ("Review Text, b", ["Review Text", "b"])])
+def test_columns_of_texts_may_have_spaces_in_their_names(your_data, tmp_path, texts, columns):
+    usual = commands(your_data(tmp_path / "out", DRY_RUN="1", TEXTS=texts, LABEL="The Label"))
+    for script, following in (("generate_corpus", "--unlabelled_file"),
+                              ("run_classifier_discriminative:own", "--dev_fraction")):
+        words = usual[script]
+        assert words[words.index("--text_columns") + 1:words.index(following)] == columns
+    assert words[words.index("--label_column") + 1] == "The Label"
+
+
+def test_rows_of_labels_that_are_left_out_are_no_mistakes(tmp_path):
+    """--unseen_labels ignore; the predictions have all rows."""
+    (tmp_path / "train.csv").write_text("label,text\na,x\nb,y\n")
+    (tmp_path / "test.csv").write_text("label,text\na,one\nodd,two\nb,three\n")
+    (tmp_path / "predictions.tsv").write_text("label\ta\tb\nb\t0.2\t0.8\na\t0.9\t0.1\nb\t0.1\t0.9\n")
+    task = tasks.csv_task(tmp_path, "label", ["text"])
+    found = your_data_report.mistakes(task, tmp_path, tmp_path / "predictions.tsv")
+    assert found.values.tolist() == [["a", "b", 0.8, "one"]]
+    with open(tmp_path / "test.csv", "a") as file:
+        file.write("a,four\n")
+    with pytest.raises(UserError, match="has 3 rows, .*test.csv has 4"):
+        your_data_report.mistakes(task, tmp_path, tmp_path / "predictions.tsv")
 
 
 def test_changed_tables_make_what_is_made_from_them_due_again(your_data, folders, tmp_path):
