@@ -253,11 +253,11 @@ class FullTokenizer:
         if self._characters_known > CHARACTERS_KNOWN:
             self._forget()
         num_known = len(self._numbers)
-        numbers = np.fromiter(map(self._numbers.__getitem__, words), np.int32, len(words))
-        self._add(list(itertools.islice(reversed(self._numbers), len(self._numbers) - num_known))[::-1])
+        numbers = np.fromiter(map(self._numbers.__getitem__, words), np.int32, len(words))  # numbers the new ones, too
+        self._add(list(itertools.islice(reversed(self._numbers), len(self._numbers) - num_known))[::-1])  # the new ones
         known, ends = np.asarray(self._known_ids), np.asarray(self._known_ends)
         lengths = np.diff(ends, prepend=0)[numbers]
-        ends_here = np.cumsum(lengths)
+        ends_here = np.cumsum(lengths)  # of each word, in the result
         ids = known[np.repeat(ends[numbers] - ends_here, lengths) + np.arange(ends_here[-1])]
         return ids, np.diff(ends_here[numbers == 0], prepend=0)
 

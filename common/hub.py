@@ -24,6 +24,7 @@ def find_on_hub(path, flag, weights=WEIGHT_FILES):
     model, or it is not in the cache and the Hub cannot be reached.
     """
     name = NAME.fullmatch(path or "")
+    # no name either: a file or folder that is there, a checkpoint's prefix, what is missing in a folder that is there
     if not name or FILE.fullmatch(path) or any(map(os.path.exists, (path, f"{path}.index", os.path.dirname(path) or "/none"))):
         return path, None
     import huggingface_hub  # two thirds of a second, which only a name waits for

@@ -191,6 +191,7 @@ def style_of(path, sep, encoding, quoting):
             is_spaced = is_spaced or bool(before_a_quote.search(line))
     if not has_quotes:
         return None
+    # plain a,"x ""y""" first; a,"x \\"y\\"" and a, "x" only where such signs stand somewhere
     styles = list(itertools.product((False, True)[:1 + is_escaped], (False, True)[:1 + is_spaced]))
     is_optional = sep == "\t" and quoting == "auto"
     if len(styles) == 1 and not is_optional:
@@ -364,7 +365,7 @@ def read_columns(task, path, flag, columns):
             raise UserError(f"{path}:{line_number}: {','.join(header)} are no data but the names that pandas gives to columns; "
                             "write the file with header=False")
         rows = itertools.chain([first], rows)
-        if columns == task.text_columns and width == len(columns):
+        if columns == task.text_columns and width == len(columns):  # no label is asked for, and the rows have none
             columns = tuple(map(sorted(columns).index, columns))
         elif not is_own:
             width = 1 + len(task.text_columns)

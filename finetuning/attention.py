@@ -33,6 +33,10 @@ def groups_of(lengths, num_heads):
     1], which they are; rows: int64 [sequences of the group, longest], the token in each place, the sequence's first one for
     padding; real: int64, the places of `rows` flattened that are no padding, None for all; bias: float32 [sequences of the
     group, 1, 1, longest], 0 for tokens and -inf for padding, None for none.
+
+    Of lengths [3, 20, 4] the groups have the members [[0], [2]] and [[1]]; the first one's rows are [[0, 1, 2, 0, 0, ...],
+    [23, 24, 25, 26, 23, ...]], 16 wide, its real [0, 1, 2, 16, 17, 18, 19]. Among the groups' tokens, 0 1 2 23 24 25 26 3 ...
+    22, token 3 is at place 7; among their sequences, 0 2 1, sequence 1 is at place 2.
     """
     sizes = torch.tensor(lengths)
     starts, by_size = sizes.cumsum(0) - sizes, sizes.argsort(stable=True)

@@ -166,7 +166,8 @@ def run(args, inputs, role, folder):
         settings |= {} if args.next_sentence else {"--next_sentence": False}
         results = read_evaluation(folder.path, settings | {"weights": digest_of_checkpoint(final)})
 
-    if to_train or args.do_eval and not (alone and results):  # else all is there
+    # Else all is there. One of several processes cannot see that: it does not know what the first one has in its folder.
+    if to_train or args.do_eval and not (alone and results):
         if folder:
             describe_variables(config, start)
         with strategy.scope():

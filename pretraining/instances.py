@@ -419,6 +419,7 @@ def training_instances(corpus, tokenizer, recipe, dupe_factor, rng):
                 bar.update(end - start)
         return slots, made, own_state
 
+    # A first time for the counts, and for the random numbers that stand after them; if all fit, they are stored at once.
     _, made, state_afterwards = make(store, np.empty(0, np.int32), 0, room)
     num_instances = int(made.instances[0])
     if num_instances > room:

@@ -23,8 +23,9 @@
 #     MODEL=pocket   the paper's questions asked of the small BERT of scripts/pocket.sh, on parts of the data, on a CPU; default
 #                    OUT: pocket/experiments. POCKET names its shape, as there (default: L4_H128)
 #
-# The paper's settings follow below and can be set likewise. `--status` after a script's name prints how far it is. Run a script
-# again to resume it: finished runs are skipped, an interrupted run continues. Two scripts may share one OUT at the same time.
+# The paper's settings follow below and can be set likewise; an empty one counts as none, but where it is written ${NAME-...}
+# it switches something off. `--status` after a script's name prints how far it is. Run a script again to resume it:
+# finished runs are skipped, an interrupted run continues. Two scripts may share one OUT at the same time.
 #
 # The hours at the top of the scripts are those of one GPU that does 100 TFLOP/s, in bfloat16; divide them by the number
 # of GPUs. The gigabytes are what is left in OUT; a fine-tuning under way has 1.3 more, one of BERT-large 4. All of this was
