@@ -5,7 +5,7 @@
 # Fine-tunes BERT-base 6 times on each data set for each seed: about 2 hours a seed. 1 GB.
 # Ours: the feature of the head, tail and head+tail rows, the pooled output as in the authors' code (LAST_LAYER=1: the state).
 source "$(dirname "$0")/experiment.sh"
-TASKS=${TASKS:-${LONG_TASKS:-imdb $(if_there "$DATA/sogou" sogou)}}
+TASKS=${TASKS:-${LONG_TASKS:-imdb $(if_there sogou "$DATA/sogou" "$BERT_CHINESE")}}
 
 for task in $TASKS; do
     model=base

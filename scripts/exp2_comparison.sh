@@ -6,7 +6,7 @@
 # on frozen BERT-base and 30 fine-tunings: about 9 hours, and 15 hours a seed. 41 GB, 38 of them exp2_domains.sh's.
 # Ours: BERT-Feat takes the last layer, and its rate is 1e-3; the paper names neither.
 source "$(dirname "$0")/experiment.sh"
-TASKS=${TASKS:-${DOMAIN_TASKS:-imdb yelp_p yelp_f trec yahoo ag dbpedia $(if_there "$DATA/sogou" sogou)}}
+TASKS=${TASKS:-${DOMAIN_TASKS:-imdb yelp_p yelp_f trec yahoo ag dbpedia $(if_there sogou "$DATA/sogou" "$BERT_CHINESE")}}
 
 further() {  # further NAME MODEL TASK...: BERT-FiT on those of the tasks that are in TASKS, after further pre-training on NAME
     local task is_declared=

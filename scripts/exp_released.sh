@@ -9,5 +9,5 @@ source "$(dirname "$0")/experiment.sh"
 RELEASED=${RELEASED:-downloads/pytorch_model_len128_imdb.bin}
 
 # Vocabulary and configuration are BERT-base's. Of a flag that is given twice the last counts.
-[ -z "$(if_there "$RELEASED" "the authors' checkpoint")" ] || fit released/imdb imdb base --init_checkpoint "$RELEASED"
+[ -z "$(if_there "the authors' checkpoint" "$RELEASED")" ] || fit released/imdb imdb base --init_checkpoint "$RELEASED"
 finish released

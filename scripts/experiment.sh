@@ -31,6 +31,7 @@
 # of GPUs. The gigabytes are what is left in OUT; a fine-tuning under way has 1.3 more, one of BERT-large 4. All of this was
 # calculated from the sizes of models and data sets, not measured.
 set -euo pipefail
+unset CDPATH  # with it cd may print, and go elsewhere
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 case ${1:-} in
     '') STATUS= ;;
@@ -178,12 +179,15 @@ run_plan() {  # does all jobs that were declared
         <<< "$declared"
 }
 
-if_there() {  # if_there PATH NAME: prints NAME if PATH exists, or will (SMOKE), or to show all (DRY_RUN); else says so
-    if [ -e "$1" ] || [ -n "${SMOKE:-}${DRY_RUN:-}" ]; then
-        echo "$2"
-    else
-        echo "$2 is left out: there is no $1, which must be downloaded by hand (data/README.md)" >&2
-    fi
+if_there() {  # if_there NAME PATH...: prints NAME if all of PATH exist, or will (SMOKE), or to show all (DRY_RUN); else says so
+    local file
+    for file in "${@:2}"; do
+        [ -e "$file" ] || [ -n "${SMOKE:-}${DRY_RUN:-}" ] || {
+            echo "$1 is left out: there is no $file, see data/README.md for its download" >&2
+            return 0
+        }
+    done
+    echo "$1"
 }
 
 prepare() {  # prepare NAME FOLDER: makes $OUT/models/NAME, the BERT in FOLDER for both frameworks
@@ -258,7 +262,8 @@ convert() {  # convert NAME STEP AS: makes $OUT/models/AS from the checkpoint of
 }
 
 times() {  # times RATE: the paper's rate as a multiple of RATE, where that is not 2e-5
-    [ "$RATE" = 2e-5 ] && echo "$1" || awk "BEGIN {printf \"%.5e\", $1 * $RATE / 2e-5}" | sed -E 's/\.?0*e/e/; s/e-0/e-/'
+    [ "$RATE" = 2e-5 ] && echo "$1" || \
+        LC_ALL=C awk "BEGIN {printf \"%.5e\", $1 * $RATE / 2e-5}" | sed -E 's/\.?0*e/e/; s/e-0/e-/'
 }
 
 part() {  # part TASK LIST [FLAG]: the flag and the part of the data that the list gives the task, if it gives one

@@ -65,7 +65,7 @@ config+=", \"vocab_size\": $VOCAB_SIZE"
 job "$POCKET/shape" cpu "" - bash -c "echo '{$config}' > '$folder/shape.json'"
 train 128 $((STEPS - last)) "$BATCH" "$PRETRAINING_RATE" "$POCKET/shape"
 # as the first part was at rate 0 when it ended, this one starts anew, at a lower peak
-train 256 "$last" $((BATCH / 2)) "$(awk "BEGIN {print $PRETRAINING_RATE / 4}")" "$POCKET/128" \
+train 256 "$last" $((BATCH / 2)) "$(LC_ALL=C awk "BEGIN {print $PRETRAINING_RATE / 4}")" "$POCKET/128" \
     --init_checkpoint="$folder/128/model.ckpt-$((STEPS - last))"
 job "$POCKET/weights" cpu "$POCKET/256" - python convert_tf_checkpoint_to_pytorch.py \
     --tf_checkpoint_path "$folder/256/model.ckpt-$last" --bert_config_file "$folder/shape.json" \

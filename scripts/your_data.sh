@@ -25,6 +25,7 @@ refuse() {
     echo "your_data.sh: error: $1" >&2
     exit 2
 }
+unset CDPATH
 [ -d "${DATA:-}" ] || refuse "DATA='${DATA:-}' is no folder; name that of your tables train and test"
 if [ -d "${BERT:-}" ]; then
     BERT=$(cd "$BERT" && pwd)

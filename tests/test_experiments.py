@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -265,9 +266,92 @@ def test_what_must_be_downloaded_by_hand_is_left_out_where_it_is_not_there(exper
     assert f"sogou is left out: there is no {tmp_path}/sogou" in done.stderr and f"no {tmp_path}/absent.bin" in done.stderr
     (tmp_path / "sogou").mkdir()
     (tmp_path / "absent.bin").touch()
-    names = {line.split("\t")[0] for line in experiment("run_all", tmp_path / "out", DECLARE="1", DATA=str(tmp_path),
-                                                        RELEASED=str(tmp_path / "absent.bin")).stdout.splitlines()}
+    settings = {"DECLARE": "1", "DATA": str(tmp_path), "RELEASED": str(tmp_path / "absent.bin"),
+                "BERT_CHINESE": str(tmp_path / "zh")}
+    done = experiment("exp1_long_text", tmp_path / "out", **settings)
+    assert "sogou" not in done.stdout and f"sogou is left out: there is no {tmp_path}/zh" in done.stderr
+    (tmp_path / "zh").mkdir()
+    names = {line.split("\t")[0] for line in experiment("run_all", tmp_path / "out", **settings).stdout.splitlines()}
     assert {"sogou/sogou", "long_text/head+tail/sogou", "released/imdb", "models/chinese"} <= names
+
+
+PAPERS = {  # of the paper's protocol, in every fine-tuning of BERT-base; those of BERT-large are the same
+    "--train_batch_size": "24", "--num_train_epochs": "4", "--warmup_proportion": "0.1", "--max_seq_length": "512"}
+FIT = {"--trunc_medium": "128", "--learning_rate": "2e-5", "--layer_learning_rate": "2e-5",
+       "--layer_learning_rate_decay": "0.95"}
+BASE = {"--learning_rate": "2e-5", "--trunc_medium": "128", "--layers": None, "--hierarchical": None}
+OWN = {  # run -> what is its own
+    "long_text/head_only/imdb": BASE | {"--trunc_medium": "-2"}, "long_text/tail_only/imdb": BASE | {"--trunc_medium": "-1"},
+    "long_text/head+tail/imdb": BASE,
+    **{f"long_text/hier_{name}/imdb": BASE | {"--trunc_medium": None, "--hierarchical": name}
+       for name in ("mean", "max", "self_attention")},
+    **{f"layers/layer_{layer}/imdb": BASE | {"--layers": str(layer)} for layer in range(12)},
+    **{f"layers/{end}_4_{pooling}/imdb": BASE | {"--layers": first, "--layer_pooling": pooling}
+       for end, first in (("first", "0 1 2 3"), ("last", "8 9 10 11")) for pooling in ("concat", "mean", "max")},
+    "layers/all_12_concat/imdb": BASE | {"--layers": "-1"},
+    **{f"catastrophic_forgetting/{rate}/imdb": BASE | {"--learning_rate": rate} for rate in ("5e-5", "1e-4", "4e-4")},
+    **{f"layer_wise_lr/{rate}_{decay}/imdb": FIT | {"--learning_rate": rate, "--layer_learning_rate": rate,
+                                                    "--layer_learning_rate_decay": decay}
+       for rate in ("2.5e-5", "2.0e-5") for decay in ("1.00", "0.95", "0.90", "0.85")
+       if (rate, decay) not in (("2.0e-5", "1.00"), ("2.0e-5", "0.95"))},
+    **{name: FIT | {"--num_datas": None} for name in (
+        "none/imdb", "imdb/imdb", "steps/10000/imdb", "sentiment/yelp_f", "all/ag", "large_none/dbpedia", "large_imdb/imdb",
+        "corpus/train_test_html_rules/imdb")},
+    "few_shot/none/0.004/imdb": FIT | {"--num_datas": "0.004"}, "few_shot/imdb/0.5/imdb": FIT | {"--num_datas": "0.5"},
+    "feat/trec": {"--learning_rate": "1e-3", "--layers": "11", "--classifier": "bilstm_attention", "--trunc_medium": "128"},
+    "multitask/none/together": {"--task_name": "imdb yelp_p ag dbpedia", "--learning_rate": "2e-5", "--trunc_medium": "128"},
+    "multitask/all/imdb": FIT | {"--learning_rate": "1e-5", "--layer_learning_rate": "1e-5"}}
+TRAINED = {  # of a further pre-training
+    "--train_batch_size": "32", "--max_seq_length": "128", "--learning_rate": "5e-5", "--num_train_steps": "100000",
+    "--num_warmup_steps": "10000"}
+
+
+def values(words, flag):
+    """All that a command gives to a flag, in a word; None where it has it not."""
+    if flag not in words:
+        return None
+    first, *others = words[len(words) - words[::-1].index(flag):]  # of one that is given twice the last counts
+    return " ".join([first, *itertools.takewhile(lambda word: not word.startswith("-"), others)])
+
+
+def test_runs_have_the_settings_of_the_paper(commands):
+    printed = commands("run_all", SEEDS="1")
+    found = runs_of(printed)
+    for run, own in OWN.items():
+        for flag, expected in (PAPERS | own).items():
+            assert values(found[run], flag) == expected, (run, flag)
+    of_step = {words[1]: [] for words in printed if words[0] == "python"}
+    for words in printed:
+        if words[0] == "python":
+            of_step[words[1]].append(dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word))
+    for flags in of_step["run_pretraining.py"]:
+        is_large = "/large_" in flags["--output_dir"]
+        own = {"--train_batch_size": "24", "--num_train_steps": "120000"} if is_large else {}
+        assert (TRAINED | own).items() <= flags.items(), flags["--output_dir"]
+    assert {flags["--max_seq_length"] for flags in of_step["create_pretraining_data.py"]} == {"128"}
+    assert {(flags["--dupe_factor"], flags["--masked_lm_prob"], flags["--max_predictions_per_seq"])
+            for flags in of_step["create_pretraining_data.py"]} == {("5", "0.15", "20")}
+
+
+def test_numbers_have_a_point_whatever_the_system_s_language(commands, tmp_path, monkeypatch):
+    """awk may write the comma of LC_NUMERIC; this one does so wherever it is not told LC_ALL=C."""
+    (tmp_path / "awk").write_text(f'#!/bin/sh\nawk={shutil.which("awk")}\n'
+                                  'if [ "$LC_ALL" = C ]; then exec $awk "$@"; fi\n$awk "$@" | tr . ,\n')
+    (tmp_path / "awk").chmod(0o755)
+
+    def printed():
+        return [commands(name, MODEL="pocket", LAYERS="") for name in (
+            "exp1_layer_wise_lr", "exp1_catastrophic_forgetting", "pocket")]
+    usual = printed()
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert printed() == usual
+
+
+def test_yelp_s_two_corpora_lack_the_test_texts_of_each_other(commands):
+    corpora = {value(words, "--task_name"): value(words, "--leave_out_test_of") for words in commands("exp2_domains")
+               if "generate_corpus.py" in words}
+    assert corpora == dict.fromkeys(("imdb", "trec", "yahoo", "ag", "dbpedia", "sentiment", "question", "topic", "all")) | {
+        "yelp_p": "yelp_f", "yelp_f": "yelp_p"}
 
 
 def test_pytorch_weights_are_taken_too(experiment, tmp_path):

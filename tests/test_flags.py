@@ -180,6 +180,8 @@ def test_num_test_datas_takes_exactly_so_many_of_each_class(train, datasets, num
     train("--num_datas", 8, name="whole")
     shares = [np.bincount(dataset.labels, minlength=4) / len(dataset) for dataset in (datasets[1], datasets[3])]
     assert len(datasets[1]) == count and np.abs(shares[0] - shares[1]).max() <= 1 / count
+    train("--num_test_datas", num, "--seed", 2, "--num_datas", 8, name="alone")
+    assert np.array_equal(datasets[5].ids, datasets[1].ids)
 
 
 def test_the_configuration_and_the_vocabulary_are_those_named(train, tiny, tmp_path, datasets):

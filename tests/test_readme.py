@@ -1,7 +1,9 @@
 """README.md and docs/ say what the code does: flags, commands, links, file names, and figures from elsewhere."""
+import contextlib
 import csv
 import itertools
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -50,6 +52,23 @@ def parsers():
 def test_flags_are_those_of_the_scripts():
     written = (ROOT / "docs/flags.md").read_text(encoding="utf-8")
     assert written == flags_table.document(), "run: python scripts/flags_table.py > docs/flags.md"
+
+
+def test_help_states_the_defaults_that_there_are(parsers):
+    stated = 0
+    for script, parser in parsers.items():
+        for action in parser._actions[1:]:
+            default = action.default[0] if isinstance(action.default, list) and len(action.default) == 1 else action.default
+            if (not isinstance(default, (bool, int, float, str)) or action.type is os.path.expanduser
+                    or action.dest in ("local_rank", "sep")):  # which are described
+                continue
+            words = re.search(r"[Dd]efault: (\S+?)[.;,)]*( |$)", re.sub(r"\s+", " ", action.help))[1]
+            if isinstance(default, bool):
+                assert words in (("off", "False"), ("on", "True"))[default], (script, action.dest)
+            else:
+                assert type(default)(words) == default, (script, action.dest)
+            stated += 1
+    assert stated > 150
 
 
 def test_places_in_the_paper_are_of_flags_that_exist(parsers):
@@ -125,9 +144,21 @@ def test_every_link_and_file_name_leads_somewhere(document):
 
 
 def tracked():
-    """The files of the repository, or of its folder where that is no clone."""
-    found = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
-    return [ROOT / name for name in found] or [path for path in ROOT.rglob("*") if ".venv" not in path.parts]
+    """The files of the repository, or of its folder where that is no clone or there is no git."""
+    with contextlib.suppress(FileNotFoundError):
+        found = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+        if found:
+            return [ROOT / name for name in found]
+    made = (ROOT / ".gitignore").read_text().splitlines()
+    names = {path: [f"/{path.relative_to(ROOT).parts[0]}/", *(f"{part}/" for part in path.relative_to(ROOT).parts)]
+             for path in ROOT.rglob("*") if path.is_file()}
+    return [path for path in names if not {*made, ".git/"} & set(names[path])]
+
+
+def test_files_are_found_without_git_too(monkeypatch):
+    with_git = set(tracked())
+    monkeypatch.setenv("PATH", "")
+    assert with_git <= set(tracked())
 
 
 def test_readme_is_short():

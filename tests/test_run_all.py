@@ -111,6 +111,8 @@ def test_slurm_gets_an_array_for_each_level_of_what_needs_what(cluster, tmp_path
     found = [(re.search(r"--job-name (\w+)", call)[1], re.search(r"--array (\S+)", call)[1],
               "".join(re.findall(r"--dependency (\S+)", call)), re.search(r"TERM@120.*? (--\S+=\S+)", call)[1])
              for call in calls]
+    # the signal goes to the shell of the batch, which is the queue by then
+    assert all("--signal B:TERM@120 " in call and " --wrap exec " in call for call in calls)
     assert found == [("1_cpu", "1-2", "", "--cpus-per-task=8"), ("2_cpu", "1-1", "afterany:1", "--cpus-per-task=8"),
                      ("3_cpu", "1-1", "afterany:2", "--cpus-per-task=8"), ("4_gpu", "1-2", "afterany:3", "--gres=gpu:1"),
                      ("5_cpu", "1-1", "afterany:4", "--cpus-per-task=8")]

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -30,7 +31,7 @@ from pretraining.modeling_tf import BertForPreTraining, initial_values, variable
 from pretraining.optimization_tf import AdamWeightDecay
 from pretraining.packing import pack
 from pretraining.records import Records, epoch_order, evaluation_batch, split, training_batch
-from runs import until
+from runs import read_json, until
 
 sys.path.append(str(ROOT / "scripts"))
 from flags_table import parser_of  # noqa: E402
@@ -796,6 +797,25 @@ def test_two_processes_give_the_losses_of_one_and_the_first_writes(data, one_dev
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert_same_run(tmp_path / "out0", one_device)
     assert not (tmp_path / "out1").exists()
+
+
+@pytest.mark.long
+def test_two_processes_agree_to_stop_by_sigterm_at_either_and_go_on(data, tmp_path):
+    def begun():
+        return two_workers(data, tmp_path, "--iterations_per_loop", 2, steps=1_000_000)
+
+    def newest():
+        return max((int(path.stem.partition("-")[2]) for path in tmp_path.glob("out0/model.ckpt-*.index")), default=0)
+    with begun() as processes:
+        until(lambda: newest() or processes[0].poll() is not None)
+        processes[1].send_signal(signal.SIGTERM)  # not the one that writes
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2, outputs
+    saved = int(re.search(r"after step (\d+) of 1000000, all of it saved", outputs[0])[1])
+    assert newest() == saved
+    with begun() as processes:
+        until(lambda: newest() > saved or processes[0].poll() is not None)
+    assert newest() > saved and read_json(tmp_path / "out0/run.json")["resumed"][0]["global_step"] == saved
 
 
 @pytest.mark.long
