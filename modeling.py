@@ -316,9 +316,10 @@ class BertForSequenceClassification(nn.Module):
     def features(self, batch):
         """What the linear layer sees of each document: [documents, width]."""
         if self.training and self.sequences_at_once and len(batch.lengths) > self.sequences_at_once:
-            # A part keeps its features alone and is computed again in the backward pass: a long document fits a GPU.
-            sequences = torch.cat([checkpoint(self.sequence_features, part, use_reentrant=False)
-                                   for part in batch.parts(self.sequences_at_once)])
+            # A part keeps its features alone and is computed again in the backward pass: a long document fits a GPU. With the
+            # same dropout, as it is given a tensor: `checkpoint` keeps the random state of such tensors' devices.
+            sequences = torch.cat([checkpoint(lambda part, _: self.sequence_features(part), part, part.input_ids,
+                                              use_reentrant=False) for part in batch.parts(self.sequences_at_once)])
         else:
             sequences = self.sequence_features(batch)
         if self.pool_fractions is None:

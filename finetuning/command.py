@@ -270,7 +270,7 @@ def with_precision(args, inputs, world, found=None):
     precision, reason = world.on_main(choose_precision, args.precision, precision_of(found), inputs.config.hidden_size,
                                       world.device)
     world.print(f"precision: {precision} ({reason})")
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"  # the latter: a biLSTM's
     return type(args)(**vars(args) | {"precision": precision})
 
 

@@ -22,7 +22,8 @@ def moved_ahead(batches, device):
         with torch.cuda.stream(stream):
             return batch.to(device), stream.record_event()
 
-    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+    # a thread begins on GPU 0, where it would open a context, whatever GPU the process has
+    with concurrent.futures.ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(device,)) as executor:
         coming = executor.submit(move)
         while arrived := coming.result():
             coming = executor.submit(move)

@@ -47,7 +47,7 @@ further_pretrain() {
         --max_seq_length=64 --max_predictions_per_seq=10 --masked_lm_prob=0.15 --random_seed=12345 --dupe_factor=10 &&
     step run_pretraining run_pretraining.py --input_file="$OUT/tf_AGnews.tfrecord" --output_dir="$FURTHER" \
         --do_train=True --do_eval=True --bert_config_file="$BERT/bert_config.json" --init_checkpoint="$BERT" \
-        --train_batch_size=16 --max_seq_length=64 --max_predictions_per_seq=10 --num_train_steps=1600 \
+        --strategy one --train_batch_size=16 --max_seq_length=64 --max_predictions_per_seq=10 --num_train_steps=1600 \
         --num_warmup_steps=300 --save_checkpoints_steps=800 --log_steps=20 --learning_rate=2.5e-3 &&
     step convert convert_tf_checkpoint_to_pytorch.py --tf_checkpoint_path "$FURTHER/model.ckpt-1600" \
         --bert_config_file "$FURTHER/bert_config.json" --pytorch_dump_path "$FURTHER/pytorch_model.bin"

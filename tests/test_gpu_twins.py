@@ -97,6 +97,19 @@ def test_the_model_with_varlen_attention_has_the_losses_and_gradients_of_the_oth
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+def test_what_is_computed_again_in_parts_shows_checkpoint_its_device(monkeypatch):
+    """By a tensor among the arguments; else torch would not keep the state of the GPU's dropout."""
+    model, shown, checkpoint = make_model(0.1).train(), [], modeling.checkpoint
+
+    def look(function, *arguments, **how):
+        shown.append(any(isinstance(argument, torch.Tensor) for argument in arguments))
+        return checkpoint(function, *arguments, **how)
+    monkeypatch.setattr(modeling, "checkpoint", look)
+    model.sequences_at_once, model.bert.encoder.gradient_checkpointing = 5, True
+    model(make_dataset().batch(range(13))).sum().backward()
+    assert len(shown) > 4 and all(shown)
+
+
 def test_projections_together_are_each_to_1e_5_and_flash_attention_takes_them_as_they_lie(flash_on_cpu):
     generator = torch.Generator().manual_seed(0)
     batch, model = make_dataset().batch(range(13)), make_model()
@@ -217,6 +230,7 @@ def pretended(monkeypatch):
             asked.append(f"{self.name} waits for {event}")
 
     main = Stream()
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: asked.append(f"{threading.get_ident()} is on {device}"))
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
@@ -244,6 +258,7 @@ def test_a_gpu_gets_the_next_batch_while_this_one_is_computed(pretended):
         assert_equal(batch, dataset.batch([index, index + 5]))
         assert batch.input_ids.untyped_storage().data_ptr() == batch.labels.untyped_storage().data_ptr()  # one copy
     assert index == 4 and threading.current_thread() not in threads
+    assert asked[0] == f"{threads.pop().ident} is on cuda:0"
     assert asked.count("side records") == asked.count("main waits for event") == 5
     assert asked.count("kept for main") == 5 * (len(data.TENSORS) + 1)
 
