@@ -8,12 +8,14 @@ import glob
 import math
 import operator
 import os
+import resource
 import shlex
 import signal
 import sys
 import threading
 
 
+MOST_FILES = 65_536  # open at a time, where the system lets a process raise that
 NVIDIA_DEVICES = "/dev/nvidia[0-9]*"  # a file for each GPU, by its driver
 
 
@@ -177,6 +179,9 @@ def print_error(message):
 
 def run(main):
     """Calls main(); a UserError or a failure of the file system becomes one line on stderr and exit status 1."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard > soft:  # each seed's folder and each file of records is held open
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, MOST_FILES)), hard))
     try:
         return main()
     except UserError as error:

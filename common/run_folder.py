@@ -22,6 +22,7 @@ from common.command_line import UserError
 from common.files import (
     digest, atomic_write, check_schema, decode_lines, locked, naming, parse_json, read_json, remove, require_file, write_json)
 
+LOCK = ".lock"  # stands in a folder while a command is at work there
 RUN_SCHEMA = {"kind": str, "recipe": dict, "flags": dict}
 LINE_SCHEMA = {"kind": str, "global_step": int}
 
@@ -40,10 +41,15 @@ class RunFolder:
         still empty then. Raises UserError where another command has it."""
         made = not os.path.isdir(self.path)
         os.makedirs(self.path, exist_ok=True)
+        # a file's lock, which other machines see on a shared disk: NFS keeps that of a folder to itself
+        path = os.path.join(self.path, LOCK)
         try:
-            with locked(self.path, f"--output_dir: another command is at work in {self.path}; wait for it, or name another "
-                        "folder"):
-                yield
+            with locked(path, f"--output_dir: another command is at work in {self.path}; wait for it, or name another folder",
+                        os.O_RDWR | os.O_CREAT):
+                try:
+                    yield
+                finally:
+                    remove(path)  # while it is held, so that it is no other command's
         finally:
             if made and os.path.isdir(self.path) and not os.listdir(self.path):  # a refused command leaves nothing
                 os.rmdir(self.path)
@@ -90,6 +96,9 @@ class RunFolder:
             for name in sorted(os.listdir(self.path), key=lambda name: name == "run.json"):
                 if self.owned.fullmatch(name):
                     remove(os.path.join(self.path, name))
+            if os.path.exists(path := os.path.join(self.path, LOCK)):
+                with contextlib.suppress(UserError), locked(path, "", os.O_RDWR):
+                    remove(path)  # what a killed process left
 
     def begin(self, recipe, flags, **environment):
         """Removes an earlier run and writes run.json."""

@@ -226,18 +226,23 @@ def quotes_are_format(plain, quoted):
     """Whether the quotes of a tab-separated table are its format's, rather than text's, as a review's quoted title is. plain,
     quoted: its rows read in both ways, the second known to be regular. They are the format's if the first row has nothing else,
     if there are quotes inside quotes, if only so all rows are equally wide, or if a column has nothing else below its name."""
-    first, *rest = [row for _, row in plain]
-    inside = [field[1:-1] for row in rest for field in row if field[:1] == field[-1:] == '"']
-    if len(first) > 1 and all(field[:1] == field[-1:] == '"' for field in first) or any(
-            '""' in field or '\\"' in field for field in inside):
+    _, first = next(plain)
+    if len(first) > 1 and all(field[:1] == field[-1:] == '"' for field in first):
         return True
-    widths = {len(row) - len(first) for row in rest}
+    widths, num_rows, columns = set(), 1, None  # columns: whether a column has nothing but fields that begin with a quote
+    for num_rows, (_, row) in enumerate(plain, 2):
+        inside = [field[1:-1] for field in row if field[:1] == field[-1:] == '"']
+        if any('""' in field or '\\"' in field for field in inside):
+            return True
+        widths.add(len(row) - len(first))
+        columns = [begins and field[:1] == '"' for begins, field in zip(columns or [True] * len(row), row)]
     if not widths <= {0} and widths != {1}:
         return True
-    if sum(1 for _ in quoted) != 1 + len(rest):  # a quote of one text and a quote of another, unless a row is but one field
+    if sum(1 for _ in quoted) != num_rows:  # a quote of one text and a quote of another, unless a row is but one field
         return len(first) == 1
-    below = rest if len(rest) > 1 else [first, *rest]
-    return any(all(field[:1] == '"' for field in column) for column in zip(*below))
+    if num_rows < 3:  # below a header is one row at most: the header counts, too
+        columns = [begins and field[:1] == '"' for begins, field in zip(columns or [True] * len(first), first)]
+    return any(columns)
 
 
 # JSON

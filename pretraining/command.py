@@ -258,9 +258,9 @@ def keep_evaluation(output_dir, settings, step, results, report_to):
     if not read_evaluation(output_dir, settings):
         write_json(os.path.join(output_dir, "evaluation.json"),
                    {"settings": settings, "global_step": step, "results": results, "digest": digest_of_results(results)})
-    lines = []
+    line, found = {"kind": "eval", "global_step": step} | results, []
     # it keeps all lines, and shows them here
-    with MetricsLog(output_dir, lambda line: not lines.append(line), report_to=report_to) as log:
-        if {"kind": "eval", "global_step": step} | results not in lines:
+    with MetricsLog(output_dir, lambda kept: not (kept == line and found.append(kept)), report_to=report_to) as log:
+        if not found:
             log.write("eval", step, results)
     print(f"{path}:\n{text}", end="")

@@ -9,12 +9,13 @@ with its features by name, as the map of features in the protocol buffer is writ
 """
 import concurrent.futures
 import contextlib
+import os
 
 import numpy as np
 from tqdm import tqdm
 
 from common.compiled import compiled
-from common.files import whole_file
+from common.files import naming, whole_file
 from pretraining.devices import cannot_write
 from pretraining.instances import put_ids
 
@@ -193,3 +194,6 @@ def write_instances(parts, recipe, output_files):
                     writing = pool.submit(write, output_files[number], file, data)
             written += len(instances)
         writing.result()
+        for path, file in zip(output_files, files):  # what goes wrong here is before the first of them has its name
+            with naming(path):
+                os.fsync(file.fileno())

@@ -25,7 +25,7 @@ from common.files import decode_lines
 from pretraining.twister import below, draw_order, shuffle, twister, uniform
 
 SPECIAL_TOKENS = 3  # [CLS], [SEP], [SEP]; without a second text one [SEP] less
-STORE_BYTES = 384 << 20  # of instances in memory at a time
+STORE_BYTES = 384 << 20  # of instances in memory at a time; of a large corpus half as many as it has: each part makes all again
 DOCUMENTS_PER_CALL = 4096  # of the compiled function, between which the bar moves
 MOST_TOKENS = 2**31 - 1  # of a corpus: its offsets are int32
 
@@ -107,10 +107,11 @@ class Store(typing.NamedTuple):
     mask_ids: np.ndarray
 
     @classmethod
-    def empty(cls, recipe, id_type):
-        """Room for as many instances as fit in STORE_BYTES; the system gives the memory as it is written to."""
-        position_type, masks = np.min_scalar_type(recipe.max_seq_length), recipe.max_predictions_per_seq
-        room = max(1, STORE_BYTES // (25 + masks * (position_type.itemsize + id_type.itemsize)))
+    def empty(cls, recipe, ids):
+        """Room for as many instances as fit in STORE_BYTES, or in half the bytes of the corpus' ids where these are more; the
+        system gives the memory as it is written to."""
+        position_type, id_type, masks = np.min_scalar_type(recipe.max_seq_length), ids.dtype, recipe.max_predictions_per_seq
+        room = max(1, max(STORE_BYTES, ids.nbytes // 2) // (25 + masks * (position_type.itemsize + id_type.itemsize)))
         return cls(np.empty((room, 4), np.int32), np.empty(room, np.int8), np.zeros(room + 1, np.int64),
                    np.empty(room * masks, position_type), np.empty(room * masks, id_type))
 
@@ -401,7 +402,7 @@ class Instances:
 def training_instances(corpus, tokenizer, recipe, dupe_factor, rng):
     """All instances of a corpus, each document used dupe_factor times with other masks. Yields Instances, part by part, one
     part where they fit in STORE_BYTES; a part is gone when the next one is made. rng: a random.Random, left as it is."""
-    rules, state, store = Rules.of(recipe, tokenizer), twister(rng), Store.empty(recipe, corpus.ids.dtype)
+    rules, state, store = Rules.of(recipe, tokenizer), twister(rng), Store.empty(recipe, corpus.ids)
     room = len(store.spans)
     # Google shuffles the documents first and the instances at the end
     order = np.arange(corpus.num_documents, dtype=np.int32)
@@ -431,7 +432,7 @@ def training_instances(corpus, tokenizer, recipe, dupe_factor, rng):
         return
     places = inverse(order_of_writing)
     del order_of_writing
-    store, num_parts = Store.empty(recipe, corpus.ids.dtype), -(-num_instances // room)
+    store, num_parts = Store.empty(recipe, corpus.ids), -(-num_instances // room)
     bounds = [num_instances * part // num_parts for part in range(num_parts + 1)]
     for first, last in itertools.pairwise(bounds):
         yield Instances(corpus, recipe, rules, store, make(store, places, first, last)[0], made)

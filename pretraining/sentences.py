@@ -22,6 +22,7 @@ from common.command_line import UserError, command, end_with_parent, number
 LINE_ENDS = str.maketrans("\r\n", "  ")  # the two that would end a line of the corpus; U+0085 or U+2028 stay
 SPLITTING_PIPES = {"parser", "senter", "sentencizer"}
 NEEDED_PIPES = SPLITTING_PIPES | {"tok2vec", "transformer"}
+CHARACTERS_PER_BATCH = 1 << 22  # about; of several batches a process, read ahead
 MAX_CHARACTERS = 1 << 24  # of a document; spaCy's own limit of a million protects parsers of models from long texts
 # With the quotes and brackets that close after the mark; ASCII ones are left alone, which open as often.
 CHINESE_SENTENCE = re.compile(r"[^。？！]*[。？！](?:\s*[。？！”’」』）》】〉〕])*|[^。？！]+")
@@ -85,10 +86,17 @@ def split_batch(language, spacy_model, batch):
 
 
 def in_batches(documents, batch_size):
-    """Yields (tag, list of (title, texts)): at most batch_size consecutive documents (tag, title, texts) of a tag."""
+    """Yields (tag, list of (title, texts)): at most batch_size consecutive documents (tag, title, texts) of a tag, fewer if
+    they are long."""
     for tag, same_tag in itertools.groupby(documents, operator.itemgetter(0)):
-        untagged = (document[1:] for document in same_tag)
-        for batch in iter(lambda: list(itertools.islice(untagged, batch_size)), []):
+        batch, size = [], 0
+        for _, title, texts in same_tag:
+            batch.append((title, texts))
+            size += sum(map(len, texts))
+            if len(batch) == batch_size or size >= CHARACTERS_PER_BATCH:
+                yield tag, batch
+                batch, size = [], 0
+        if batch:
             yield tag, batch
 
 

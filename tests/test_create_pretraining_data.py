@@ -2,7 +2,9 @@
 import array
 import collections
 import dataclasses
+import errno
 import hashlib
+import os
 import random
 import resource
 import shlex
@@ -340,6 +342,29 @@ def test_compiled_functions_make_what_plain_python_makes(tmp_path, tokenizer, re
     parts = training_instances(corpus, tokenizer, recipe, 3, random.Random(9))
     made = [[part.features(index) for index in range(len(part))] for part in parts]
     assert len(made) > 1 and sum(made, []) == expected
+
+
+def test_a_large_corpus_is_not_made_in_ever_more_parts(tmp_path, tokenizer, monkeypatch):
+    """As each part makes all instances again: of twice the corpus, as many parts."""
+    monkeypatch.setattr(instances, "STORE_BYTES", 1)
+    corpora = [read_corpus([write_corpus(tmp_path / "corpus.txt", num_documents=number)], tokenizer) for number in (200, 400)]
+    parts = [len(list(training_instances(corpus, tokenizer, Recipe(24, 4), 2, random.Random(0)))) for corpus in corpora]
+    assert parts[0] > 1 and abs(parts[1] - parts[0]) <= 1
+
+
+def test_files_have_their_names_only_when_all_are_on_the_disk(tmp_path, tokenizer, corpus, monkeypatch):
+    paths, synced = [tmp_path / "1", tmp_path / "2"], []
+
+    def fsync(descriptor):
+        synced.append([path.read_bytes() if path.exists() else None for path in paths])
+        if len(synced) == 2:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    for path in paths:
+        path.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError) as error:
+        write_instances(training_instances(corpus, tokenizer, Recipe(), 1, random.Random(2)), Recipe(), list(map(str, paths)))
+    assert error.value.filename == str(paths[1]) and [path.read_bytes() for path in paths] == [b"old", b"old"]
 
 
 def test_a_large_vocabulary_takes_ids_of_32_bits(tmp_path):

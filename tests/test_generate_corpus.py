@@ -411,6 +411,15 @@ def test_processes_do_not_change_a_corpus(data_sets, tmp_path, monkeypatch, spli
     assert split_by == [["no pool", 1000], [3, 1]]
 
 
+def test_a_batch_of_long_documents_has_fewer(monkeypatch):
+    monkeypatch.setattr(sentences, "CHARACTERS_PER_BATCH", 10)
+    documents = [("a", "", ["12345"]), ("a", "", ["123", "45"]), ("a", "t", ["1"]), ("b", "", ["1" * 30]), ("b", "", ["1"]),
+                 ("b", "", ["2"]), ("b", "", ["3"])]
+    batches = list(sentences.in_batches(iter(documents), 2))
+    assert [(tag, len(batch)) for tag, batch in batches] == [("a", 2), ("a", 1), ("b", 1), ("b", 2), ("b", 1)]
+    assert [(tag, *document) for tag, batch in batches for document in batch] == documents
+
+
 def test_spacy_forgets_the_words_of_a_batch():
     strings, known = sentences.load_splitter(None).vocab.strings, len(sentences.load_splitter(None).vocab.strings)
     texts = [f"Word{number} of its own. And word{number + 100}." for number in range(100)]

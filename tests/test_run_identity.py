@@ -1,6 +1,8 @@
 """A run is what it is made of: which command goes on with it, which is refused, what is overwritten, what only read."""
+import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -12,8 +14,10 @@ import torch
 
 import optimization
 from common import precision
+from common.command_line import UserError
 from common.configuration import BertConfig
 from common.files import whole_file
+from common.run_folder import RunFolder
 from finetuning import command, training
 from finetuning.weights import digest_of_weights
 from modeling import BertForPreTraining
@@ -236,6 +240,26 @@ def state_of(pid):
     """A process's state, a letter: T for one that is held."""
     with open(f"/proc/{pid}/stat") as file:
         return file.read().rpartition(")")[2].split()[0]
+
+
+def test_the_lock_of_a_folder_is_a_file_s_which_goes_with_the_command(tmp_path):
+    """NFS shows other machines the locks of files alone. What a killed command leaves is taken over, and removed."""
+    folder = RunFolder(str(tmp_path / "run"), "x", re.compile("run.json"))
+    for left in (False, True):
+        if left:
+            (tmp_path / "run").mkdir()
+            (tmp_path / "run/.lock").touch()
+        with folder.lock():
+            with open(tmp_path / "run/.lock") as file, pytest.raises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with pytest.raises(UserError, match="another command is at work in"), folder.lock():
+                pass
+            folder.clear()
+            assert (tmp_path / "run/.lock").exists()
+        assert [path.name for path in tmp_path.rglob("*")] == ["run"] * left
+    (tmp_path / "run/.lock").touch()
+    folder.clear()
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_commands_that_write_the_same_file_do_not_meet(tiny, tmp_path, refused_here):
