@@ -190,7 +190,7 @@ def fine_tune(args, inputs, rates, world):
         world.print(f"{args.data_dir} has no test table: the development set alone is evaluated, and chooses the best epoch")
     if args.do_eval and not develops:
         when = f"every {args.eval_epochs} epochs and the last one" if (args.eval_epochs or 1) > 1 else "each epoch"
-        world.print(f"the test set is evaluated after {when} and chooses the best one, as in the paper; "
+        world.print(f"the test set is evaluated after {when} and chooses the best one, as in the authors' code; "
                     "--dev_fraction 0.1 chooses on held-out training data and tests once")
     recipe = world.on_main(recipe_of, args, inputs, train_sets, test_sets, dev_sets)
     folders = {seed: run_folder(seed_folder(args, seed)) for seed in args.seed}

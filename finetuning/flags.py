@@ -104,7 +104,7 @@ def add_data_flags(group, several_tasks):
     add("--num_test_datas", type=count_or_fraction,
         help="Evaluate on this many test examples or this fraction, the same for every seed (default: all).")
     add("--dev_fraction", type=number(float, minimum=0, below=1), default=0.0, help="Hold out this fraction of the training "
-        "data, choose the best epoch on it and test once (default: 0, the test set chooses it, as in the paper; for csv, a "
+        "data, choose the best epoch on it and test once (default: 0, the test set does, as in the authors' code; for csv, a "
         "table dev beside train takes its place).")
 
 

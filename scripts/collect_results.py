@@ -2,7 +2,7 @@
 
     python scripts/collect_results.py --runs experiments --output_dir results
 
-A table becomes a .csv and a .md: the test error in percent of the epoch that is best on the test set (the paper's way) and
+A table becomes a .csv and a .md: the test error in percent of the epoch that is best on the test set (the authors' way) and
 of the last epoch, as mean and standard deviation (n - 1) over the seeds, the paper's figure, and the difference of ours from
 it; then every further metric that the runs hold, of the best epoch. The .md of a table with several data sets begins with
 the paper's form: a row for each method, a column for each data set. Tables are the paper's 2 to 8; `released`, the authors'

@@ -2,7 +2,7 @@
 # Exp-II, section 5.4.1, Figure 3: how much further pre-training on the task's own texts helps, by its steps. IMDb, BERT-FiT
 # after each checkpoint.
 # Settings and how to resume: scripts/experiment.sh. One further pre-training of BERT-base (STEPS updates, POINTS
-# checkpoints) and 11 fine-tunings for each seed: about 45 minutes, and 35 minutes a seed. 18 GB, of which 13 checkpoints.
+# checkpoints) and 11 fine-tunings for each seed: about 45 minutes, and 35 minutes a seed. 18 GB, 13 of them checkpoints.
 # STEP_LIST names some of the checkpoints, which are STEPS/POINTS updates apart (default: all).
 # To go beyond the paper's best: STEPS=200000 POINTS=20 WARMUP=10000 OUT=a_folder_of_its_own.
 # Ours: ten points; each is of one run of STEPS updates, whose rate has not come down to 0 but at the last.
