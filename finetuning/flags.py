@@ -152,7 +152,7 @@ def add_recipe_flags(group, several_tasks):
         add_boolean(group, "--do_eval", False, "Evaluate on each task's test set after each epoch (default: off).")
         add("--task_sampling", choices=SAMPLINGS, default="by_size", help="How an epoch is planned: each update draws its task "
             "by size; or fixed, the authors' way: each task's whole batches in a shuffled order (default: by_size).")
-        add("--task_sampling_alpha", type=number(float, minimum=0, maximum=10), default=1.0, help="The probability of a task "
+        add("--task_sampling_alpha", type=number(float, minimum=0, maximum=20), default=1.0, help="The probability of a task "
             "is its number of training examples to this power: 1 in proportion, 0 all the same (default: 1.0).")
     else:
         add_boolean(group, "--do_eval", False,

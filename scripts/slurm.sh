@@ -40,7 +40,7 @@ while IFS= read -r file; do
     id=$(sbatch --parsable --job-name "$this" --array "1-$(wc -l < "$file" | tr -d ' ')" --output "$folder/%x_%a.log" \
         --signal B:TERM@120 ${before:+--dependency "afterany$before"} $flags \
         --wrap "exec $(printf '%q ' "${queue[@]}") --only \"\$(sed -n \"\${SLURM_ARRAY_TASK_ID}p\" $(printf %q "$file"))\" \
-            < $(printf %q "$folder/plan")")
+            < $(printf %q "$folder/plan")" < /dev/null)  # the loop's own input is the list of files
     now+=:${id%%;*}  # ID;CLUSTER where there are several clusters
     echo "submitted $file as job ${id%%;*}"
 done <<< "$files"
