@@ -15,7 +15,7 @@
 #     VOCAB_SIZE  tokens of the vocabulary (default: 8000)
 #     STEPS       updates, the last tenth of them on 256 tokens (default: 20000)
 #     BATCH       texts of 128 tokens an update (default: 32)
-#     PRETRAINING_RATE   peak learning rate (default: 1e-3; 256 wide was tried at 6e-4)
+#     PRETRAINING_RATE   peak learning rate (default: 1e-3; 256 wide was trained at 6e-4)
 #     MASKED_LM_PROB     share of the tokens it learns to predict (default: 0.3; 0.15 in the texts it is evaluated on)
 #
 # The loss and the accuracy of the masked LM on texts it does not learn from, the test texts of TASKS, are in curve.csv and

@@ -268,7 +268,8 @@ def test_figure_2_of_the_pocket_bert_is_that_of_its_document():
         assert errors == [*(points[f"rate {rate}", epoch] for epoch in "123"), points[f"rate {rate}, training error", "3"]]
 
 
-@pytest.mark.parametrize("curve, first_cell", [("curve.csv", "update"), ("updates_20000/curve.csv", "update, of 20,000")])
+@pytest.mark.parametrize("curve, first_cell", [("curve.csv", "update"), ("updates_20000/curve.csv", "update, of 20,000"),
+                                               ("L4_H256/curve.csv", "update, of 24,000")])
 def test_the_curves_of_the_pocket_berts_are_those_of_their_document(curve, first_cell):
     lines = csv.DictReader((ROOT / "benchmarks/results/pocket" / curve).read_text().splitlines())
     points = {f"{int(line['step']):,}": line for line in lines}
