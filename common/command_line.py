@@ -15,6 +15,7 @@ import sys
 import threading
 
 
+LEFT_BY_EXIT = set()  # files that go where `rendezvous` ends the process
 MOST_FILES = 65_536  # open at a time, where the system lets a process raise that
 NVIDIA_DEVICES = "/dev/nvidia[0-9]*"  # a file for each GPU, by its driver
 
@@ -129,6 +130,9 @@ def rendezvous(missing, timeout, remind_after=60):
         if not done.wait(timeout - first):
             print_error(f"{missing()} did not come within {timeout:g} seconds; start the same command on every machine, or "
                         "raise --rendezvous_timeout")
+            for path in LEFT_BY_EXIT:
+                with contextlib.suppress(OSError):  # the process ends anyway, and the file is but a lock's
+                    os.unlink(path)
             os._exit(1)  # the main thread is inside a library that waits on
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 
-from common.command_line import UserError
+from common.command_line import LEFT_BY_EXIT, UserError
 from common.files import (
     digest, atomic_write, check_schema, decode_lines, locked, naming, parse_json, read_json, remove, require_file, write_json)
 
@@ -43,13 +43,18 @@ class RunFolder:
         os.makedirs(self.path, exist_ok=True)
         # a file's lock, which other machines see on a shared disk: NFS keeps that of a folder to itself
         path = os.path.join(self.path, LOCK)
+        is_left = os.path.exists(path)  # by a killed command: a refused one changes nothing, not even that
         try:
             with locked(path, f"--output_dir: another command is at work in {self.path}; wait for it, or name another folder",
                         os.O_RDWR | os.O_CREAT):
+                LEFT_BY_EXIT.add(path)
                 try:
                     yield
+                    is_left = False
                 finally:
-                    remove(path)  # while it is held, so that it is no other command's
+                    LEFT_BY_EXIT.discard(path)
+                    if not is_left:
+                        remove(path)  # while it is held, so that it is no other command's
         finally:
             if made and os.path.isdir(self.path) and not os.listdir(self.path):  # a refused command leaves nothing
                 os.rmdir(self.path)

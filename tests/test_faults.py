@@ -24,7 +24,6 @@ import numpy as np
 import pytest
 import torch
 
-from common.run_folder import LOCK
 from conftest import ROOT
 from faults import Faults
 
@@ -451,8 +450,7 @@ def damaged(path, change):
 
 
 def raw(folder):
-    """All that it holds but the lock, which a killed command leaves and the next one takes away."""
-    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*") if path.name != LOCK}
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 
 
 ALSO_NAMED = {  # what a line may name instead of a file, of which a word changed and not its form
