@@ -183,14 +183,16 @@ def locked(path, refusal, flags=os.O_RDONLY):
         descriptor = os.open(path, flags, 0o666)  # the mode of any new file, the umask taken off
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 break
+            os.close(descriptor)  # its writer renamed it between the two calls: what now has the name is another file
         except BlockingIOError:
             os.close(descriptor)
             raise UserError(refusal) from None
+        except FileNotFoundError:  # or its holder removed it
+            os.close(descriptor)
         except OSError:  # a file system without locks: as without this function
             break
-        os.close(descriptor)  # renamed by its writer between the two calls: what now has the name is another file
     try:
         yield descriptor
     finally:

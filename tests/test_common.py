@@ -66,6 +66,24 @@ def test_a_file_that_is_renamed_leaves_the_temporary_name_to_the_next_command(tm
     assert (tmp_path / "it").read_text() == "first" and (tmp_path / ".it.tmp").read_text() == "the next command's"
 
 
+@pytest.mark.parametrize("module, name", [(files.fcntl, "flock"), (files.os, "fstat")])
+def test_a_lock_is_of_the_file_that_has_the_name(tmp_path, monkeypatch, module, name):
+    """Its holder may remove it at any moment between a waiting command's opening and locking it."""
+    path, call, removed = tmp_path / ".lock", getattr(module, name), []
+
+    def remove_and_call(*arguments):
+        if not removed:
+            removed.append(path.unlink())
+        return call(*arguments)
+    monkeypatch.setattr(module, name, remove_and_call)
+    flags = os.O_RDWR | os.O_CREAT
+    with files.locked(path, "first", flags):
+        assert removed
+        with pytest.raises(UserError, match="second"):
+            with files.locked(path, "second", flags):
+                raise AssertionError("two hold it")
+
+
 def test_a_write_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         with files.atomic_write(tmp_path / "it") as file:
