@@ -76,7 +76,7 @@ esac
 [ -z "${LAST_LAYER:-}" ] || [ -z "${POOLING:-}" ] || {
     echo "$0: LAST_LAYER=1 classifies by the [CLS] state, POOLING=$POOLING by all tokens; leave one of them out" >&2; exit 2; }
 OUT=${OUT:-experiments$suffix}
-DATA=${DATA:-downloads} BERT=${BERT:-downloads/uncased_L-12_H-768_A-12} SEEDS=${SEEDS:-42 43 44} JOBS=${JOBS:-1}
+DATA=${DATA:-downloads} BERT=${BERT:-downloads/uncased_L-12_H-768_A-12} SEEDS=$(echo ${SEEDS:-42 43 44}) JOBS=${JOBS:-1}
 BERT_LARGE=${BERT_LARGE:-downloads/uncased_L-24_H-1024_A-16} BERT_CHINESE=${BERT_CHINESE:-downloads/chinese_L-12_H-768_A-12}
 LENGTH=${LENGTH:-512} EPOCHS=${EPOCHS:-4} STEPS=${STEPS:-100000}
 HEAD=${HEAD:-128}                                  # head+tail: the first 128 tokens and the rest from the tail
@@ -89,12 +89,13 @@ PRETRAINING_LENGTH=${PRETRAINING_LENGTH:-128}
 MASKED_LM_PROB=${MASKED_LM_PROB:-0.15}             # share of the tokens that it learns to predict
 PRETRAINING_DROPOUT=${PRETRAINING_DROPOUT-}        # empty: the configuration's
 POINTS=${POINTS:-10}                               # checkpoints in a further pre-training
+[[ "$RATE" =~ ^[0-9.]+(e-?[0-9]+)?$ ]] || { echo "$0: RATE=$RATE is no learning rate, such as 2e-5" >&2; exit 2; }
 [[ "$STEPS $POINTS" =~ ^[1-9][0-9]*\ [1-9][0-9]*$ ]] && [ "$POINTS" -le "$STEPS" ] || {
     echo "$0: STEPS=$STEPS updates with POINTS=$POINTS checkpoints: whole numbers are needed, no fewer updates" >&2; exit 2; }
 WARMUP=${WARMUP:-$((STEPS / 10))}                  # steps; a further pre-training of BERT-large has the same
 for word in $TRAIN_PARTS $TEST_PARTS; do
-    [[ "$word" =~ ^(imdb|yelp_p|yelp_f|trec|yahoo|ag|dbpedia|sogou)=([0-9]+|[0-9]*\.[0-9]+)$ ]] || {
-        echo "$0: $word of TRAIN_PARTS or TEST_PARTS is no TASK=NUMBER, such as imdb=0.1 or ag=500" >&2; exit 2; }
+    [[ "$word" =~ ^(imdb|yelp_p|yelp_f|trec|yahoo|ag|dbpedia|sogou)=([2-9]|[1-9][0-9]+|[0-9]*\.[0-9]+)$ ]] || {
+        echo "$0: $word of TRAIN_PARTS or TEST_PARTS is no TASK=NUMBER, such as imdb=0.1 or ag=500; 1.0 is all" >&2; exit 2; }
 done
 lower_case=${LOWER_CASE:+--do_lower_case=$LOWER_CASE}
 

@@ -28,6 +28,7 @@ PRETRAINING_RATE=${PRETRAINING_RATE:-1e-3} MASKED_LM_PROB=${MASKED_LM_PROB:-0.3}
     && [ $((hidden % 64)) = 0 ] || { echo "pocket.sh: error: POCKET=$POCKET is no shape such as L4_H128" >&2; exit 2; }
 source "$(dirname "$0")/experiment.sh"
 TASKS=${TASKS:-ag dbpedia yelp_f yelp_p} BATCH=${BATCH:-32}
+[[ "$BATCH" =~ ^([2-9]|[1-9][0-9]+)$ ]] || { echo "pocket.sh: error: BATCH=$BATCH is no number from 2 on" >&2; exit 2; }
 folder=$OUT/$POCKET last=$((STEPS / 10))
 
 texts() {  # texts NAME SPLIT DUPE_FACTOR MASKED_LM_PROB: the texts of a split as corpus, and as records of 128 and 256 tokens

@@ -290,7 +290,7 @@ class Queue:
             self.elsewhere[job] += 1
             if self.elsewhere[job] == 2:  # --status has it for a moment
                 self.say(f"{job.name}: under way in another script, waiting for it")
-        elif job.kind != "last" and job.record() and job.has_product():
+        elif job.name not in to_do(self.jobs):
             job.state = "done"
         elif gone := [need for need in job.needs if not need.has_product()]:
             for need in gone:

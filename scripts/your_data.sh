@@ -37,15 +37,23 @@ fi
 DATA=$(cd "$DATA" && pwd -P) OUT=${OUT:-your_data} SEEDS=${SEEDS:-42}
 [ "${TEXT_LANGUAGE:=en}" = en ] || SPACY_MODEL=
 [ ! -e "$DATA/never_split.txt" ] || NEVER_SPLIT=${NEVER_SPLIT:-$DATA/never_split.txt}
+[ ! -e "${NEVER_SPLIT:-}" ] || NEVER_SPLIT=$(realpath "$NEVER_SPLIT")  # as DATA, whatever the folder of the command
 source "$(dirname "$0")/experiment.sh"
-test_table=$(find "$DATA" -maxdepth 1 -name 'test.*' | sort | head -n 1)
+table() {  # table SPLIT: the table of that split in DATA, of any of the kinds that are read (READERS of common/tables.py)
+    local kind
+    for kind in csv tsv jsonl json csv.gz tsv.gz jsonl.gz json.gz parquet xlsx; do
+        if [ -e "$DATA/$1.$kind" ]; then echo "$DATA/$1.$kind"; return; fi
+    done
+}
+
+test_table=$(table test)
 [ -n "$test_table" ] || refuse "there is no table test in $DATA"
 between=' '
 [[ "${TEXTS:-text}" != *,* ]] || between=,
 IFS=$between read -ra texts <<< "${TEXTS:-text}"
 read_as=(--text_columns "${texts[@]# }" ${TABLE_FLAGS:-})
 develop="--dev_fraction ${DEV_FRACTION:-0.1}"
-[ -z "$(find "$DATA" -maxdepth 1 -name 'dev.*')" ] || develop=
+[ -z "$(table dev)" ] || develop=
 unlabelled=$DATA/unlabelled.txt
 [ -e "$unlabelled" ] || unlabelled=
 data_job=tables  # what they hold is part of what a job is made of: changed tables are seen, and the runs refuse them

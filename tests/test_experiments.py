@@ -314,6 +314,10 @@ def values(words, flag):
     return " ".join([first, *itertools.takewhile(lambda word: not word.startswith("-"), others)])
 
 
+def test_spaces_around_seeds_are_no_seeds(commands):
+    assert commands("exp_released", SEEDS=" 1 ") == commands("exp_released", SEEDS="1")
+
+
 def test_runs_have_the_settings_of_the_paper(commands):
     printed = commands("run_all", SEEDS="1")
     found = runs_of(printed)
@@ -496,6 +500,8 @@ def test_another_pocket_bert_is_taken_by_its_shape_and_other_steps_have_all_thei
 
 @pytest.mark.parametrize("settings, words", [
     ({"TRAIN_PARTS": "0.1"}, "0.1 of TRAIN_PARTS or TEST_PARTS is no TASK=NUMBER"),
+    ({"TRAIN_PARTS": "imdb=1"}, "imdb=1 of TRAIN_PARTS or TEST_PARTS is no TASK=NUMBER, such as imdb=0.1 or ag=500; 1.0 is"),
+    ({"RATE": "2E-5"}, "RATE=2E-5 is no learning rate, such as 2e-5"),
     ({"TEST_PARTS": "ag=5 imbd=0.1"}, "imbd=0.1 of TRAIN_PARTS or TEST_PARTS is no TASK=NUMBER"),
     ({"STEPS": "2000", "STEP_LIST": "1000 5000"}, "STEP_LIST: no checkpoint after 5000 of 2000 updates, they are 200 apart"),
     ({"LAST_LAYER": "1", "POOLING": "mean"}, "LAST_LAYER=1 classifies by the [CLS] state, POOLING=mean by all tokens"),

@@ -22,6 +22,11 @@ def test_a_wrong_shape_is_refused_in_a_line(tmp_path, experiment):  # noqa: F811
     assert not (tmp_path / "out").exists()
 
 
+def test_a_batch_that_cannot_be_halved_is_refused_in_a_line(tmp_path, experiment):  # noqa: F811
+    done = experiment("pocket", tmp_path / "out", BATCH="1")
+    assert done.returncode == 2 and done.stderr == "pocket.sh: error: BATCH=1 is no number from 2 on\n"
+
+
 def test_the_plan_learns_from_training_texts_at_a_rate_of_its_own(tmp_path, experiment):  # noqa: F811
     printed = experiment("pocket", tmp_path / "out", DRY_RUN="1", MODEL="pocket", DATA="downloads").stdout.splitlines()
     corpora = [line for line in printed if "generate_corpus.py" in line]

@@ -239,6 +239,14 @@ def test_a_product_stays_if_asked_for_and_while_it_is_needed(finished, tmp_path)
     assert finished(RECORDS)[0] == 0 and not (tmp_path / "out/file").exists() and made(tmp_path) == 1
 
 
+def test_what_another_queue_made_used_and_removed_is_not_made_again(queue, finished, tmp_path):
+    plan = [RECORDS[0].replace("mkdir", "sleep 1.5; mkdir"), *RECORDS[1:]]
+    first = queue(plan)
+    until(lambda: (tmp_path / "made").exists(), 30)
+    assert finished(plan)[0] == 0 and first.wait(timeout=30) == 0
+    assert made(tmp_path) == 1 and not (tmp_path / "out/file").exists()
+
+
 def test_a_product_that_goes_while_others_run_is_made_again(finished, tmp_path):
     plan = [*RECORDS, job("slow", command="sleep 0.5; rm out/file", kind="cpu"), job("three", "records slow")]
     assert finished(plan, "--jobs", 3)[0] == 0 and begun(tmp_path) == ["three"] and made(tmp_path) == 2

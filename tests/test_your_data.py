@@ -16,6 +16,7 @@ import pytest
 import runs
 import tasks
 from common.command_line import UserError
+from common.tables import READERS
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -133,6 +134,23 @@ def test_its_settings_reach_the_commands(your_data, folders, tmp_path):
     assert "--dev_fraction" not in words and words[-2:] == ["--learning_rate", "3e-5"]
     assert "--do_lower_case=False" in words
     assert words[words.index("--sep") + 1] == "tab" and str(tmp_path / "cased data") in words
+
+
+def test_only_what_is_read_as_a_table_counts_as_one(your_data, tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("train.csv", "test.csv", "test.bak", "dev.md"):
+        (tmp_path / "data" / name).write_text("label,text\na,b\nb,c\n")
+    (tmp_path / "words.txt").write_text("[URL]\n")
+    done = your_data(tmp_path / "out", cwd=tmp_path, DATA="data", NEVER_SPLIT="words.txt", DRY_RUN="1")
+    found = commands(done)
+    assert "--dev_fraction" in found["run_classifier_discriminative:own"] and "test.bak" not in done.stdout
+    assert f"--never_split={tmp_path / 'words.txt'}" in found["create_pretraining_data"]
+
+
+def test_the_kinds_of_tables_are_those_that_are_read():
+    text = (ROOT / "scripts/your_data.sh").read_text(encoding="utf-8")
+    kinds = text.partition("for kind in ")[2].partition(";")[0].split()
+    assert {f".{kind}" for kind in kinds} == READERS.keys() and len(kinds) == len(READERS)
 
 
 @pytest.mark.parametrize("texts, columns", [("a  b", ["a", "b"]), ("Review Text,", ["Review Text"]),
