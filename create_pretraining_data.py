@@ -26,6 +26,7 @@ tf.train.Example with, L being max_seq_length and P max_predictions_per_seq,
 Tweets and other documents of one sentence have no next one: --next_sentence=False makes records of the masked LM alone, [CLS] A
 [SEP] without the last feature. A is as many whole sentences of a document as fit.
 """
+import glob
 import itertools
 import os
 import random
@@ -119,10 +120,14 @@ def starting_flags(vocab_file, hub):
     if hub:
         return [f"--output_dir=./{os.path.basename(hub.split('@')[0])}_pretrain", f"--init_checkpoint={hub}"]
     folder = os.path.dirname(vocab_file) or "."
-    is_pytorch = os.path.isfile(os.path.join(folder, "model.safetensors"))  # of a folder of transformers, else it is Google's
+    start = os.path.join(folder, "bert_model.ckpt")  # Google's name
+    if os.path.isfile(os.path.join(folder, "model.safetensors")):  # of a folder of transformers
+        start = folder
+    elif saved := glob.glob(os.path.join(glob.escape(folder), "model.ckpt-*.index")):  # of run_pretraining.py
+        start = max(saved, key=lambda name: (len(name), name)).removesuffix(".index")  # the last number
     return [f"--output_dir={'./bert' if folder == '.' else folder}_pretrain",
             f"--bert_config_file={find_config([folder]) or os.path.join(folder, 'bert_config.json')}",
-            f"--init_checkpoint={folder if is_pytorch else os.path.join(folder, 'bert_model.ckpt')}"]
+            f"--init_checkpoint={start}"]
 
 
 def report(args, tokenizer, corpus, made, recipe, output_files, hub):

@@ -126,7 +126,7 @@ def main():
               "sentences" + (f"; {left_out[task.name]} training texts left out that are test texts of another task"
                              if len(tested) > 1 else ""))
     print(f"wrote {args.output_file}: {num_documents} documents, {num_lines} sentences")
-    sentences.print_next(args.output_file, os.path.splitext(args.output_file)[0] + ".tfrecord")
+    sentences.print_next(args.output_file, os.path.splitext(args.output_file)[0] + ".tfrecord", selected[0].language)
 
 
 if __name__ == "__main__":

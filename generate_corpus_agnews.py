@@ -62,7 +62,7 @@ def main():
     written = {f"_{split}": tally.documents for split, tally in tallies.items()}
     for name, corpus in paths.items():
         print(f"wrote {corpus}: {written.get(name, sum(written.values()))} documents")
-    sentences.print_next(paths[""], "tmp/tf_AGnews.tfrecord")
+    sentences.print_next(paths[""], "tmp/tf_AGnews.tfrecord", TASKS["ag"].language)
 
 
 if __name__ == "__main__":

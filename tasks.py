@@ -194,7 +194,8 @@ def check_first_row(task, data_dir, train, labels):
         is_header = next(read_table(task, test)) == next(read_table(task, train))
     if is_header:
         raise UserError(f"{train}:1: the first row's label, {quoted(first)}, is the only one that does not occur again; if "
-                        "the row is a header, give --label_column and --text_columns names instead of numbers")
+                        "the row is a header, give --label_column and --text_columns names instead of numbers, else move the "
+                        "row down")
 
 
 def is_number(text):
@@ -269,7 +270,10 @@ def read_texts(task, path, encoding=None):
         raise UserError(f"--predict_file: the model classifies pairs of texts, and {path} holds one a line; give a table "
                         f"({KINDS}) with the columns that the model was trained on")
     require_file(path, "--predict_file")
-    return task.clean([line for _, line in read_lines(path, encoding or task.encoding)])
+    lines = [line for _, line in read_lines(path, encoding or task.encoding)]
+    if not lines:  # no byte, but compressed, or a byte order mark
+        raise UserError(f"--predict_file: {path} holds no text")
+    return task.clean(lines)
 
 
 def read_ids(task, path, column, encoding=None):

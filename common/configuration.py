@@ -5,7 +5,7 @@ import os
 import re
 
 from common.command_line import UserError
-from common.files import read_json, require_file, write_json
+from common.files import check_schema, read_json, require_file, write_json
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
 # Beyond these a number is a slip, which would take gigabytes: BERT-large has 24 layers and 335 million parameters, MuRIL-large
@@ -148,6 +148,8 @@ class BertConfig:
 def check_plain(values, where):
     """Raises UserError, its text starting with `where`, where the keys of a configuration say that the model is no BERT, or
     that it computes what is not implemented here."""
+    check_schema({"model_type": None, "architectures": None} | values,
+                 {"model_type": (str, type(None)), "architectures": (list, type(None))}, where)
     kind = values.get("model_type") or next((SIGNS[key] for key in values if key in SIGNS), None)
     for name in map(str, () if kind else values.get("architectures") or ()):  # a file older than model_type
         name = re.sub("^(TF|Flax)|(Model|LMHead|For[A-Z]).*", "", name).lower()

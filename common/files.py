@@ -1,4 +1,5 @@
 """Files: checks of paths, text and JSON decoded line by line, writes that are whole or absent, globs."""
+import collections
 import contextlib
 import fcntl
 import glob
@@ -55,13 +56,16 @@ def check_output_file(path, flag):
 
 def expand_files(patterns, flag):
     """The files that the paths and globs of `flag`, separated by commas, name, the matches of a glob sorted. Raises UserError
-    where one is missing or empty."""
+    where one is missing or empty, or named twice."""
     files = []
     for pattern in map(os.path.expanduser, patterns.split(",")):
         matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
         if not matches:
             raise UserError(f"{flag}: there is no file {pattern}; give names or globs separated by commas")
         files += [require_file(path, flag) for path in matches]
+    for path, count in collections.Counter(map(os.path.realpath, files)).items():
+        if count > 1:
+            raise UserError(f"{flag}: {path} is named twice and would count double; name it once")
     return files
 
 

@@ -272,10 +272,11 @@ def read_json(path, sep, encoding, quoting):
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         values = list(enumerate(value["data"], 2))
     elif isinstance(value, dict) and value and all(isinstance(column, (dict, list)) for column in value.values()):
-        columns = [list(column.values()) if isinstance(column, dict) else column for column in value.values()]
-        if len({*map(len, columns)}) > 1:
-            raise UserError(f"{path}: its columns are not equally long; write it again")
-        values = [(number, dict(zip(value, row))) for number, row in enumerate(zip(*columns), 2)]
+        columns = {name: column if isinstance(column, dict) else dict(enumerate(column)) for name, column in value.items()}
+        first = next(iter(columns.values()))
+        if any(column.keys() != first.keys() for column in columns.values()):
+            raise UserError(f"{path}: its columns are not equally long, or not of the same rows; write it again")
+        values = [(number, {name: column[row] for name, column in columns.items()}) for number, row in enumerate(first, 2)]
     return rows_of_objects(path, values)
 
 
@@ -398,17 +399,20 @@ def read_columns(task, path, flag, columns):
 def without_row_names(path, rows, width):
     """The rows below a header of `width` names. R writes rows with their names, of which the header knows nothing: a first
     column of numbers, each another, which is taken away."""
-    seen, is_shifted = set(), None
+    seen, is_shifted, is_filled = set(), None, False
     for number, row in rows:
         if is_shifted is None:
             is_shifted = len(row) == width + 1 and row[0].isdecimal()
-        if is_shifted and len(row) == width + 1:
-            if row[0] in seen:
-                raise UserError(f"{path}:{number}: {len(row)} columns, the header has {width}; the row is separated by "
-                                "something else")
+        if is_shifted:
+            if len(row) != width + 1 or not row[0].isdecimal() or row[0] in seen:
+                raise UserError(f"{path}:{number}: {len(row)} columns, the header has {width}, and the rows above one more, as "
+                                "if they were numbered; put quotes around the texts that have separators in them")
             seen.add(row[0])
+            is_filled = is_filled or row[-1] != ""
             row = row[1:]
         yield number, row
+    if is_shifted and not is_filled:
+        raise UserError(f"{path}: each row ends with a separator that the header has not; remove it, or name the column")
 
 
 def check_header(path, line_number, header, columns):

@@ -32,20 +32,29 @@ def scikit_learn(name, **options):
     return Metric(compute)
 
 
+def of_classes(name, average):
+    """The same, averaged over all classes. One that is neither there nor predicted counts as 0, as in the report: else whether
+    it is predicted would change the number of classes from one epoch to the next."""
+    def compute(labels, predictions, logits):
+        options = dict(labels=range(logits.shape[1]), average=average, zero_division=0)
+        return scikit_learn(name, **options).compute(labels, predictions, logits)
+    return Metric(compute)
+
+
 def cross_entropy(labels, predictions, logits):
     """The mean negative log-likelihood, in float64."""
     return F.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels)).item()
 
 
 # Each appears as eval_NAME in the log, metrics.jsonl, TensorBoard, eval_results*.txt, results.json, summary.json and the
-# experiments' tables, and is a choice of --best_metric. zero_division: of a class that is never predicted.
+# experiments' tables, and is a choice of --best_metric.
 METRICS = {
     "accuracy": scikit_learn("accuracy_score"),
     "loss": Metric(cross_entropy, greater_is_better=False, in_percent=False),
-    "macro_f1": scikit_learn("f1_score", average="macro", zero_division=0),
-    "weighted_f1": scikit_learn("f1_score", average="weighted", zero_division=0),
-    "macro_precision": scikit_learn("precision_score", average="macro", zero_division=0),
-    "macro_recall": scikit_learn("recall_score", average="macro", zero_division=0),
+    "macro_f1": of_classes("f1_score", "macro"),
+    "weighted_f1": of_classes("f1_score", "weighted"),
+    "macro_precision": of_classes("precision_score", "macro"),
+    "macro_recall": of_classes("recall_score", "macro"),
 }
 
 

@@ -55,7 +55,8 @@ def read_inputs(args, given):
             raise UserError(f"--{flag} is needed: --init_checkpoint is no folder with {' or '.join(names)}")
     config = BertConfig.from_json_file(args.bert_config_file)
     if args.layers is None:
-        args.layers = [config.num_hidden_layers - 1] if args.hierarchical or args.classifier != "linear" else [-2]
+        of_states = args.hierarchical or args.classifier != "linear" or args.pooling_type != "cls"
+        args.layers = [config.num_hidden_layers - 1] if of_states else [-2]
     try:
         config.check_max_seq_length(args.max_seq_length)
         check_features(config, args.layers, args.layer_pooling, args.pooling_type, args.hierarchical, args.classifier)
@@ -71,7 +72,11 @@ def read_inputs(args, given):
         read_weights(args.init_checkpoint, config, device="meta")
     if hub:
         tokenizer.notes.insert(0, f"{hub} from the Hub, in {args.init_checkpoint}")
-    return Inputs(config, tokenizer, *read_tasks(args, stored_task), hub)
+    inputs = Inputs(config, tokenizer, *read_tasks(args, stored_task), hub)
+    if config.type_vocab_size < 2 and any(task.num_second for task in inputs.tasks):
+        raise UserError(f"{args.bert_config_file}: type_vocab_size is 1, and pairs of texts need 2; take another BERT, or give "
+                        "the texts as one")
+    return inputs
 
 
 def read_tasks(args, stored_task):
@@ -119,19 +124,20 @@ def restore_flags(args, given, folder):
     if task.name != "csv" and of_csv:
         raise UserError(f"--{min(of_csv)} belongs to --task_name csv, the model in {folder} was trained for {task.name}; leave "
                         "the flag out")
-    reading = sorted(given & READING_FLAGS)
-    if reading or WRITTEN_FLAGS & given:
-        if task.name == "csv":
-            asked = tasks.own_task(args.label_column, args.text_columns, args.sep, pair_columns=args.text_pair_columns,
-                                   encoding=args.encoding, quoting=args.quoting)
-            # the next table may be written in another way than that of training
-            task = dataclasses.replace(task, **{flag: getattr(asked, flag) for flag in WRITTEN_FLAGS & given})
-            asked = dataclasses.replace(asked, labels=task.labels, **{flag: getattr(task, flag) for flag in WRITTEN_FLAGS})
-        else:
-            asked, = tasks.named_tasks([task.name], args.keep_html, args.text_pair)
-        if reading and asked != task:
-            raise UserError(f"--{reading[0]}: the model in {folder} was trained on texts that are read in another way; leave "
-                            "the flag out")
+    other = sorted(given & READING_FLAGS)
+    if task.name == "csv":
+        columns, first = list(map(str, task.text_columns)), len(task.text_columns) - task.num_second
+        of_model = {"label_column": str(task.label_column), "text_columns": columns[:first],
+                    "text_pair_columns": columns[first:]}
+        other = [flag for flag in other if getattr(args, flag) != of_model.get(flag)]
+        # the next table may be written in another way than that of training
+        asked = tasks.own_task(task.label_column, task.text_columns, args.sep, encoding=args.encoding, quoting=args.quoting)
+        task = dataclasses.replace(task, **{flag: getattr(asked, flag) for flag in WRITTEN_FLAGS & given})
+    elif other and tasks.named_tasks([task.name], args.keep_html, args.text_pair) == [task]:
+        other = []
+    if other:
+        raise UserError(f"--{other[0]}: the model in {folder} was trained on texts that are read in another way; leave the "
+                        "flag out")
     for flag in MODEL_FLAGS:
         if flag in given and getattr(args, flag) != stored[flag]:
             raise UserError(f"--{flag} {getattr(args, flag)}: the model in {folder} was trained with {stored[flag]}; leave the "

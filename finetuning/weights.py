@@ -142,13 +142,14 @@ def check_shapes(state, shapes, where):
 def load_weights(model, state, where):
     """Loads a state dict into a model of modeling.py, where names match.
 
-    Returns three lists of names: matched, ignored (only in the file, or above BERT and of another shape), missing (not
-    taken from the file: they keep the values they were drawn with). Raises UserError, its text starting with `where`, for
-    a weight of the encoder that is missing or has another shape.
+    Returns three lists of names: matched, ignored (only in the file, or of a part above BERT that has another shape),
+    missing (not taken from the file: they keep the values they were drawn with). Raises UserError, its text starting with
+    `where`, for a weight of the encoder that is missing or has another shape.
     """
     own = model.state_dict()
-    other_head = [name for name in own if not name.startswith(("bert.", "cls.")) and name in state
-                  and state[name].shape != own[name].shape]
+    other_parts = {part_of(name) for name in own.keys() & state.keys() if part_of(name) not in ("bert", "cls")
+                   and state[name].shape != own[name].shape}
+    other_head = sorted(name for name in state if part_of(name) in other_parts)
     state = {name: value for name, value in state.items() if name not in other_head}
     matched, missing = sorted(own.keys() & state.keys()), sorted(own.keys() - state.keys())
     ignored = sorted(state.keys() - own.keys()) + other_head
@@ -162,6 +163,11 @@ def load_weights(model, state, where):
     check_shapes(state, {name: own[name].shape for name in matched}, where)
     model.load_state_dict({name: state[name] for name in matched}, strict=False)
     return matched, ignored, missing
+
+
+def part_of(name):
+    """The part of a model that a weight belongs to: bert, cls, classifier, ..."""
+    return name.partition(".")[0]
 
 
 # Writing

@@ -74,6 +74,7 @@ def split_chinese(texts, spacy_model):
 
 
 SPLITTERS = {"en": split_english, "zh": split_chinese}  # by a task's language
+BERTS = {"en": "uncased_L-12_H-768_A-12", "zh": "chinese_L-12_H-768_A-12"}  # the paper's
 
 
 def split_batch(language, spacy_model, batch):
@@ -194,10 +195,10 @@ def write_corpus(documents, files, language, spacy_model, batch_size, num_proces
     return tallies
 
 
-def print_next(corpus, record):
-    """Prints the command that makes TFRecords of a corpus, with the paper's settings."""
+def print_next(corpus, record, language):
+    """Prints the command that makes TFRecords of a corpus, with the paper's settings and its BERT of that language."""
     print("next:", command("create_pretraining_data.py", f"--input_file={corpus}", f"--output_file={record}",
-                           "--vocab_file=./uncased_L-12_H-768_A-12/vocab.txt", "--do_lower_case=True",
+                           f"--vocab_file=./{BERTS[language]}/vocab.txt", "--do_lower_case=True",
                            "--max_seq_length=128", "--max_predictions_per_seq=20", "--masked_lm_prob=0.15",
                            "--random_seed=12345", "--dupe_factor=5"))
 

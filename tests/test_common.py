@@ -1,4 +1,5 @@
 """common/: what a configuration may say, and files that are whole or absent."""
+import json
 import os
 
 import pytest
@@ -82,6 +83,23 @@ def test_a_lock_is_of_the_file_that_has_the_name(tmp_path, monkeypatch, module, 
         with pytest.raises(UserError, match="second"):
             with files.locked(path, "second", flags):
                 raise AssertionError("two hold it")
+
+
+@pytest.mark.parametrize("patterns", ["{0}/*.csv,{0}/a.csv", "{0}/b.csv,{0}/link"])
+def test_a_file_is_named_once(tmp_path, patterns):
+    for name in "ab":
+        (tmp_path / f"{name}.csv").write_text("x")
+    (tmp_path / "link").symlink_to("b.csv")
+    with pytest.raises(UserError, match=r"--input_file: .*/[ab]\.csv is named twice"):
+        files.expand_files(patterns.format(tmp_path), "--input_file")
+    assert len(files.expand_files(f"{tmp_path}/*.csv", "--input_file")) == 2
+
+
+@pytest.mark.parametrize("values", [{"model_type": ["bert"]}, {"architectures": 3}, {"architectures": "BertForMaskedLM"}])
+def test_a_damaged_configuration_is_one_line(tmp_path, values):
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 100} | values))
+    with pytest.raises(UserError, match=f"config.json, {min(values)}: .* is needed; the file is damaged"):
+        BertConfig.from_json_file(tmp_path / "config.json")
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path):

@@ -539,6 +539,16 @@ def test_the_next_command_is_quoted_and_a_tilde_is_the_home_folder(tmp_path, tok
     assert {f"--bert_config_file={home}/config.json", f"--init_checkpoint={home}"} <= set(words)
 
 
+def test_the_next_command_after_a_run_s_vocabulary_starts_with_its_last_checkpoint(tmp_path, tokenizer, monkeypatch, capsys):
+    write_corpus(tmp_path / "corpus.txt", num_documents=3)
+    for step in (900, 1000):
+        (tmp_path / f"model.ckpt-{step}.index").touch()
+    call(monkeypatch, f"--input_file={tmp_path}/corpus.txt", f"--vocab_file={tmp_path}/vocab.txt",
+         f"--output_file={tmp_path}/a.tfrecord")
+    words = shlex.split(capsys.readouterr().out.rpartition("next: ")[2])
+    assert f"--init_checkpoint={tmp_path}/model.ckpt-1000" in words
+
+
 def test_the_next_command_after_a_vocabulary_of_this_folder_names_a_folder_in_it(tmp_path, tokenizer, monkeypatch, capsys):
     write_corpus(tmp_path / "corpus.txt", num_documents=3)
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,7 @@
 """The fine-tuning scripts end to end on a tiny BERT: what they learn, write, go on with, share, refuse."""
 import csv
 import errno
+import gzip
 import importlib
 import io
 import json
@@ -24,7 +25,7 @@ import tasks
 from common import command_line, files
 from common.configuration import BertConfig
 from finetuning import command, flags, model, training
-from finetuning.evaluation import METRICS, summarize_seeds
+from finetuning.evaluation import METRICS, measure, summarize_seeds
 from finetuning.weights import read_weights, write_torch
 from modeling import BertForPreTraining
 from runs import (DISCRIMINATIVE, NUM_TEST, NUM_TRAIN, ROOT, SINGLE, assert_equal_weights, call, losses_of, make_bert,
@@ -160,6 +161,17 @@ def test_several_seeds_are_summed_up_and_each_is_the_run_alone(tiny, finished, t
     assert_equal_weights(tmp_path / "seed_42" / "last", finished / "last")
     with pytest.raises(AssertionError):
         assert_equal_weights(tmp_path / "seed_7" / "last", finished / "last")
+
+
+def test_means_over_classes_are_over_all_of_them():
+    """A class that nothing is of counts whether it is predicted or not, as in scikit-learn's report."""
+    labels = np.array([0, 0, 1, 1])
+    for predictions in ([0, 0, 1, 1], [0, 0, 1, 0], [0, 0, 1, 2]):
+        evaluation = measure(labels, np.eye(3, dtype=np.float32)[predictions])
+        report = sklearn.metrics.classification_report(labels, predictions, labels=range(3), zero_division=0, output_dict=True)
+        for name, row, column in (("macro_f1", "macro avg", "f1-score"), ("macro_precision", "macro avg", "precision"),
+                                  ("macro_recall", "macro avg", "recall"), ("weighted_f1", "weighted avg", "f1-score")):
+            assert evaluation[f"eval_{name}"] == pytest.approx(report[row][column], abs=1e-12)
 
 
 def test_seeds_are_summed_up_by_the_names_of_their_tasks_in_whatever_order():
@@ -528,6 +540,23 @@ def test_pairs_of_another_form_than_the_model_s_are_refused(own_pairs, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("flags", ([], ["--text_columns", "question"], ["--text_pair_columns", "answer", "more"]))
+def test_columns_that_are_not_named_again_are_the_model_s(own_pairs, tmp_path, flags):
+    folder, run = own_pairs
+    call(SINGLE, "--do_eval", "--data_dir", folder, "--init_checkpoint", run / "last", "--no_cuda", "--output_dir", tmp_path,
+         *flags)
+    assert predictions_of(tmp_path / "results.txt") == predictions_of(run / "results_ep1.txt")
+
+
+def test_a_bert_of_one_segment_takes_no_pairs(own_pairs, tiny, tmp_path, refused_here):
+    config = read_json(tiny / "bert_config.json") | {"type_vocab_size": 1}
+    (tmp_path / "bert_config.json").write_text(json.dumps(config))
+    flags = [*train_flags(tiny, tmp_path / "run"), "--task_name", "csv", "--data_dir", own_pairs[0], "--label_column", "topic",
+             "--bert_config_file", tmp_path / "bert_config.json", "--init_checkpoint", "", "--text_columns", "question"]
+    refused_here(SINGLE, *flags, "--text_pair_columns", "answer", words="type_vocab_size is 1, and pairs of texts need 2")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture(scope="module")
 def two_forms(tiny, tmp_path_factory):
     """A folder of data in the formats of yahoo (without a question's text) and imdb (with HTML), 20 rows each."""
@@ -822,7 +851,7 @@ def waited_for(condition, seconds=120):
     (["--layers", 2], "this model has the layers 0 to 1"),
     (["--layers", -1, 0], "stand alone"),
     (["--layer_pooling", "mean"], "--layer_pooling mean joins several layers"),
-    (["--pooling_type", "max"], "--pooling_type max pools the tokens of chosen layers"),
+    (["--layers", -2, "--pooling_type", "max"], "--pooling_type max pools the tokens of chosen layers"),
     (["--train_batch_size", 0], "0 is not at least 1"),
     (["--learning_rate", "nan"], "'nan' is not a finite number"),
     (["--learning_rate", "inf"], "'inf' is not a finite number"),
@@ -944,6 +973,7 @@ def test_sizes_are_compared_without_the_values(tiny, tmp_path):
 @pytest.mark.parametrize("job", [["--do_train", "--do_eval"], ["--do_train"], ["--do_eval"], []], ids=str)
 @pytest.mark.parametrize("name, content, words", [
     ("absent.txt", None, "there is no file"), ("empty.csv", b"", "is empty"),
+    ("empty.txt.gz", gzip.compress(b""), "empty.txt.gz holds no text"), ("mark.txt", b"\xff\xfe", "mark.txt holds no text"),
     ("cut.csv", b'"1","a","b"\n"2","c"\n', "cut.csv:2: 2 columns"), ("binary.txt", b"a\n\0", "binary.txt:2: a zero byte")])
 def test_a_wrong_file_to_predict_is_refused_before_any_work(tiny, finished, tmp_path, refused_here, no_work, job, name,
                                                             content, words):

@@ -390,8 +390,9 @@ def test_a_damaged_file_and_an_endless_text_are_one_line(tmp_path, monkeypatch, 
 
 def test_a_file_of_ones_own_may_be_chinese(tmp_path, monkeypatch):
     (tmp_path / "train.csv").write_text("text\n好。不好。\n", encoding="utf-8")
-    assert corpus_of(monkeypatch, tmp_path, "--task_name", "csv", "--language", "zh", "--data_dir",
-                     tmp_path)[0] == "好。\n不好。\n\n"
+    corpus, printed = corpus_of(monkeypatch, tmp_path, "--task_name", "csv", "--language", "zh", "--data_dir", tmp_path)
+    assert corpus == "好。\n不好。\n\n"
+    assert "--vocab_file=./chinese_L-12_H-768_A-12/vocab.txt" in shlex.split(printed.rpartition("next: ")[2])
 
 
 @pytest.mark.parametrize("quoting, corpus", [([], '“A café.”\n\n"Two."\n\n'),

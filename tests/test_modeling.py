@@ -326,6 +326,14 @@ def loaded_from(path, layers=(-2,)):
     return model, load_weights(model, read_weights(str(path), model.bert.config), "--init_checkpoint")
 
 
+def test_a_classifier_of_another_width_is_left_out_whole(tmp_path):
+    """Its bias is of as many classes, and of another classifier."""
+    torch.save(shaken(BertForSequenceClassification(small_config(), 3, [1, 2])).state_dict(), tmp_path / "pytorch_model.bin")
+    model, (matched, ignored, missing) = loaded_from(tmp_path / "pytorch_model.bin")
+    assert ignored == missing == ["classifier.bias", "classifier.weight"]
+    assert not model.classifier.bias.any() and all(name.startswith("bert.") for name in matched)
+
+
 def assert_same_encoder(model, source):
     for name, value in source.bert.state_dict().items():
         assert torch.equal(model.bert.state_dict()[name], value), name

@@ -142,6 +142,11 @@ def test_the_names_of_r_s_rows_are_no_column(tmp_path, names):
     assert read(tmp_path, "label\ttext\n" + rows, "train.tsv") == [("a", "x"), ("b", "y"), ("a", "z")]
 
 
+def test_a_row_of_columns_is_what_has_one_key(tmp_path):
+    content = '{"label": {"0": "a", "1": "b"}, "text": {"1": "y", "0": "x"}}'
+    assert read(tmp_path, content, "train.json") == [("a", "x"), ("b", "y")]
+
+
 def test_a_nested_value_beside_the_columns_is_no_matter(tmp_path):
     """Nor is one that is missing, or that the first row does not have."""
     lines = ['{"label": 1, "text": "x", "tags": ["a"]}', '{"label": 2, "text": "y", "tags": {}}', '{"text": "z", "label": 2}',
@@ -199,9 +204,13 @@ def test_bytes_are_text_and_what_is_no_text_is_refused_where_it_is_asked_for(tmp
     ("train.tsv.gz", b"label\ttext\n", "train.tsv.gz is no whole gzip file"),
     ("train.json", '[{"label": "a", "text": "x"}', "train.json is not whole JSON"),
     ("train.json", '{"label": ["a", "b"], "text": ["x"]}', "train.json: its columns are not equally long"),
+    ("train.json", '{"label": {"0": "a", "1": "b"}, "text": {"0": "x", "2": "y"}}', "or not of the same rows"),
     ("train.json", "[1, 2]", "train.json:1: a row is an object"), ("train.json", "[" * 60 + "]" * 60, "nested too deep"),
     ("train.csv", 'label,text\na,"x\nb,y\n', "train.csv:2: unexpected end of data"),
     ("train.csv", "label,text\n1,a, b\n1,c, d\n", "train.csv:3: 3 columns, the header has 2"),
+    ("train.csv", "label,text\n1,a, b\n2,c\n3,d\n", "train.csv:3: 2 columns, the header has 2, and the rows above one more"),
+    ("train.csv", "label,text\n1,a, b\nc,d, e\n", "train.csv:3: 3 columns, the header has 2"),
+    ("train.csv", "label,text\n1,a,\n2,b,\n", "train.csv: each row ends with a separator that the header has not"),
     ("train.csv", 'label,text\na,"so \\"x\\""\nb,y\na,z,more\nb,w\n', "train.csv:4: 3 columns"),
     ("train.csv", 'label, text\na, "x, y"\nb, "z"\nc, zz, q\n', "train.csv:4: 3 columns"),
     ("train.csv", 'label,text\na,"x"\nb,y\rz\n', "train.csv:3: a carriage return stands outside quotes"),
