@@ -253,24 +253,28 @@ def train(model, runs, recipe, execution, world, folder, state=None, resumed=Non
                 evaluate_point(model, runs, progress, updates_per_epoch, execution, world, log)
             loss = {"loss": progress.loss_sum / progress.num_summed} if progress.num_summed else {}
             progress.epoch, progress.update, progress.loss_sum, progress.num_summed = progress.epoch + 1, 0, 0.0, 0
-            is_due = progress.epoch % (recipe.eval_epochs or 1) == 0 or progress.global_step == t_total or progress.diverged
-            # Evaluate each task, and keep its model: always as the last one, and, if it is, as the best one.
-            for run, classifier in zip(runs, model.classifiers) if is_due else ():
-                evaluation = {"epoch": progress.epoch, "global_step": progress.global_step} | loss
-                if run.evaluated:
-                    evaluation |= evaluate_epoch(run, classifier, evaluation, execution, world, log)
-                evaluations = progress.evaluations.setdefault(run.task.name, [])
-                evaluations.append(evaluation)
-                is_best = run.evaluated and best_of(evaluations, recipe.best_metric) is evaluation
-                for name, is_new in (("last", True), ("best", is_best)):
-                    if world.main and is_new and not progress.diverged:
-                        path = os.path.join(run.folder, name)
-                        if execution.save_models in (name, "both"):
-                            run.save(classifier, path)
-                        else:
-                            remove(path)  # of the same run, begun with another --save_models
+            if progress.epoch % (recipe.eval_epochs or 1) == 0 or progress.global_step == t_total or progress.diverged:
+                for run, classifier in zip(runs, model.classifiers):
+                    end_epoch(run, classifier, loss, recipe, progress, execution, world, log)
             save_checkpoint(checkpoint, model, optimizer, scheduler, progress, world)
     return summarize(model, runs, recipe, progress, execution, world)
+
+
+def end_epoch(run, classifier, loss, recipe, progress, execution, world, log):
+    """Evaluates a task, and keeps its model: always as the last one, and, if it is, as the best one."""
+    evaluation = {"epoch": progress.epoch, "global_step": progress.global_step} | loss
+    if run.evaluated:
+        evaluation |= evaluate_epoch(run, classifier, evaluation, execution, world, log)
+    evaluations = progress.evaluations.setdefault(run.task.name, [])
+    evaluations.append(evaluation)
+    is_best = run.evaluated and best_of(evaluations, recipe.best_metric) is evaluation
+    for name, is_new in (("last", True), ("best", is_best)):
+        if world.main and is_new and not progress.diverged:
+            path = os.path.join(run.folder, name)
+            if execution.save_models in (name, "both"):
+                run.save(classifier, path)
+            else:
+                remove(path)  # of the same run, begun with another --save_models
 
 
 def evaluate_epoch(run, classifier, evaluation, execution, world, log):
