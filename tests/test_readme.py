@@ -239,7 +239,7 @@ def test_figures_of_the_pocket_bert_stand_in_its_document(path):
         header = row if line_below[0].startswith("--") else header
         under.append((row, header))
     updates = {"pocket": "5,000 updates", "layers": "10,000 updates", "few_shot": "10,000 updates, the Xeon's BERT",
-               "updates_20000": "10,000 updates, the BERT of 20,000"}
+               "updates_20000": "10,000 updates, the BERT of 20,000", "L4_H256_12000": "5,000 updates, the BERT of 4 x 256"}
     heads = {"updates_20000": "of the BERT of 20,000"}  # of tables; where another has the same rows
     for line in csv.DictReader(path.read_text().splitlines()):
         if not (line.get("best_mean") or "ours" in line.get("curve", "")):
@@ -269,7 +269,8 @@ def test_figure_2_of_the_pocket_bert_is_that_of_its_document():
 
 
 @pytest.mark.parametrize("curve, first_cell", [("curve.csv", "update"), ("updates_20000/curve.csv", "update, of 20,000"),
-                                               ("L4_H256/curve.csv", "update, of 24,000")])
+                                               ("L4_H256/curve.csv", "update, of 24,000"),
+                                               ("L4_H256_12000/curve.csv", "update, of 12,000")])
 def test_the_curves_of_the_pocket_berts_are_those_of_their_document(curve, first_cell):
     lines = csv.DictReader((ROOT / "benchmarks/results/pocket" / curve).read_text().splitlines())
     points = {f"{int(line['step']):,}": line for line in lines}
