@@ -126,8 +126,7 @@ def add_model_flags(group):
         "half, k > 0 the first k tokens and the rest from the tail (default: -2; paper, section 5.3.1).")
     add("--layers", type=int, nargs="+",
         help="The layers whose output is the classifier's input, counted from 0: -2 the pooled output, -1 all layers, else "
-        "those listed (default: -2, and the last layer with --hierarchical, --classifier bilstm_attention, --pooling_type mean "
-        "or max; paper, Table 3).")
+        "those listed (default: -2, and the last layer with --hierarchical or --classifier bilstm_attention; paper, Table 3).")
     add("--layer_pooling", choices=LAYER_POOLINGS, default="concat",
         help="How to combine several layers (default: concat; paper, Table 3).")
     add("--pooling_type", choices=POOLINGS, default="cls", help="What represents a sequence in a layer: its [CLS] token, or "

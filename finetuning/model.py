@@ -55,8 +55,7 @@ def read_inputs(args, given):
             raise UserError(f"--{flag} is needed: --init_checkpoint is no folder with {' or '.join(names)}")
     config = BertConfig.from_json_file(args.bert_config_file)
     if args.layers is None:
-        of_states = args.hierarchical or args.classifier != "linear" or args.pooling_type != "cls"
-        args.layers = [config.num_hidden_layers - 1] if of_states else [-2]
+        args.layers = [config.num_hidden_layers - 1] if args.hierarchical or args.classifier != "linear" else [-2]
     try:
         config.check_max_seq_length(args.max_seq_length)
         check_features(config, args.layers, args.layer_pooling, args.pooling_type, args.hierarchical, args.classifier)

@@ -851,7 +851,7 @@ def waited_for(condition, seconds=120):
     (["--layers", 2], "this model has the layers 0 to 1"),
     (["--layers", -1, 0], "stand alone"),
     (["--layer_pooling", "mean"], "--layer_pooling mean joins several layers"),
-    (["--layers", -2, "--pooling_type", "max"], "--pooling_type max pools the tokens of chosen layers"),
+    (["--pooling_type", "max"], "--pooling_type max pools the tokens of chosen layers"),
     (["--train_batch_size", 0], "0 is not at least 1"),
     (["--learning_rate", "nan"], "'nan' is not a finite number"),
     (["--learning_rate", "inf"], "'inf' is not a finite number"),

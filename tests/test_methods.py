@@ -188,14 +188,6 @@ def test_a_hierarchical_run_reads_whole_texts_and_says_so(tiny, tmp_path, capsys
 
 # BERT-Feat (paper, section 5.4.3)
 
-def test_the_tokens_are_those_of_the_last_layer_unless_others_are_named(tiny, tmp_path):
-    flags = [*train_flags(tiny, tmp_path / "run"), "--pooling_type", "max", "--num_train_epochs", 1]
-    call(SINGLE, *flags)
-    assert read_json(tmp_path / "run" / "best" / "classifier.json")["layers"] == [1]  # the last of two
-    call(SINGLE, *flags, "--layers", 1, "--output_dir", tmp_path / "named")
-    assert_equal_weights(tmp_path / "run" / "last", tmp_path / "named" / "last")
-
-
 def test_structured_self_attention_is_its_formula():
     """Lin et al. 2017: A = softmax(W2 tanh(W1 H^T)) over the tokens, M = A H."""
     attention, rows = StructuredSelfAttention(6, 5, hops=3), torch.randn(4, 6)
